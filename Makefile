@@ -1,0 +1,36 @@
+# `make search` and `make test` set everything up by themselves; both are safe to repeat.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: search test long check setup lock help
+
+search: $(READY)  ## run the main job on the default study
+	$(BIN)/python -m raysense.search --resume
+
+test: $(READY) check  ## ruff, mypy and the tests
+	$(BIN)/python -m pytest -m "not long"
+
+long: $(READY)  ## what takes longer: soak tests, many kills
+	$(BIN)/python -m pytest -m long --timeout 3600
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(READY)  ## only install
+
+$(READY): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $(READY)
+
+lock:  ## pin what is tested, anew
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-header \
+		--group dev pyproject.toml --output-file requirements.lock
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/'

@@ -1,0 +1,1 @@
+"""Each performance claim of raysense, one runnable file: `python -m benchmarks.<name>`."""

@@ -1,0 +1,309 @@
+"""How busy resident evaluators are kept, on simulated nodes with fake GPUs.
+
+    python -m benchmarks.utilisation            # 8, 16 and 32 GPUs, about 30 minutes on 2 cores
+    python -m benchmarks.utilisation --quick    # 2 GPUs, a minute or two
+
+Evaluators sleep instead of measuring, so that only raysense and Ray are on the machine's cores; the whole path is the
+real one. An evaluator writes when it began to load, was loaded, began and ended an evaluation; the busy share
+is computed from these lines alone: measuring time divided by loaded time, over all loaded evaluators.
+The last line of the output is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raysense.evaluation.records import Evaluation, Question, Task
+from raysense.pruning.allocation import Allocation
+from raysense.search.strategy import Strategy
+
+BAR = 0.95
+SETTLE = 20.0
+GPUS_PER_NODE = 2
+
+
+class Sleeper:
+    """An evaluator that sleeps, and says when."""
+
+    def __init__(self, log: str, load: float, seconds: float) -> None:
+        import ray
+
+        self._log, self._seconds = log, seconds
+        self._who = f"{os.getpid()} {ray.get_runtime_context().get_node_id()}"
+        self._say("starts")
+        time.sleep(load)
+        self._say("loaded")
+
+    def evaluate(self, task: Task) -> Evaluation:
+        """Sleeps."""
+        self._say("begins")
+        time.sleep(self._seconds)
+        self._say("ends")
+        return Evaluation(
+            "", "", "", "", "", 0, measures={}, zeros=0, images=1, cost=1, seconds=self._seconds
+        )
+
+    def _say(self, what: str) -> None:
+        with open(self._log, "a") as file:  # one short append: lines of several processes do not mix
+            file.write(f"{what} {self._who} {time.time()}\n")
+
+
+class Curves:
+    """`evaluations` single tasks, asked in questions of `batch`."""
+
+    headline = ""
+
+    def __init__(self, evaluations: int, batch: int) -> None:
+        self.wanted = evaluations
+        self._batch = batch
+        self._asked = 0
+
+    @property
+    def done(self) -> bool:
+        """Everything is asked."""
+        return self._asked >= self.wanted
+
+    def ask(self) -> Question | None:
+        """The next curve."""
+        if self.done:
+            return None
+        levels = range(self._asked, min(self._asked + self._batch, self.wanted))
+        self._asked = levels.stop
+        tasks = tuple(Task(Allocation({"unet:layer": level + 1}), "probe") for level in levels)
+        return Question(f"sensitivity/{levels.start}", "sensitivity", tasks)
+
+    def tell(self, question: Question, evaluations: Sequence[Evaluation]) -> None:
+        """Nothing depends on the answers."""
+
+
+@dataclass
+class Life:
+    """One evaluator's times, seconds since 1970."""
+
+    node: str = ""
+    loads: int = 0
+    loaded: float = float("inf")
+    died: float = float("inf")
+    spans: list[tuple[float, float]] = field(default_factory=list)
+
+
+def lives(log: Path) -> dict[str, Life]:
+    """What the evaluators wrote, by process."""
+    found: dict[str, Life] = {}
+    for line in log.read_text().splitlines():
+        what, pid, node, moment = line.split()
+        life = found.setdefault(pid, Life(node=node))
+        if what == "loaded":
+            life.loads += 1
+            life.loaded = float(moment)
+        elif what == "begins":
+            life.spans.append((float(moment), float("inf")))
+        elif what == "ends":
+            life.spans[-1] = (life.spans[-1][0], float(moment))
+    return found
+
+
+def busy_share(found: dict[str, Life], start: float, end: float) -> float:
+    """Measuring time divided by loaded time between two moments."""
+
+    def overlap(a: float, b: float) -> float:
+        return max(0.0, min(b, end) - max(a, start))
+
+    loaded = sum(overlap(life.loaded, life.died) for life in found.values())
+    busy = sum(overlap(a, min(b, life.died)) for life in found.values() for a, b in life.spans)
+    return busy / loaded if loaded else 0.0
+
+
+@dataclass
+class Case:
+    """One simulated cluster and its work."""
+
+    gpus: int
+    evaluations: int
+    seconds: float
+    load: float
+    batch: int
+    events: bool = False
+    gap: float = 60.0
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Runs one case; its figures."""
+    import psutil
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from raysense.cluster import EvaluatorSpec, LiveView, run_on_ray
+    from raysense.store import Store
+
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # the name that Ray reads
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        log.touch()
+        quiet = {"include_dashboard": False}
+        cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, **quiet})
+        nodes = [
+            cluster.add_node(num_cpus=GPUS_PER_NODE, num_gpus=GPUS_PER_NODE)
+            for _ in range(case.gpus // GPUS_PER_NODE)
+        ]
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        events: list[tuple[str, float]] = []
+        disturber = _Disturber(case, log, cluster, nodes, events)
+        if case.events:
+            disturber.start()
+        driver, started = psutil.Process(), time.time()
+        psutil.cpu_percent(None)
+        strategy: Strategy = Curves(case.evaluations, case.batch)
+        spec = EvaluatorSpec(
+            "benchmarks.utilisation:Sleeper",
+            {"log": str(log), "load": case.load, "seconds": case.seconds},
+        )
+        with LiveView(plain_seconds=30) as view:
+            run_on_ray(
+                strategy, spec, f"{folder}/store", signature="utilisation", lookahead=8 * case.gpus,
+                cpus_per_evaluator=0, gpus_per_evaluator=1, on_progress=view,
+            )  # fmt: skip
+        machine = psutil.cpu_percent(None) / 100
+        times = driver.cpu_times()
+        rows = Store.open(f"{folder}/store", create=True).evaluations()
+        disturber.finish()
+        ray.shutdown()
+        cluster.shutdown()
+        return figures(case, lives(log), events, started) | {
+            "stored_once": len(rows) == len({row.key for row in rows}) == case.evaluations,
+            "driver_ms_per_evaluation": round(1000 * (times.user + times.system) / case.evaluations, 1),
+            "machine_cpu_share": round(machine, 2),
+            "bottleneck": (
+                "the CPU of this machine, which all simulated nodes, trials and the driver share"
+                if machine > 0.9
+                else "the turnaround of trials: from a report over Tune's loop to the next question"
+            ),
+        }
+
+
+class _Disturber(threading.Thread):
+    """Kills an evaluator, removes a node, adds one, `gap` seconds apart, counted from all loaded."""
+
+    def __init__(
+        self, case: Case, log: Path, cluster: Any, nodes: list[Any], events: list[tuple[str, float]]
+    ) -> None:
+        super().__init__(daemon=True)
+        self._case, self._log, self._cluster, self._nodes, self._events = case, log, cluster, nodes, events
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        while sum(life.loads for life in lives(self._log).values()) < self._case.gpus:
+            if self._over.wait(0.5):
+                return
+        for event in (self._kill, self._remove, self._add):
+            if self._over.wait(self._case.gap):
+                return
+            self._events.append((event.__name__.strip("_"), time.time()))
+            event()
+
+    def finish(self) -> None:
+        """Ends the thread."""
+        self._over.set()
+        if self.is_alive():
+            self.join()
+
+    def _kill(self) -> None:
+        pid = next(iter(lives(self._log)))
+        os.kill(int(pid), signal.SIGKILL)
+        self._events[-1] = (f"kill {pid}", self._events[-1][1])
+
+    def _remove(self) -> None:
+        node = self._nodes[-1]
+        self._events[-1] = (f"remove {node.node_id}", self._events[-1][1])
+        self._cluster.remove_node(node)
+
+    def _add(self) -> None:
+        self._cluster.add_node(num_cpus=GPUS_PER_NODE, num_gpus=GPUS_PER_NODE)
+
+
+def figures(
+    case: Case, found: dict[str, Life], events: list[tuple[str, float]], started: float
+) -> dict[str, Any]:
+    """The busy shares of a case, window by window."""
+    for what, moment in events:
+        kind, _, target = what.partition(" ")
+        for pid, life in found.items():
+            if (kind == "kill" and pid == target) or (kind == "remove" and life.node == target):
+                life.died = min(life.died, moment)
+    all_loaded = sorted(life.loaded for life in found.values())[case.gpus - 1]
+    empty = max(start for life in found.values() for start, _ in life.spans)
+    starts = [all_loaded, *(moment for _, moment in events)]
+    ends = [*starts[1:], empty]
+    windows = [
+        # From all loaded the first window begins at once if nodes are disturbed later, else 20 s on.
+        (start + (0.0 if case.events and number == 0 else SETTLE), end)
+        for number, (start, end) in enumerate(zip(starts, ends, strict=True))
+    ]
+    shares = [round(busy_share(found, start, end), 4) for start, end in windows if end > start]
+    return {
+        "gpus": case.gpus,
+        "evaluations": case.evaluations,
+        "evaluation_seconds": case.seconds,
+        "questions_of": case.batch,
+        "all_loaded_after_s": round(all_loaded - started, 1),
+        "events": [what.split()[0] for what, _ in events],
+        "busy_shares": shares,
+        "busy_share_lowest": min(shares, default=None),
+        "loaded_once_per_life": all(life.loads <= 1 for life in found.values()),
+        "lives": len(found),
+        "median_pause_s": round(
+            statistics.median(
+                [
+                    b[0] - a[1]
+                    for life in found.values()
+                    for a, b in zip(life.spans, life.spans[1:], strict=False)
+                ]
+                or [0.0]
+            ),
+            4,
+        ),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the cases and prints the result as JSON on the last line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--quick", action="store_true", help="one small case")
+    quick = parser.parse_args(arguments).quick
+    if quick:
+        barred, reported = [Case(2, 60, 1.0, 2.0, 4)], list[Case]()
+    else:
+        barred = [Case(8, 900, 2.0, 10.0, 4, events=True), Case(16, 960, 8.0, 10.0, 4)]
+        reported = [Case(32, 960, 8.0, 10.0, 4)]
+    results = [measure(case) for case in (*barred, *reported)]
+    holds = all(
+        result["stored_once"]
+        and result["loaded_once_per_life"]
+        and (number >= len(barred) or (result["busy_share_lowest"] or 0.0) >= BAR)
+        for number, result in enumerate(results)
+    )
+    for result in results:
+        print(json.dumps(result))
+    print(
+        json.dumps(
+            {"benchmark": "utilisation", "figures": results, "bar": {"busy_share": BAR}, "holds": holds}
+        )
+    )
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What travels inside the package: the bundled pipeline, its scorer, prompts and the quickstart study."""

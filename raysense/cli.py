@@ -1,0 +1,185 @@
+"""The command line. Nothing heavy is imported before a command that needs it runs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from raysense import __version__
+from raysense.errors import RaysenseError
+from raysense.study import Study, load
+
+RUNS = Path("reports/runs")
+
+_SEARCH_EPILOG = """\
+examples:
+  python -m raysense.search
+      the quickstart study: the bundled pipeline, a local Ray, a few minutes on two CPU cores
+  python -m raysense.search my_study.yaml --set constraints.clip_score.max_drop=0.02
+      your own study with one value changed
+  python -m raysense.search my_study.yaml --resume
+      go on after Ctrl-C, a crash or a lost machine; what is stored is not measured again
+  python -m raysense.search my_study.yaml --address auto
+      on the Ray cluster this machine belongs to
+
+A study is one YAML file; `raysense validate` checks one and prints it with every default.
+"""
+
+
+def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
+    """Run a command; returns the exit status: 0 done, 2 bad input, 130 interrupted.
+
+    Args:
+        argv: Arguments; None for the process's own.
+        command: Run this command, `argv` being its arguments.
+    """
+    parser = _parser(command)
+    args = parser.parse_args(argv)
+    level = logging.INFO if args.verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Hub libraries otherwise retry for minutes on machines without a hub.
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "10")
+    try:
+        return int(args.run(args))
+    except RaysenseError as error:
+        print(f"raysense: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    if command == "search":
+        parser = argparse.ArgumentParser(prog="python -m raysense.search")
+        _search_arguments(parser)
+        return parser
+    parser = argparse.ArgumentParser(
+        prog="raysense",
+        description="The sparsest layer-wise pruning of a text-to-image pipeline inside a quality budget.",
+    )
+    parser.add_argument("--version", action="version", version=f"raysense {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _search_arguments(commands.add_parser("search", help="run a study: the main job"))
+    check = commands.add_parser("validate", help="check a study and print it with every default")
+    check.set_defaults(run=_validate)
+    _study_arguments(check)
+    layers = commands.add_parser("layers", help="print a pipeline's prunable layers as a tree")
+    layers.set_defaults(run=_layers)
+    _study_arguments(layers)
+    layers.add_argument(
+        "--pipeline", help="a pipeline (`bundled`, a folder or a hub id) instead of the study's"
+    )
+    show = commands.add_parser("show", help="paint dense and pruned images of a finished study side by side")
+    show.set_defaults(run=_show, verbose=False)
+    show.add_argument(
+        "run_folder", type=Path, metavar="RUN", help=f"a finished study, e.g. {RUNS}/quickstart"
+    )
+    show.add_argument("--out", type=Path, metavar="PNG", help="default: RUN/comparison.png")
+    show.add_argument("--images", type=int, default=12, help="images a row (default: %(default)s)")
+    return parser
+
+
+def _study_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "study", nargs="?", type=Path, metavar="STUDY.yaml", help="default: the quickstart study"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a value, e.g. rungs.score.prompts=64",
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what happens")
+
+
+def _search_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Find the sparsest layer-wise pruning inside the study's quality budget, measured by Ray Tune trials."
+    )
+    parser.epilog = _SEARCH_EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.set_defaults(run=_search)
+    _study_arguments(parser)
+    parser.add_argument(
+        "--out", metavar="DIR", help=f"folder or s3:// address; default: {RUNS}/<name of the study>"
+    )
+    parser.add_argument("--address", help="a running Ray cluster, e.g. auto; default: Ray on this machine")
+    parser.add_argument("--resume", action="store_true", help="go on with the study that DIR holds, if any")
+
+
+def _search(args: argparse.Namespace) -> int:
+    study = load(args.study, args.set)
+    _check(study)
+    out = args.out or str(RUNS / study.name)
+    from rich.console import Console
+
+    from raysense.search.main import refuse_to_overwrite, run_study
+
+    refuse_to_overwrite(out, args.resume)
+    run_study(study, out, address=args.address, resume=args.resume, console=Console())
+    return 0
+
+
+def _validate(args: argparse.Namespace) -> int:
+    study = load(args.study, args.set)
+    for warning in _check(study):
+        print(f"raysense: warning: {warning}", file=sys.stderr)
+    print(study.to_yaml(), end="")
+    return 0
+
+
+def _layers(args: argparse.Namespace) -> int:
+    overrides = [*args.set, *([f"pipeline={args.pipeline}"] if args.pipeline else [])]
+    study = load(args.study, overrides)
+    from raysense.evaluation.engine import inventory_and_grid
+    from raysense.pipelines.load import load_pipeline
+    from raysense.pruning.layers import render_tree
+
+    pipeline = load_pipeline(study.pipeline, revision=study.revision)
+    print(render_tree(inventory_and_grid(study, pipeline.components)[0]))
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from raysense.report.pictures import paint_comparison
+
+    out = args.out or args.run_folder / "comparison.png"
+    paint_comparison(args.run_folder, out, args.images)
+    print(out)
+    return 0
+
+
+def _check(study: Study) -> list[str]:
+    """Errors that need no torch to be seen, raised; doubts, returned."""
+    from raysense.pipelines.prompts import load_prompts
+
+    prompts = load_prompts(study.prompts)
+    rungs = study.rungs
+    for rung in ("probe", "preview", "score", "validation"):
+        prompts.of(rung, getattr(rungs, rung).prompts)
+    doubts = []
+    constraints = study.constraints
+    if (constraints.frechet or constraints.kid) and not (constraints.clip_score or constraints.closeness):
+        doubts.append(
+            "`constraints` bounds a distribution distance but neither clip_score nor closeness: distances can "
+            "improve while images get worse"
+        )
+    images = rungs.score.prompts * rungs.score.seeds
+    if constraints.frechet is not None and images < 2048:
+        doubts.append(
+            f"`constraints.frechet` stands on {images} images, fewer than most extractors have dimensions: "
+            "the distance is biased (less so its rise); `constraints.kid` is not"
+        )
+    return doubts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

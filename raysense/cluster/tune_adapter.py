@@ -1,0 +1,76 @@
+"""Tune's plug-ins: a searcher that asks the strategy, a scheduler that stops by rule, a callback that watches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from raysense.cluster.trial import EVALUATION
+
+if TYPE_CHECKING:
+    from raysense.cluster.on_ray import _Run
+
+
+class _NotSaved:
+    """Tune saves its plug-ins; these have no state worth saving, as a study resumes from its store."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class Asker(_NotSaved, Searcher):
+    """Suggests one trial per question."""
+
+    def __init__(self, run: _Run) -> None:
+        super().__init__()
+        self._run = run
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The next question's trial; None while the strategy waits."""
+        config = self._run.suggest(trial_id)
+        if config is None and self._run.finished:
+            finished: Any = Searcher.FINISHED  # a text, against the signature that Tune declares
+            return finished  # type: ignore[no-any-return]
+        return config
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """The trial is over."""
+        if result is not None:
+            self._run.report(trial_id, result.get(EVALUATION, ""))
+        self._run.end(trial_id, error=error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+class StopOnRule(_NotSaved, FIFOScheduler):
+    """Stops a trial as soon as its question is settled."""
+
+    def __init__(self, run: _Run) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._run = run
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Takes the evaluation and says whether the trial goes on."""
+        self._run.report(trial.trial_id, result.get(EVALUATION, ""))
+        decision = TrialScheduler.STOP if self._run.settled(trial.trial_id) else TrialScheduler.CONTINUE
+        return str(decision)
+
+
+class Watcher(_NotSaved, tune.Callback):
+    """Gives the run a turn at every step of Tune's loop."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """One turn."""
+        self._run.tick()

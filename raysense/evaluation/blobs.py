@@ -1,0 +1,41 @@
+"""A content-addressed cache of tensors beside the store: what is the same for every worker is made once."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from raysense.store.disk import Disk
+
+logger = logging.getLogger(__name__)
+_DIGEST = 32
+
+
+class Blobs:
+    """Named sets of tensors on a disk.
+
+    An entry is written whole, led by its SHA-256. Concurrent writers of one key write the same content, so
+    whoever comes last does no harm; a damaged entry counts as missing.
+    """
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+
+    def get(self, key: str) -> dict[str, Tensor] | None:
+        """The tensors stored under `key`, or None."""
+        data = self._disk.read(f"cache/{key}")
+        if data is None:
+            return None
+        digest, content = data[:_DIGEST], data[_DIGEST:]
+        if hashlib.sha256(content).digest() != digest:
+            logger.warning("cache entry %s is damaged; it is made again", self._disk.path(f"cache/{key}"))
+            return None
+        return dict(load(content))
+
+    def put(self, key: str, tensors: dict[str, Tensor]) -> None:
+        """Store `tensors`, moved to the CPU, under `key`."""
+        content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+        self._disk.write(f"cache/{key}", hashlib.sha256(content).digest() + content)

@@ -1,0 +1,142 @@
+"""What is asked and what is answered: plain immutable records, free of torch and Ray.
+
+A strategy asks a `Question`; a question is a short list of `Task`s that one Ray Tune trial works through;
+every task is answered by one `Evaluation`, which is one row of the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from raysense.pruning.allocation import Allocation
+
+
+def content_key(*parts: Any) -> str:
+    """A 16-character hexadecimal hash of JSON-able parts; the same parts give the same key anywhere."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One allocation to be measured on one rung.
+
+    Attributes:
+        allocation: What is pruned.
+        rung: Name of a rung of the study, e.g. ``probe``, ``score``, ``validation``.
+        draw: Which set of seeds: 0 first, 1, 2 … for fresh ones.
+    """
+
+    allocation: Allocation
+    rung: str
+    draw: int = 0
+
+    def key(self, signature: str) -> str:
+        """The name of this task's evaluation in the store of the study with this signature."""
+        return content_key(signature, self.allocation.key, self.rung, self.draw)
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """When a question needs no further task: as soon as one of the bounds is certainly crossed.
+
+    Attributes:
+        above: Metric name -> stop once the measure's interval lies wholly above this value.
+        below: Metric name -> stop once the measure's interval lies wholly below this value.
+    """
+
+    above: Mapping[str, float] = field(default_factory=dict)
+    below: Mapping[str, float] = field(default_factory=dict)
+
+    def says_stop(self, evaluation: Evaluation) -> bool:
+        """Whether `evaluation` settles the question; a failed or collapsed one always does."""
+        if evaluation.failed or evaluation.collapsed:
+            return True
+        measures = evaluation.measures
+        over = any(name in measures and measures[name].low > bound for name, bound in self.above.items())
+        under = any(name in measures and measures[name].high < bound for name, bound in self.below.items())
+        return over or under
+
+
+@dataclass(frozen=True)
+class Question:
+    """What one Ray Tune trial works through, in order: a group's curve, or a candidate climbing the rungs.
+
+    Attributes:
+        name: Unique in the study and deterministic, e.g. ``sensitivity/unet:mid_block.0``.
+        stage: ``baseline``, ``sensitivity``, ``search`` or ``validation``.
+        tasks: At least one.
+        stop: Ends the question early; without one, every task is done.
+    """
+
+    name: str
+    stage: str
+    tasks: tuple[Task, ...]
+    stop: StopRule | None = None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric's value with its interval.
+
+    Attributes:
+        value: The point estimate, in the metric's own unit.
+        low: Lower end of the two-sided 95 % interval (one-sided 97.5 %).
+        high: Upper end.
+        n: Sample size: images, or (latent, timestep, condition) tuples for a probe.
+        extractor: Which network's features, e.g. ``open_clip:local-dir:…`` or ``efficientnet-lite0``.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    extractor: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What measuring one allocation on one rung gave: one row of the table ``evaluations``.
+
+    Attributes:
+        key: See `Task.key`.
+        question: `Question.name` of who asked first.
+        stage: `Question.stage`.
+        allocation: `Allocation.key`.
+        rung: The rung's name.
+        draw: Which set of seeds.
+        measures: Metric name -> measure. Relative metrics (paired with the dense pipeline on the same
+            prompts and seeds) have names that end in ``_drop`` or ``_rise``.
+        zeros: Counted zeros among the selected layers' weights after masking.
+        images: Images sampled for this evaluation.
+        cost: Denoiser sample-forwards spent.
+        seconds: Wall time of the evaluation.
+        collapsed: Why the output is broken (NaN, constant, off-scale), or an empty string.
+        failed: Why it could not be measured, or an empty string.
+        notes: Anything that departed from the plan, e.g. ``out of memory: batch 64 -> 32``.
+        trial: Ray Tune's trial id, or ``in-process``.
+        evaluator: Which evaluator life answered.
+        samples: Per-image rows: ``prompt_id``, ``prompt``, ``seed`` and one float per per-image metric.
+    """
+
+    key: str
+    question: str
+    stage: str
+    allocation: str
+    rung: str
+    draw: int
+    measures: Mapping[str, Measure]
+    zeros: int
+    images: int
+    cost: int
+    seconds: float
+    collapsed: str = ""
+    failed: str = ""
+    notes: str = ""
+    trial: str = ""
+    evaluator: str = ""
+    samples: Sequence[Mapping[str, Any]] = ()

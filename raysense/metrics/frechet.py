@@ -1,0 +1,228 @@
+"""Fréchet distance between two sets of features, for any number of images.
+
+Dowson & Landau, "The Fréchet distance between multivariate normal distributions" (1982); Heusel et al.,
+"GANs Trained by a Two Time-Scale Update Rule…" (2017), who call it FID with Inception features:
+
+    d = |μ₁ − μ₂|² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁ Σ₂)^½
+
+With Σᵢ = Fᵢᵀ Fᵢ, where Fᵢ has as many rows as there are images (or dimensions, if fewer), the non-zero
+eigenvalues of Σ₁ Σ₂ are the squared singular values of F₁ F₂ᵀ. So tr (Σ₁ Σ₂)^½ = ‖F₁ F₂ᵀ‖ (nuclear norm):
+96 images with 1280 features need the singular values of a 96-row matrix, not the square root of a 1280² one,
+and nothing is lost to a square root of eigenvalues that rounding made negative.
+
+The influence of image i, for a fixed reference, follows by differentiating in the images' weights. With
+(X − μ₁) F₂ᵀ / √(n − 1) = U S Vᵀ, the centred images seen through the reference,
+
+    φᵢ = 2 (μ₁ − μ₂)·(xᵢ − μ₁) + |xᵢ − μ₁|² n / (n − 1) − n (U S Uᵀ)ᵢᵢ   minus its mean
+
+The distance is biased upward by about C/N, with C depending on the model (Chong & Forsyth, "Effectively
+Unbiased FID…", 2020): compare only at equal N, against the same reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from raysense.errors import RaysenseError
+
+from .statistics import LEVEL, Estimate, Interval, influence_interval, influence_rise
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Mean and covariance of a set of features.
+
+    Attributes:
+        mean: (d,) float64.
+        factor: (k, d) float64 with factorᵀ · factor = covariance (normalised by n − 1).
+        n: Images behind it.
+    """
+
+    mean: Tensor
+    factor: Tensor
+    n: int
+
+    @property
+    def covariance(self) -> Tensor:
+        """(d, d) float64."""
+        return self.factor.T @ self.factor
+
+
+def centre(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean (d,) of (n, d) features and what each deviates from it (n, d), in float64.
+
+    Raises:
+        RaysenseError: If there are fewer than two images or a feature is not finite.
+    """
+    if features.ndim != 2 or len(features) < 2:
+        raise RaysenseError(
+            f"`features` must be (n ≥ 2, d), but got {tuple(features.shape)}; sample more images."
+        )
+    x = features.double()
+    if not bool(torch.isfinite(x).all()):
+        raise RaysenseError("`features` holds NaN or infinity; ask `why_collapsed` before measuring.")
+    mean = x.mean(dim=0)
+    return mean, x - mean
+
+
+def statistics(features: Tensor) -> Gaussian:
+    """Mean and covariance factor of (n, d) features.
+
+    Raises:
+        RaysenseError: See `centre`.
+    """
+    mean, centred = centre(features)
+    n, d = centred.shape
+    factor = centred / (n - 1) ** 0.5
+    if n > d:
+        # Of the same Gram matrix, R of the QR decomposition is the factor with the fewest rows.
+        factor = torch.linalg.qr(factor, mode="r").R
+    return Gaussian(mean, factor, n)
+
+
+def distance(a: Gaussian, b: Gaussian) -> float:
+    """Fréchet distance between two Gaussians; never below zero but for rounding.
+
+    Raises:
+        RaysenseError: If they do not have the same number of features.
+    """
+    shift = gap(a.mean, b.mean).square().sum()
+    spread = a.factor.square().sum() + b.factor.square().sum()
+    overlap = torch.linalg.svdvals(a.factor @ b.factor.T).sum()
+    return float(shift + spread - 2 * overlap)
+
+
+def gap(a: Tensor, b: Tensor) -> Tensor:
+    """Difference of two means (d,), if they can be compared."""
+    if a.shape != b.shape:
+        raise RaysenseError(f"{len(a)} and {len(b)} features cannot be compared; use one extractor for both.")
+    return a - b
+
+
+def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
+    """Fréchet distance between two sets of features, (n, d) and (m, d)."""
+    return distance(statistics(features_a), statistics(features_b))
+
+
+def estimate(features: Tensor, reference: Gaussian) -> Estimate:
+    """Fréchet distance of (n, d) features to a fixed reference, and each image's influence on it.
+
+    Raises:
+        RaysenseError: See `centre` and `distance`.
+    """
+    mean, centred = centre(features)
+    n = len(centred)
+    shift, sizes = gap(mean, reference.mean), centred.square().sum(dim=1)
+    u, s, _ = torch.linalg.svd(centred @ reference.factor.T / (n - 1) ** 0.5, full_matrices=False)
+    value = shift.square().sum() + sizes.sum() / (n - 1) + reference.factor.square().sum() - 2 * s.sum()
+    influence = 2 * centred @ shift + sizes * n / (n - 1) - n * u.square() @ s
+    return Estimate(float(value), (influence - influence.mean()).numpy())
+
+
+def frechet_interval(
+    features: Tensor, reference: Gaussian, prompt_ids: Sequence[Hashable] | None = None, level: float = LEVEL
+) -> Interval:
+    """Fréchet distance to a fixed reference at this sample size, with its interval over prompts."""
+    return influence_interval(estimate(features, reference), prompt_ids, level)
+
+
+def frechet_rise(
+    pruned: Tensor,
+    dense: Tensor,
+    reference: Gaussian,
+    prompt_ids: Sequence[Hashable] | None = None,
+    level: float = LEVEL,
+) -> Interval:
+    """How much further from the reference the pruned pipeline's images are than the dense pipeline's.
+
+    Both sets have the same size and the same prompts and seeds, so most of the bias and of the noise cancels.
+    A caller that measures many allocations keeps `estimate(dense, reference)` and calls
+    `statistics.influence_rise` itself.
+
+    Args:
+        pruned: (n, d) features of the pruned pipeline's images.
+        dense: (n, d) of the dense pipeline's, image by image the same prompt and noise.
+        reference: Statistics of the reference: photographs, or the dense pipeline under *other* seeds.
+        prompt_ids: (n,) the prompt of each pair; None when all differ.
+        level: Two-sided confidence.
+
+    Returns:
+        Interval of d(pruned, reference) − d(dense, reference), the reference fixed: positive is worse.
+
+    Raises:
+        RaysenseError: If the two sets do not pair up.
+    """
+    return influence_rise(estimate(pruned, reference), estimate(dense, reference), prompt_ids, level)
+
+
+def from_moments(mean: npt.ArrayLike, covariance: npt.ArrayLike, n: int) -> Gaussian:
+    """The Gaussian of a stored mean (d,) and covariance (d, d), e.g. published reference statistics.
+
+    Raises:
+        RaysenseError: If the shapes disagree or the covariance is not one.
+    """
+    mu = torch.from_numpy(np.array(mean, dtype=np.float64))
+    sigma = torch.from_numpy(np.array(covariance, dtype=np.float64))
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        raise RaysenseError(
+            f"mean {tuple(mu.shape)} and covariance {tuple(sigma.shape)} do not belong together."
+        )
+    values, vectors = torch.linalg.eigh((sigma + sigma.T) / 2)
+    top = float(values[-1])
+    if not bool(torch.isfinite(values).all()) or float(values[0]) < -1e-6 * top:
+        raise RaysenseError(
+            "the stored covariance has negative or undefined variances; compute the statistics again."
+        )
+    # Rounding turns the zero eigenvalues of a rank-deficient covariance into noise of either sign.
+    kept = values > 1e-14 * top
+    factor = values[kept].sqrt()[:, None] * vectors[:, kept].T
+    return Gaussian(mu, factor, n)
+
+
+def save(gaussian: Gaussian, path: Path, extractor: str) -> None:
+    """Write statistics as .npz with `mu` and `sigma`, as other FID tools do, plus `n` and `extractor`."""
+    np.savez(
+        path,
+        mu=gaussian.mean.numpy(),
+        sigma=gaussian.covariance.numpy(),
+        n=gaussian.n,
+        extractor=np.array(extractor),
+    )
+
+
+def load(path: Path, extractor: str) -> Gaussian:
+    """Read statistics written by `save` or by another FID tool (`mu`, `sigma`).
+
+    Args:
+        path: An .npz file.
+        extractor: Whose features are to be compared; must agree with the file where the file says.
+
+    Returns:
+        The statistics; n is 0 when the file does not tell.
+
+    Raises:
+        RaysenseError: If the file is missing, no statistics, or another extractor's.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError) as error:
+        raise RaysenseError(
+            f"reference statistics {path}: cannot be read ({error}); give an .npz file."
+        ) from error
+    if not {"mu", "sigma"} <= arrays.keys():
+        raise RaysenseError(f"reference statistics {path}: has {sorted(arrays)}, needs `mu` and `sigma`.")
+    written_for = str(arrays["extractor"]) if "extractor" in arrays else extractor
+    if written_for != extractor:
+        raise RaysenseError(
+            f"reference statistics {path}: made with {written_for}, but the study measures with {extractor}; "
+            "make them again or name that extractor."
+        )
+    return from_moments(arrays["mu"], arrays["sigma"], int(arrays.get("n", 0)))

@@ -1,0 +1,198 @@
+"""What images are compared with: a folder of images, a table of captions and images, or saved statistics.
+
+A table is Parquet, JSON lines or CSV with a column of captions and one of images: a path (relative to the
+table), encoded bytes, or the struct of both that Hugging Face `datasets` writes. Whatever the source,
+reference images are cropped to the middle and resized with antialiasing to the size of the sampled ones: a
+resize without it moves a Fréchet distance by 6 and more (Parmar, Zhang & Zhu, "On Aliased Resizing and
+Surprising Subtleties in GAN Evaluation", 2022).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from raysense.errors import RaysenseError
+
+from . import frechet
+from .features import BATCH, FeatureExtractor
+
+IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
+TABLES = {".csv", ".jsonl", ".parquet"}
+STATISTICS = ".npz"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that is not decoded yet.
+
+    Attributes:
+        image: Its file, or its encoded bytes.
+        caption: What it shows, or an empty string.
+        where: How to name it in an error.
+    """
+
+    image: Path | bytes
+    caption: str
+    where: str
+
+
+def captions(path: Path, column: str = "caption") -> list[str]:
+    """The captions of a table, in order.
+
+    Args:
+        path: A .parquet, .jsonl or .csv file.
+        column: The column that holds them.
+
+    Raises:
+        RaysenseError: If the table cannot be read, is empty or lacks the column.
+    """
+    found = [str(cell(row, column, where)) for row, where in rows(path, [column])]
+    if not found:
+        raise RaysenseError(f"captions {path}: there are none; give a table with at least one row.")
+    return found
+
+
+def pictures(path: Path, image: str = "image", caption: str = "caption") -> Iterator[Picture]:
+    """The images of a folder (sub-folders included, sorted by name) or of a table, one after the other.
+
+    Args:
+        path: A folder, or a .parquet, .jsonl or .csv file.
+        image: A table's column of images.
+        caption: A table's column of captions.
+
+    Raises:
+        RaysenseError: If there is nothing there, or no such columns.
+    """
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGES)
+        if not files:
+            raise RaysenseError(f"reference {path}: holds no image; give a folder with {sorted(IMAGES)}.")
+        for file in files:
+            yield Picture(file, "", str(file))
+        return
+    empty = True
+    for row, where in rows(path, [image, caption]):
+        empty = False
+        yield Picture(
+            source(cell(row, image, where), path.parent, where), str(cell(row, caption, where)), where
+        )
+    if empty:
+        raise RaysenseError(f"reference {path}: the table is empty; give at least two rows.")
+
+
+def rows(path: Path, columns: list[str]) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """The rows of a table with how to name each in an error; of Parquet only these columns are read."""
+    if path.suffix.lower() not in TABLES:
+        raise RaysenseError(f"reference {path}: must be a folder or one of {sorted(TABLES)}, {STATISTICS}.")
+    numbered: Iterator[tuple[int, Mapping[str, Any]]]
+    try:
+        if path.suffix.lower() == ".parquet":
+            numbered = enumerate(parquet_rows(path, columns), start=1)
+        else:
+            text = path.read_text(encoding="utf-8")
+            if path.suffix.lower() == ".csv":
+                numbered = enumerate(csv.DictReader(io.StringIO(text, newline="")), start=1)
+            else:
+                lines = enumerate(text.split("\n"), start=1)
+                numbered = ((number, json.loads(line)) for number, line in lines if line.strip())
+        for number, row in numbered:
+            yield row, f"{path}, row {number}"
+    except (OSError, ValueError) as error:  # Arrow's and JSON's errors are ValueErrors
+        raise RaysenseError(f"reference {path}: cannot be read ({error}).") from error
+
+
+def parquet_rows(path: Path, columns: list[str]) -> Iterator[Mapping[str, Any]]:
+    """The rows of a Parquet file, a few at a time in memory."""
+    with pq.ParquetFile(path) as file:
+        present = [column for column in columns if column in file.schema_arrow.names]
+        for batch in file.iter_batches(batch_size=BATCH, columns=present):
+            yield from batch.to_pylist()
+
+
+def cell(row: Mapping[str, Any], column: str, where: str) -> Any:
+    """One cell of a row.
+
+    Raises:
+        RaysenseError: If the column is missing or empty there.
+    """
+    if row.get(column) is None:
+        raise RaysenseError(f"reference {where}: has no `{column}`; its columns are {sorted(row)}.")
+    return row[column]
+
+
+def source(value: Any, folder: Path, where: str) -> Path | bytes:
+    """An image's file or bytes from a cell: a path, bytes, or a mapping with ``bytes`` or ``path``."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str) and value:
+        return folder / value
+    raise RaysenseError(
+        f"reference {where}: its image is {type(value).__name__}; give a path or encoded bytes."
+    )
+
+
+def decode(picture: Picture, size: int) -> Tensor:
+    """Decode, turn upright, lay on white, crop to the middle square and resize: (3, size, size) in [0, 1].
+
+    Raises:
+        RaysenseError: If it is no readable image.
+    """
+    try:
+        opened = Image.open(picture.image if isinstance(picture.image, Path) else io.BytesIO(picture.image))
+        upright = ImageOps.exif_transpose(opened).convert("RGBA")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise RaysenseError(f"reference {picture.where}: cannot be read as an image ({error}).") from error
+    on_white = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+    fitted = ImageOps.fit(on_white, (size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 255
+
+
+def batches(found: Iterable[Picture], size: int, batch: int = BATCH) -> Iterator[Tensor]:
+    """Decoded pictures, (n ≤ batch, 3, size, size) float32 in [0, 1] at a time."""
+    left = iter(found)
+    while some := list(islice(left, batch)):
+        yield torch.stack([decode(picture, size) for picture in some])
+
+
+def reference_features(
+    path: Path, extractor: FeatureExtractor, size: int, limit: int | None = None
+) -> Tensor:
+    """Features of a folder's or a table's images.
+
+    Args:
+        path: See `pictures`.
+        extractor: Which network.
+        size: Side of the sampled images, in pixels.
+        limit: Use only the first so many.
+
+    Returns:
+        (m, d) float32.
+
+    Raises:
+        RaysenseError: See `pictures` and `decode`.
+    """
+    return torch.cat([extractor.images(part) for part in batches(islice(pictures(path), limit), size)])
+
+
+def reference_statistics(
+    path: Path, extractor: FeatureExtractor, size: int, limit: int | None = None
+) -> frechet.Gaussian:
+    """Statistics for the Fréchet distance: read if saved (.npz), else computed as in `reference_features`."""
+    if path.suffix.lower() == STATISTICS:
+        return frechet.load(path, extractor.name)
+    return frechet.statistics(reference_features(path, extractor, size, limit))

@@ -1,0 +1,1 @@
+"""Load a pipeline (hub id, folder, bundled) and sample with common random numbers."""

@@ -1,0 +1,80 @@
+"""Load a `DiffusionPipeline` from the bundle, a folder or the hub, ready to be pruned and sampled."""
+
+from __future__ import annotations
+
+import logging
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from raysense.errors import RaysenseError
+from raysense.study import BUNDLED
+
+logger = logging.getLogger(__name__)
+
+
+def pipeline_folder(source: str) -> str:
+    """The folder or hub id behind `source`, which may be ``bundled``."""
+    return str(files("raysense.bundled") / "pipeline") if source == BUNDLED else source
+
+
+def load_pipeline(
+    source: str, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu"
+) -> DiffusionPipeline:
+    """Load a pipeline for inference.
+
+    Args:
+        source: ``bundled``, a folder in diffusers' format, or a hub id.
+        revision: A hub commit, branch or tag.
+        dtype: ``float32``, ``bfloat16`` or ``float16``, for every component.
+        device: A torch device.
+
+    Raises:
+        RaysenseError: Nothing loadable is there.
+    """
+    folder = pipeline_folder(source)
+    # Progress bars of the loaders would break up the study's own live view.
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(
+            folder, revision=revision, dtype=getattr(torch, dtype), low_cpu_mem_usage=False
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        looked = "as a folder" if Path(folder).exists() else "as a folder (there is none) and as a hub id"
+        raise RaysenseError(
+            f"`pipeline` must be `bundled`, a folder in diffusers' format or a hub id within reach, but "
+            f"`{source}` could not be loaded {looked}: {reason}"
+        ) from None
+    pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    for module in modules_of(pipeline).values():
+        module.requires_grad_(False)
+        module.eval()
+    return pipeline
+
+
+def modules_of(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
+    """The components of `pipeline` that are modules, by name."""
+    return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+
+
+def denoiser_of(pipeline: DiffusionPipeline) -> nn.Module:
+    """The component that the sampling loop calls at every step: the U-Net or the transformer.
+
+    Raises:
+        RaysenseError: The pipeline has neither.
+    """
+    modules = modules_of(pipeline)
+    for name in ("unet", "transformer", "prior"):
+        if name in modules:
+            return modules[name]
+    raise RaysenseError(
+        f"`pipeline`: found no denoiser (`unet`, `transformer` or `prior`) among the components {sorted(modules)}"
+    )

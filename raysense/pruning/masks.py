@@ -1,0 +1,243 @@
+"""Apply an allocation in place, touching only what changed; restore exactly.
+
+A nested method's masks are one byte a weight: the level at which the weight leaves. Together with one dense
+copy of the weights that is all there is to hold; switching a layer to another level is one pass over it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from raysense.errors import RaysenseError
+from raysense.pruning.allocation import Allocation, LevelGrid
+from raysense.pruning.layers import Inventory, Layer, count_zeros, weight_of
+from raysense.pruning.patterns import Pattern, pattern_leaves
+from raysense.pruning.saliency import Known, Method, find_method, score_layer
+
+log = logging.getLogger(__name__)
+
+Place = Literal["device", "host", "mapped"]
+"""Where the dense master lies: beside the weights, in the host's memory, or in a memory-mapped file."""
+
+NEVER = 255
+"""The byte of a weight that leaves at no level. A weight with byte b is zero at the levels above b."""
+
+_CHUNK = 1 << 17
+"""Weights masked at a time on a CPU: mask, source and result of a chunk stay in the cache."""
+
+_SPARE = 0.5
+"""Share of the free memory that the dense master may take; the rest is for activations."""
+
+_INTEGER = {2: torch.int16, 4: torch.int32}
+
+
+class Pruner(ABC):
+    """Keeps the live weights of the selected layers at an allocation, with a dense master to go back to.
+
+    The live parameters stay the same tensors: only their values change, so compiled graphs stay valid.
+
+    Args:
+        modules: Component name -> module, holding the dense weights.
+        inventory: The selected layers.
+        grid: Their levels.
+        master: Where the dense master lies; chosen from the free memory by default, and logged.
+
+    Attributes:
+        current: The allocation that the live weights stand at.
+        place: Where the master lies.
+
+    Raises:
+        RaysenseError: Weights that are not of 16 or 32 bits, or that lie in memory with gaps.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        inventory: Inventory,
+        grid: LevelGrid,
+        master: Place | None = None,
+    ) -> None:
+        self._grid = grid
+        self._live = {layer.address: weight_of(modules, layer).data for layer in inventory.layers}
+        for address, weight in self._live.items():
+            _check_weight(address, weight)
+        self.place = master or choose_place(self._live)
+        size = sum(weight.nbytes for weight in self._live.values())
+        log.info("dense master of %.2f GB: %s", size / 1e9, self.place)
+        self._master = {address: _keep(weight, self.place) for address, weight in self._live.items()}
+        self.current = Allocation()
+
+    def apply(self, allocation: Allocation) -> None:
+        """Bring the live weights to an allocation, rewriting only layers whose level changes.
+
+        Raises:
+            RaysenseError: An unknown layer or a level out of range; nothing is changed then.
+        """
+        self._grid.validate(allocation)
+        for host in self._grid.addresses:
+            if allocation[host] != self.current[host]:
+                for address in self._grid.members(host):
+                    self._write(address, allocation[host])
+        self.current = allocation
+
+    def restore(self) -> None:
+        """Bring back every dense weight, bit for bit."""
+        for address, master in self._master.items():
+            self._live[address].copy_(master)
+        self.current = Allocation()
+
+    def count_zeros(self) -> int:
+        """Zeros among the selected layers' live weights, counted."""
+        return sum(count_zeros(weight) for weight in self._live.values())
+
+    @abstractmethod
+    def _write(self, address: str, level: int) -> None:
+        """Bring one layer's live weights to a level."""
+
+
+class Masker(Pruner):
+    """Prunes by a nested saliency method, with one byte a weight beside the dense master.
+
+    Weights that are zero already leave first; an allocation that removes fewer than these leaves them zero.
+
+    Args:
+        modules: Component name -> module, holding the dense weights.
+        inventory: The selected layers.
+        grid: Their levels (those of `patterns.pattern_grid` for a pattern).
+        saliency: Name, dotted path or the `Method` itself.
+        statistics: Layer address -> what the method may use; needed by methods that need statistics.
+        seed: The study's seed, for methods that draw.
+        pattern: Keep n of every m weights instead of an unstructured choice.
+        master: Where the dense master lies; chosen from the free memory by default, and logged.
+
+    Raises:
+        RaysenseError: Weights that are not finite or not of 16 or 32 bits, statistics that are missing, an
+            unknown method.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        inventory: Inventory,
+        grid: LevelGrid,
+        saliency: str | Method = "magnitude",
+        statistics: Mapping[str, Known] | None = None,
+        seed: int = 0,
+        pattern: Pattern | None = None,
+        master: Place | None = None,
+    ) -> None:
+        super().__init__(modules, inventory, grid, master)
+        method = find_method(saliency) if isinstance(saliency, str) else saliency
+        self._leaves: dict[str, Tensor] = {}
+        for layer in inventory.layers:
+            weight = self._live[layer.address]
+            known = (statistics or {}).get(layer.address, Known(layer.address, layer.kind, seed=seed))
+            scores = score_layer(method, weight, known)
+            if pattern is None:
+                leaves = leaving_levels(scores, _removed_by_level(grid, layer))
+            else:
+                leaves = pattern_leaves(scores, layer.kind, pattern)
+            # In the weight's memory layout (it may be channels-last), so that masking is one linear pass.
+            self._leaves[layer.address] = torch.empty_like(weight, dtype=torch.uint8).copy_(leaves)
+
+    def _write(self, address: str, level: int) -> None:
+        mask_into(self._live[address], self._master[address], self._leaves[address], level)
+
+
+def leaving_levels(scores: Tensor, removed: list[int]) -> Tensor:
+    """The byte of each weight: how many levels it survives, or `NEVER`.
+
+    Args:
+        scores: One a weight; the lowest leave first, equal ones in order of position.
+        removed: How many weights are gone at levels 1, 2, …; non-decreasing, at most 255 entries.
+
+    Returns:
+        uint8, in the shape of `scores`: exactly ``removed[l - 1]`` entries are below ``l``.
+    """
+    order = scores.flatten().argsort(stable=True)
+    counts = torch.tensor([0, *removed, order.numel()], device=order.device).diff()
+    values = torch.tensor([*range(len(removed)), NEVER], dtype=torch.uint8, device=order.device)
+    leaves = torch.empty(order.numel(), dtype=torch.uint8, device=order.device)
+    leaves[order] = values.repeat_interleave(counts)
+    return leaves.view(scores.shape)
+
+
+def mask_into(live: Tensor, master: Tensor, leaves: Tensor, level: int) -> None:
+    """Write the master into the live tensor with zeros where a weight leaves at or before `level`.
+
+    The bits are multiplied, as integers, by 0 or 1: exact for every value, and on a CPU far faster than
+    `torch.where`.
+
+    Args:
+        live: The weights in use, 16 or 32 bits each.
+        master: Their dense values, same shape, strides and dtype; may lie on another device.
+        leaves: uint8, same shape and strides, on the device of `live`.
+        level: 0 for all of the master.
+    """
+    if level == 0 or master.device != live.device:
+        live.copy_(master)
+        master = live
+    if level == 0:
+        return
+    integer = _INTEGER[live.element_size()]
+    target, source, bytes_ = _flat(live).view(integer), _flat(master).view(integer), _flat(leaves)
+    chunk = _CHUNK if live.device.type == "cpu" else target.numel()
+    stays = torch.empty(min(chunk, target.numel()), dtype=integer, device=live.device)
+    for start in range(0, target.numel(), chunk):
+        part = slice(start, min(start + chunk, target.numel()))
+        # Compared straight into the wide integers: half the time of a boolean and its conversion.
+        one_or_zero = torch.ge(bytes_[part], level, out=stays[: part.stop - start])
+        torch.mul(source[part], one_or_zero, out=target[part])
+
+
+def choose_place(weights: Mapping[str, Tensor]) -> Place:
+    """Where a copy of these weights fits: the nearest place that then keeps half of its free memory."""
+    size = sum(weight.nbytes for weight in weights.values())
+    on_gpu = [weight.device for weight in weights.values() if weight.device.type == "cuda"]
+    if on_gpu and size <= _SPARE * torch.cuda.mem_get_info(on_gpu[0])[0]:
+        return "device"
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size <= _SPARE * free:
+        return "host"
+    return "mapped"
+
+
+def _keep(weight: Tensor, place: Place) -> Tensor:
+    """A copy of the weight in the same memory layout."""
+    if place == "device":
+        return weight.clone(memory_format=torch.preserve_format)
+    if place == "host":
+        return torch.empty_like(weight, device="cpu").copy_(weight)
+    with tempfile.NamedTemporaryFile(prefix="raysense-master-") as file:
+        # The mapping outlives the file's name, so nothing is left behind however the process ends.
+        file.truncate(weight.nbytes)
+        flat = torch.from_file(file.name, shared=True, size=weight.numel(), dtype=weight.dtype)
+    return flat.as_strided(weight.shape, weight.stride()).copy_(weight)
+
+
+def _check_weight(address: str, weight: Tensor) -> None:
+    if weight.element_size() not in _INTEGER:
+        raise RaysenseError(
+            f"{address}: weights of {weight.dtype} cannot be masked; load the pipeline in "
+            "float32, float16 or bfloat16"
+        )
+    if torch.empty_like(weight, device="meta").stride() != weight.stride():
+        raise RaysenseError(f"{address}: its weight is a view with gaps; make it contiguous before pruning")
+
+
+def _removed_by_level(grid: LevelGrid, layer: Layer) -> list[int]:
+    top = grid.top(grid.host(layer.address))
+    return [grid.removed(layer.address, level) for level in range(1, top + 1)]
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """A one-dimensional view in memory order."""
+    return tensor.as_strided((tensor.numel(),), (1,))

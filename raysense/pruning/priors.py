@@ -1,0 +1,211 @@
+"""Closed-form allocations: a total goes in, an allocation within one base step of it comes out.
+
+Each prior says how many zeros every layer should get; `LevelGrid.nearest` turns that into levels. Caps are
+respected by projection: what a layer may not take goes to the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from raysense.errors import RaysenseError
+from raysense.pruning.allocation import Allocation, LevelGrid
+from raysense.pruning.layers import Inventory, Layer, weight_of
+from raysense.pruning.saliency import Known, wanda_tensor
+
+_BUCKETS = 1 << 15
+"""One per bfloat16 value of a score that is not negative."""
+
+
+def uniform(inventory: Inventory, grid: LevelGrid, zeros: int) -> Allocation:
+    """One ratio for all selected layers."""
+    return _by_shift({layer.address: 0.0 for layer in inventory.layers}, inventory, grid, zeros)
+
+
+def uniform_per_component(inventory: Inventory, grid: LevelGrid, ratios: Mapping[str, float]) -> Allocation:
+    """One ratio for each component; components without one stay dense.
+
+    Raises:
+        RaysenseError: A ratio for a component without selected layers, or out of range.
+    """
+    return _one_ratio_each(inventory.layers, inventory, grid, ratios)
+
+
+def original_recipe(inventory: Inventory, grid: LevelGrid, ratios: Mapping[str, float]) -> Allocation:
+    """One ratio for the Linear layers of each component, and nothing else.
+
+    Source: Ramesh & Zhao, "Efficient Pruning of Text-to-Image Models" (arXiv 2411.15113).
+
+    Raises:
+        RaysenseError: A ratio for a component without selected Linear layers, or out of range.
+    """
+    linear = tuple(layer for layer in inventory.layers if layer.kind == "linear")
+    return _one_ratio_each(linear, inventory, grid, ratios)
+
+
+def erk(inventory: Inventory, grid: LevelGrid, zeros: int) -> Allocation:
+    """Erdős–Rényi kernel: a layer's density is proportional to the sum of its dimensions over their product.
+
+    Source: Evci et al., "Rigging the Lottery: Making All Tickets Winners" (ICML 2020), §3.
+    """
+    raw = {layer.address: sum(layer.shape) / math.prod(layer.shape) for layer in inventory.layers}
+    limits = {layer.address: grid.limit(layer.address) for layer in inventory.layers}
+
+    def wish(scale: float) -> dict[str, float]:
+        return {a: _clip(n * (1 - scale * raw[a]), limits[a]) for a, n in inventory.sizes}
+
+    return grid.nearest(_solve(wish, zeros, 0.0, 1 / min(raw.values()), falling=True), zeros)
+
+
+def global_magnitude(
+    inventory: Inventory, grid: LevelGrid, zeros: int, modules: Mapping[str, nn.Module]
+) -> Allocation:
+    """One magnitude threshold for all selected layers (thresholds to bfloat16, then to levels)."""
+    return _one_threshold(inventory, grid, zeros, modules, lambda weight: weight.float().abs())
+
+
+def lamp(inventory: Inventory, grid: LevelGrid, zeros: int, modules: Mapping[str, nn.Module]) -> Allocation:
+    """One threshold on the layer-adaptive magnitude score of all selected layers.
+
+    Source: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning" (ICLR 2021), eq. 4.
+    """
+    return _one_threshold(inventory, grid, zeros, modules, lamp_scores)
+
+
+def owl(
+    inventory: Inventory, grid: LevelGrid, zeros: int, outliers: Mapping[str, float], spread: float = 0.08
+) -> Allocation:
+    """Layers with more outliers are pruned less, all within ±`spread` of the common ratio.
+
+    The outlier ratios are scaled to a range of ``2·spread`` and shifted so that the *weights* removed, not
+    the mean of the ratios, meet the total, with each layer projected to its bounds.
+
+    Source: Yin et al., "Outlier Weighed Layerwise Sparsity (OWL)" (ICML 2024), whose unweighted centring is
+    exact only for layers of equal size.
+
+    Args:
+        inventory: The selected layers.
+        grid: Their levels.
+        zeros: Requested total.
+        outliers: Layer -> outlier ratio, see `outlier_ratios`.
+        spread: λ, as a sparsity.
+    """
+    missing = [layer.address for layer in inventory.layers if layer.address not in outliers]
+    if missing:
+        raise RaysenseError(
+            f"owl: no outlier ratio for {missing[0]} and {len(missing) - 1} more; collect `inputs` first"
+        )
+    low, high = min(outliers.values()), max(outliers.values())
+    scale = 2 * spread / (high - low) if high > low else 0.0
+    lean = {layer.address: -scale * (outliers[layer.address] - low) for layer in inventory.layers}
+    return _by_shift(lean, inventory, grid, zeros)
+
+
+def outlier_ratios(
+    inventory: Inventory,
+    modules: Mapping[str, nn.Module],
+    statistics: Mapping[str, Known],
+    times: float = 7.0,
+) -> dict[str, float]:
+    """Layer -> share of weights whose |w|·‖x‖₂ exceeds `times` (M) the layer's mean."""
+    ratios = {}
+    for layer in inventory.layers:
+        scores = wanda_tensor(weight_of(modules, layer).data, statistics[layer.address])
+        ratios[layer.address] = float((scores > times * scores.mean()).float().mean())
+    return ratios
+
+
+def lamp_scores(weight: Tensor) -> Tensor:
+    """w² over the sum of the squares of all weights of the layer that are not smaller."""
+    squares, order = weight.float().square().flatten().sort()
+    below = squares.double().cumsum(0) - squares
+    rest = (squares.double().sum() - below).clamp_min(torch.finfo(torch.float64).tiny)
+    scores = torch.empty_like(squares)
+    scores[order] = (squares / rest).float()
+    return scores.view(weight.shape)
+
+
+def _one_ratio_each(
+    layers: tuple[Layer, ...], inventory: Inventory, grid: LevelGrid, ratios: Mapping[str, float]
+) -> Allocation:
+    there = list(dict.fromkeys(layer.component for layer in layers))
+    for component, ratio in ratios.items():
+        if component not in there:
+            raise RaysenseError(
+                f"ratios: {component!r} has no such selected layers; "
+                f"those that do: {', '.join(there) or 'none'}"
+            )
+        if not 0 <= ratio <= grid.cap:
+            raise RaysenseError(f"ratios: {component}: {ratio:g} is not between 0 and the cap, {grid.cap:g}")
+    levels: dict[str, int] = {}
+    for component, ratio in ratios.items():
+        wish = {layer.address: ratio * layer.n for layer in layers if layer.component == component}
+        # A layer that moves with others of its component moves them all, hence the bound.
+        total = min(round(sum(wish.values())), sum(grid.limit(address) for address in wish))
+        levels |= grid.nearest(wish, total, among=wish)
+    return Allocation(levels)
+
+
+def _one_threshold(
+    inventory: Inventory,
+    grid: LevelGrid,
+    zeros: int,
+    modules: Mapping[str, nn.Module],
+    scores_of: Callable[[Tensor], Tensor],
+) -> Allocation:
+    """The zeros of each layer below the one threshold that gives the total, each layer up to its cap."""
+    below = np.stack([_cumulative(scores_of(weight_of(modules, layer).data)) for layer in inventory.layers])
+    limits = np.array([grid.limit(layer.address) for layer in inventory.layers], dtype=np.int64)
+    totals = np.minimum(below, limits[:, None]).sum(axis=0)
+    last = min(int(np.searchsorted(totals, zeros)), _BUCKETS - 1)
+    upper = np.minimum(below[:, last], limits)
+    lower = np.minimum(below[:, last - 1], limits) if last else np.zeros_like(upper)
+    # Inside the bucket that the threshold falls into, every layer gives the same share.
+    gap = max(int((upper - lower).sum()), 1)
+    wish = lower + (upper - lower) * ((zeros - int(lower.sum())) / gap)
+    return grid.nearest(
+        {layer.address: float(w) for layer, w in zip(inventory.layers, wish, strict=True)}, zeros
+    )
+
+
+def _cumulative(scores: Tensor) -> npt.NDArray[np.int64]:
+    """How many of the (non-negative) scores fall into each bfloat16 bucket or a lower one."""
+    # The bits of non-negative floats have the order of their values; the upper 16 are the bfloat16 below.
+    buckets = (scores.flatten().float().view(torch.int32) >> 16).long()
+    counts: npt.NDArray[np.int64] = torch.bincount(buckets, minlength=_BUCKETS).cumsum(0).cpu().numpy()
+    return counts
+
+
+def _by_shift(lean: Mapping[str, float], inventory: Inventory, grid: LevelGrid, zeros: int) -> Allocation:
+    """Sparsities ``lean + shift``, each projected to its bounds, with the shift that meets the total."""
+    limits = {layer.address: grid.limit(layer.address) for layer in inventory.layers}
+
+    def wish(shift: float) -> dict[str, float]:
+        return {a: _clip(n * (lean[a] + shift), limits[a]) for a, n in inventory.sizes}
+
+    return grid.nearest(
+        _solve(wish, zeros, -max(lean.values()), 1 - min(lean.values()), falling=False), zeros
+    )
+
+
+def _solve(
+    wish: Callable[[float], dict[str, float]], zeros: int, low: float, high: float, *, falling: bool
+) -> dict[str, float]:
+    """The wish whose sum is `zeros`, by bisection of a monotone parameter."""
+    for _ in range(64):
+        middle = (low + high) / 2
+        if (sum(wish(middle).values()) < zeros) != falling:
+            low = middle
+        else:
+            high = middle
+    return wish((low + high) / 2)
+
+
+def _clip(value: float, limit: int) -> float:
+    return min(max(value, 0.0), float(limit))

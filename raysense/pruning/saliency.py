@@ -1,0 +1,173 @@
+"""How much each weight matters: one function per method.
+
+The contract: a method takes a weight and what is `Known` about its layer, and returns one float32 score a
+weight, in the weight's shape, all finite; the weights with the lowest scores leave first. Equal scores are
+ordered by position. The order of a layer's scores is all that counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raysense.errors import RaysenseError
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a saliency method may use beside the weight.
+
+    Attributes:
+        address: The layer's address.
+        kind: The layer's kind, see `layers.KINDS`.
+        inputs: Mean square of each input that a weight is multiplied with, float32, in the shape of one
+            output's weights (``weight[0].shape``; ``(in,)`` for Linear), with a leading axis for groups
+            where a convolution has them. None if not collected.
+        gradients: Mean square of the gradient of each weight, float32, in the weight's shape, or None.
+        seed: The study's seed.
+    """
+
+    address: str
+    kind: str
+    inputs: Tensor | None = None
+    gradients: Tensor | None = None
+    seed: int = 0
+
+
+Score = Callable[[Tensor, Known], Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A saliency method and the statistics it needs: any of ``inputs`` and ``gradients``."""
+
+    name: str
+    score: Score
+    needs: frozenset[str] = frozenset()
+
+
+def magnitude(weight: Tensor, known: Known | None = None) -> Tensor:
+    """|w|."""
+    return weight.detach().float().abs()
+
+
+def random(weight: Tensor, known: Known) -> Tensor:
+    """Uniform noise from the study's seed and the layer's address: the control."""
+    digest = hashlib.sha256(f"{known.seed}/{known.address}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.rand(weight.shape, generator=generator).to(weight.device)
+
+
+def wanda(weight: Tensor, known: Known) -> Tensor:
+    """|w|·‖x‖₂, ranked within each output row, so that every row loses the same share.
+
+    Source: Sun et al., "A Simple and Effective Pruning Approach for Large Language Models" (ICLR 2024).
+    """
+    scores = output_rows(wanda_tensor(weight, known), known.kind)
+    ranks = scores.argsort(dim=1, stable=True).argsort(dim=1)
+    return from_output_rows(ranks.float(), weight.shape, known.kind)
+
+
+def wanda_tensor(weight: Tensor, known: Known) -> Tensor:
+    """|w|·‖x‖₂, ranked over the whole layer."""
+    inputs = _require(known.inputs, "inputs", known)
+    rows = output_rows(weight.detach().float().abs(), known.kind)
+    groups = inputs.numel() // rows.shape[1]
+    norms = (
+        inputs.to(rows.device).sqrt().reshape(groups, -1).repeat_interleave(rows.shape[0] // groups, dim=0)
+    )
+    return from_output_rows(rows * norms, weight.shape, known.kind)
+
+
+def taylor(weight: Tensor, known: Known) -> Tensor:
+    """w²·g²: the squared first-order change of the loss when the weight leaves; g² is a mean.
+
+    Source: Molchanov et al., "Importance Estimation for Neural Network Pruning" (CVPR 2019), eq. 8.
+    """
+    gradients = _require(known.gradients, "gradients", known)
+    return weight.detach().float().square() * gradients.to(weight.device)
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("magnitude", magnitude),
+        Method("random", random),
+        Method("wanda", wanda, frozenset({"inputs"})),
+        Method("wanda_tensor", wanda_tensor, frozenset({"inputs"})),
+        Method("taylor", taylor, frozenset({"gradients"})),
+    )
+}
+
+
+def find_method(name: str) -> Method:
+    """The method of this name, or the one at a dotted path.
+
+    A dotted path ``package.module.function`` leads to a `Method`, or to a function with the contract of this
+    module that needs no statistics.
+
+    Raises:
+        RaysenseError: No such method, module or attribute.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    module_name, _, attribute = name.rpartition(".")
+    if not module_name:
+        raise RaysenseError(
+            f"saliency: {name!r} is unknown; choose from {', '.join(METHODS)}, or give a dotted path"
+        )
+    try:
+        target = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise RaysenseError(
+            f"saliency: {name!r} cannot be imported ({error}); check the dotted path"
+        ) from error
+    if isinstance(target, Method):
+        return target
+    if not callable(target):
+        raise RaysenseError(
+            f"saliency: {name!r} is a {type(target).__name__}; it must be a Method or a function"
+        )
+    return Method(name, target)
+
+
+def score_layer(method: Method, weight: Tensor, known: Known) -> Tensor:
+    """The method's scores, held to the contract; what is zero already is put first.
+
+    Raises:
+        RaysenseError: Weights or scores that are not finite, scores of another shape, or missing statistics.
+    """
+    if not torch.isfinite(weight).all():
+        raise RaysenseError(
+            f"{known.address}: its weights hold NaN or infinity; mend the checkpoint before pruning"
+        )
+    scores = method.score(weight, known)
+    if scores.shape != weight.shape or not torch.isfinite(scores).all():
+        raise RaysenseError(
+            f"saliency: {method.name} must give a finite score for each of {tuple(weight.shape)} weights of "
+            f"{known.address}, but gave {int(torch.isfinite(scores).sum())} in shape {tuple(scores.shape)}"
+        )
+    return scores.float().masked_fill(weight == 0, -torch.inf)
+
+
+def output_rows(weight: Tensor, kind: str) -> Tensor:
+    """The weight as a matrix with one row per output channel, shape (out, in·kernel)."""
+    return weight.t() if kind == "transformers_conv1d" else weight.flatten(1)
+
+
+def from_output_rows(rows: Tensor, shape: torch.Size, kind: str) -> Tensor:
+    """The inverse of `output_rows`."""
+    return rows.t() if kind == "transformers_conv1d" else rows.reshape(shape)
+
+
+def _require(statistic: Tensor | None, name: str, known: Known) -> Tensor:
+    if statistic is None:
+        raise RaysenseError(
+            f"saliency: {name} of {known.address} were not collected; run the calibration first"
+        )
+    return statistic

@@ -1,0 +1,27 @@
+"""The tables' field-by-field description, written from the schema itself: ``reports/README.md``."""
+
+from __future__ import annotations
+
+from raysense.store.schema import SCHEMA_VERSION, TABLES
+
+_HEAD = f"""# The tables
+
+A study writes `tables/<name>/*.parquet` in its folder (`reports/runs/<study>/`, or wherever `--out` points), and
+`summary.json` with the answer. Schema version {SCHEMA_VERSION}; the same descriptions stand in each Parquet field's
+metadata. Tables join on `key` (an evaluation) and on `allocation`. This page is written by
+`python -m raysense.report.dictionary > reports/README.md`; a test keeps it true.
+"""
+
+
+def dictionary() -> str:
+    """The page, as Markdown."""
+    parts = [_HEAD]
+    for name, schema in TABLES.items():
+        about = schema.metadata[b"description"].decode()
+        rows = [f"| `{f.name}` | {f.type} | {f.metadata[b'description'].decode()} |" for f in schema]
+        parts += [f"## {name}\n", f"{about}\n", "| field | type | meaning |", "|---|---|---|", *rows, ""]
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(dictionary(), end="")

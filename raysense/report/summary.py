@@ -1,0 +1,188 @@
+"""The answer of a study: `summary.json` and the few lines a tired person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from raysense.evaluation.records import Evaluation
+from raysense.pruning.layers import Inventory
+from raysense.search.plan import Candidate, Findings
+from raysense.search.verdict import margins
+from raysense.store.store import Store
+from raysense.study import Study
+
+UNITS = {
+    "clip_score": "mean cosine of image and prompt",
+    "clip_score_drop": "dense minus pruned, paired by prompt and seed",
+    "frechet": "Fréchet distance to dense images of other seeds",
+    "frechet_rise": "pruned minus dense Fréchet distance, paired",
+    "kid": "kernel distance to dense images of other seeds",
+    "kid_rise": "pruned minus dense kernel distance, paired",
+    "closeness": "mean feature cosine with the dense image of the same noise",
+}
+
+
+def summarise(
+    study: Study, inventory: Inventory, findings: Findings, store: Store, seconds: float
+) -> dict[str, Any]:
+    """Everything a study found, as plain data for ``summary.json``.
+
+    Args:
+        study: The study.
+        inventory: Its layers and denominators.
+        findings: What the search returned.
+        store: Where all evaluations are.
+        seconds: Wall time of this run.
+    """
+    evaluations = store.evaluations()
+    winner = findings.winner
+    bounds = study.constraints.bounds()
+    dense = findings.dense["validation"]
+    zeros = winner.evaluation.zeros if winner else inventory.zeros_before
+    shares = inventory.sparsities(zeros)
+    return {
+        "study": study.name,
+        "pipeline": study.pipeline,
+        "feasible": winner is not None,
+        "strategy": winner.strategy if winner else None,
+        "allocation": winner.allocation.key if winner else None,
+        "levels": dict(winner.allocation) if winner else {},
+        **shares,
+        "zeros": zeros,
+        "zeros_before": inventory.zeros_before,
+        "n_selected": inventory.n_selected,
+        "n_prunable": inventory.n_prunable,
+        "n_components": inventory.n_components,
+        "n_pipeline": inventory.n_pipeline,
+        "constraints": _constraints(winner, bounds),
+        "metrics": _metrics(winner.evaluation if winner else None),
+        "dense": _metrics(dense),
+        "uniform": _candidate(findings.uniform, inventory),
+        "gain_over_uniform": _gain(winner, findings.uniform),
+        "layers_unlike_uniform": _unlike(winner, findings.uniform),
+        "validated": [_candidate(c, inventory) for c in findings.validated],
+        "strategies": _strategies(findings.tried, inventory),
+        "evaluations": len(evaluations),
+        "images": sum(e.images for e in evaluations),
+        "cost": sum(e.cost for e in evaluations),
+        "cost_unit": "denoiser sample-forwards",
+        "seconds": round(seconds, 1),
+    }
+
+
+def _metrics(evaluation: Evaluation | None) -> dict[str, Any]:
+    if evaluation is None:
+        return {}
+    return {
+        name: {
+            "value": m.value,
+            "low": m.low,
+            "high": m.high,
+            "n": m.n,
+            "extractor": m.extractor,
+            "unit": UNITS.get(name, ""),
+        }
+        for name, m in evaluation.measures.items()
+    }
+
+
+def _constraints(winner: Candidate | None, bounds: Sequence[Any]) -> list[dict[str, Any]]:
+    if winner is None:
+        return [{"field": b.field, "measure": b.measure, "limit": b.limit} for b in bounds]
+    return [
+        {
+            "field": m.bound.field,
+            "measure": m.bound.measure,
+            "limit": m.bound.limit,
+            "value": m.value,
+            "low": m.low,
+            "high": m.high,
+            "margin": m.margin,
+        }
+        for m in margins(winner.evaluation, bounds)
+    ]
+
+
+def _candidate(candidate: Candidate | None, inventory: Inventory) -> dict[str, Any] | None:
+    if candidate is None:
+        return None
+    return {
+        "strategy": candidate.strategy,
+        "allocation": candidate.allocation.key,
+        "feasible": candidate.feasible,
+        "zeros": candidate.evaluation.zeros,
+        **inventory.sparsities(candidate.evaluation.zeros),
+        "metrics": _metrics(candidate.evaluation),
+    }
+
+
+def _gain(winner: Candidate | None, uniform: Candidate | None) -> float | None:
+    if winner is None or uniform is None or uniform.evaluation.zeros == 0:
+        return None
+    return winner.evaluation.zeros / uniform.evaluation.zeros
+
+
+def _unlike(winner: Candidate | None, uniform: Candidate | None) -> int | None:
+    """Layers whose level differs from the uniform allocation's."""
+    if winner is None or uniform is None:
+        return None
+    layers = set(winner.allocation) | set(uniform.allocation)
+    return sum(winner.allocation[layer] != uniform.allocation[layer] for layer in layers)
+
+
+def _strategies(tried: Sequence[Candidate], inventory: Inventory) -> dict[str, Any]:
+    """The sparsest candidate of every strategy that the score rung found inside the budget (not validated)."""
+    best: dict[str, Candidate] = {}
+    for candidate in tried:
+        known = best.get(candidate.strategy)
+        if candidate.feasible and (known is None or candidate.zeros > known.zeros):
+            best[candidate.strategy] = candidate
+    names = dict.fromkeys(candidate.strategy for candidate in tried)
+    return {name: _candidate(best.get(name), inventory) for name in names}
+
+
+def render(summary: Mapping[str, Any], out: str, console: Console) -> None:
+    """Print the answer: a short table, two sentences, the paths."""
+    console.print()
+    if summary["feasible"]:
+        table = Table("measure", "dense", "pruned", "95 % interval", "bound")
+        for row in summary["constraints"]:
+            base = row["measure"].removesuffix("_drop").removesuffix("_rise")
+            dense, pruned = summary["dense"][base], summary["metrics"][base]
+            table.add_row(base, f"{dense['value']:.4f}", f"{pruned['value']:.4f}", "", "")
+            sign = "≥" if row["field"].endswith(".min") else "≤"
+            if base != row["measure"]:
+                interval = f"[{row['low']:.4f}, {row['high']:.4f}]"
+                name = row["measure"].replace("_", " ")
+                table.add_row(f"  {name}", "", f"{row['value']:.4f}", interval, f"{sign} {row['limit']:g}")
+        console.print(table)
+        n = next(iter(summary["metrics"].values()))["n"]
+        console.print(
+            f"{summary['sparsity_components']:.1%} of the parameters of the studied components can go "
+            f"({summary['sparsity_pipeline']:.1%} of the whole pipeline, {summary['zeros']:,} zeros counted), "
+            f"within the quality budget on {n} images of held-out prompts."
+        )
+        if summary["gain_over_uniform"] and summary["strategy"] != "uniform":
+            uniform = summary["uniform"]["sparsity_components"]
+            console.print(
+                f"That is {summary['gain_over_uniform']:.2f}× what one ratio for all layers reaches under the same "
+                f"test ({uniform:.1%}); {summary['layers_unlike_uniform']} layers differ from it."
+            )
+        elif summary["strategy"] != "uniform":
+            console.print("One ratio for all layers did not pass the same test at any size that was tried.")
+    else:
+        console.print(
+            "No pruning passed the test on held-out prompts. `strategies` in summary.json shows what came close on "
+            "the search's own prompts; loosen a bound, or give the score rung more prompts."
+        )
+    console.print(
+        f"{summary['evaluations']:,} evaluations, {summary['images']:,} images, {summary['cost']:,} "
+        f"{summary['cost_unit']}, {summary['seconds']:.0f} s."
+    )
+    console.print(
+        f"Summary: {out}/summary.json\nTables:  {out}/tables/*/*.parquet (documented in reports/README.md)"
+    )

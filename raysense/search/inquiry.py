@@ -1,0 +1,125 @@
+"""Strategies that read like stories: generators that ask questions and go on when they are answered.
+
+An *inquiry* is one sequential line of thought (a bisection, say): a generator that yields a `Question`, is sent its
+evaluations, and returns what it found. A *plan* is a generator that yields a list of inquiries, is sent the list of
+what they found, and returns the study's outcome. `Story` turns a plan into an ask/tell strategy: the inquiries of
+one stage go on side by side, so the evaluators stay busy although each inquiry is sequential.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Generic, TypeVar
+
+from raysense.errors import RaysenseError
+from raysense.evaluation.records import Evaluation, Question
+
+Outcome = TypeVar("Outcome")
+Inquiry = Generator[Question, Sequence[Evaluation], Any]
+Plan = Generator[list[Inquiry], list[Any], Outcome]
+
+
+class OutOfBudget(Exception):
+    """Thrown into an inquiry whose next question the budget no longer covers; it returns what it has."""
+
+
+class Story(Generic[Outcome]):
+    """Runs a plan as a `raysense.search.strategy.Strategy`.
+
+    Args:
+        plan: The plan.
+        cost_of: What a question costs at most, in denoiser sample-forwards.
+        max_cost: The budget; None for no limit. Questions of the stages ``baseline`` and ``validation`` may use
+            all of it, the others leave `reserve` for them.
+        reserve: See `max_cost`.
+
+    Attributes:
+        done: The plan has come to its end.
+        headline: One line for the live view; the plan sets it.
+        wanted: Evaluations expected in all; the plan sets it.
+        outcome: What the plan returned.
+        error: The `RaysenseError` that ended the plan.
+        spent: Denoiser sample-forwards of all answers so far.
+    """
+
+    def __init__(
+        self,
+        plan: Callable[[Story[Outcome]], Plan[Outcome]],
+        cost_of: Callable[[Question], int],
+        max_cost: int | None = None,
+        reserve: int = 0,
+    ) -> None:
+        self.done = False
+        self.headline = ""
+        self.wanted = 0
+        self.outcome: Outcome | None = None
+        self.error: RaysenseError | None = None
+        self.spent = 0
+        self._cost_of, self._max_cost, self._reserve = cost_of, max_cost, reserve
+        self._outstanding: dict[str, tuple[int, int]] = {}  # question -> (inquiry, cost at most)
+        self._ready: deque[tuple[int, Question]] = deque()
+        self._inquiries: list[Inquiry] = []
+        self._found: list[Any] = []
+        self._open = 0
+        self._plan = plan(self)
+        self._turn_page(first=True)
+
+    def ask(self) -> Question | None:
+        """The next question, or None while answers are outstanding or at the end."""
+        while self._ready:
+            number, question = self._ready.popleft()
+            cost = self._cost_of(question)
+            if self._affordable(question.stage, cost):
+                self._outstanding[question.name] = (number, cost)
+                return question
+            self._advance(number, lambda inquiry: inquiry.throw(OutOfBudget()))
+        return None
+
+    def tell(self, question: Question, evaluations: Sequence[Evaluation]) -> None:
+        """Send the answers to the inquiry that asked."""
+        self.spent += sum(evaluation.cost for evaluation in evaluations)
+        number, _ = self._outstanding.pop(question.name)
+        self._advance(number, lambda inquiry: inquiry.send(evaluations))
+
+    def _affordable(self, stage: str, cost: int) -> bool:
+        if self._max_cost is None:
+            return True
+        reserve = 0 if stage in ("baseline", "validation") else self._reserve
+        promised = sum(cost for _, cost in self._outstanding.values())
+        return self.spent + promised + cost + reserve <= self._max_cost
+
+    def _advance(self, number: int, step: Callable[[Inquiry], Question]) -> None:
+        try:
+            self._ready.append((number, step(self._inquiries[number])))
+        except StopIteration as finished:
+            self._close(number, finished.value)
+        except OutOfBudget:
+            self._close(number, None)
+        except RaysenseError as error:
+            self._end(error)
+
+    def _close(self, number: int, found: Any) -> None:
+        self._found[number] = found
+        self._open -= 1
+        if self._open == 0:
+            self._turn_page()
+
+    def _turn_page(self, first: bool = False) -> None:
+        """Send a stage's findings to the plan and start the inquiries of the next one."""
+        try:
+            while self._open == 0:
+                self._inquiries = next(self._plan) if first else self._plan.send(self._found)
+                first = False
+                self._found = [None] * len(self._inquiries)
+                self._open = len(self._inquiries)
+                for number in range(len(self._inquiries)):
+                    self._advance(number, next)
+        except StopIteration as finished:
+            self.outcome, self.done = finished.value, True
+        except RaysenseError as error:
+            self._end(error)
+
+    def _end(self, error: RaysenseError) -> None:
+        self.error, self.done = error, True
+        self._ready.clear()

@@ -1,0 +1,150 @@
+"""The main job: `python -m raysense.search`. Reads top to bottom as what a study does."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+
+from raysense.cluster import EvaluatorSpec, LiveView, run_on_ray
+from raysense.errors import RaysenseError
+from raysense.evaluation.engine import inventory_and_grid, judges, signature
+from raysense.pipelines.load import load_pipeline, modules_of
+from raysense.pruning.allocation import LevelGrid
+from raysense.pruning.layers import Inventory
+from raysense.pruning.saliency import find_method
+from raysense.report.summary import render, summarise
+from raysense.search.families import SOLVER, check_strategies, closed_forms
+from raysense.search.plan import make_story
+from raysense.store.disk import Disk
+from raysense.store.store import Store
+from raysense.study import Study
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = ("budget", "cluster", "name")
+"""Parts of a study that may change between a run and its resumption: see `Study.identity`."""
+
+
+def run_study(
+    study: Study, out: str, *, address: str | None, resume: bool, console: Console
+) -> dict[str, Any]:
+    """Run a study to its end, or on from where it was stopped.
+
+    Args:
+        study: What to do.
+        out: Folder, or ``s3://`` address, for tables and summary.
+        address: A running Ray cluster's address; None starts Ray on this machine.
+        resume: Go on in a folder that already holds evaluations of this study.
+        console: Where progress and the result are shown.
+
+    Returns:
+        The summary, as written to ``summary.json``.
+
+    Raises:
+        RaysenseError: Something the user can mend; nothing stored is lost.
+    """
+    refuse_to_overwrite(out, resume)
+    pipeline = load_pipeline(study.pipeline, revision=study.revision, dtype=study.dtype)
+    inventory, grid = inventory_and_grid(study, pipeline.components)
+    families = closed_forms(inventory, grid, modules_of(pipeline))
+    check_strategies(study.search.strategies, (*families, SOLVER))
+    if needs := find_method(study.prune.saliency).needs:
+        raise RaysenseError(
+            f"`prune.saliency` {study.prune.saliency!r} needs statistics ({', '.join(sorted(needs))}) that studies do "
+            "not collect yet; use magnitude, random, or a dotted path to a method of the weights alone"
+        )
+    judges(study)
+    story = make_story(study, inventory, grid, families)
+    identity = signature(study, grid)
+
+    store = Store.open(out, create=True)
+    store.begin(
+        study.model_dump(mode="json"),
+        signature=identity,
+        denominators=denominators(inventory),
+        extensions=EXTENSIONS,
+    )
+    store.write_table("layers", layer_rows(inventory, grid, study.search.granularity))
+
+    cluster = study.cluster
+    threads = max(1, round(cluster.cpus_per_evaluator))
+    directory = out if "://" in out else str(Path(out).resolve())
+    spec = EvaluatorSpec(
+        "raysense.evaluation.engine:build",
+        {"study": study.model_dump(mode="json"), "directory": directory, "threads": threads},
+    )
+    with LiveView(console) as live:
+        run = run_on_ray(
+            story,
+            spec,
+            out,
+            signature=identity,
+            lookahead=study.search.lookahead,
+            evaluators=cluster.evaluators,
+            cpus_per_evaluator=cluster.cpus_per_evaluator,
+            gpus_per_evaluator=cluster.gpus_per_evaluator,
+            address=address,
+            on_progress=live,
+        )
+    if story.error is not None:
+        raise story.error
+    if story.outcome is None:
+        console.print(f"Stopped; nothing stored is lost. Go on with --resume --out {out}")
+        raise KeyboardInterrupt
+    store.compact()
+
+    summary = summarise(study, inventory, story.outcome, store, run.snapshot.seconds)
+    Disk(out).write("summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+    render(summary, out, console)
+    return summary
+
+
+def refuse_to_overwrite(out: str, resume: bool) -> None:
+    """Refuse a folder that holds a study, unless it is to be resumed, or other people's files.
+
+    Raises:
+        RaysenseError: See above.
+    """
+    folder = Path(out)
+    local = "://" not in out
+    if local and folder.exists() and not folder.is_dir():
+        raise RaysenseError(f"`--out {out}` is a file; give a folder")
+    holds_study = Disk(out).read("study.json") is not None
+    if holds_study and not resume:
+        raise RaysenseError(
+            f"`--out {out}` already holds a study; add --resume to go on with it, or give another folder"
+        )
+    if local and folder.is_dir() and any(folder.iterdir()) and not holds_study:
+        raise RaysenseError(f"`--out {out}` holds other files, but no study; give an empty or a new folder")
+
+
+def denominators(inventory: Inventory) -> dict[str, int]:
+    """The integers that turn zeros into sparsities, for the store."""
+    names = ("zeros_before", "n_selected", "n_prunable", "n_components", "n_pipeline")
+    return {name: getattr(inventory, name) for name in names}
+
+
+def layer_rows(inventory: Inventory, grid: LevelGrid, granularity: Any) -> pa.Table:
+    """The table `layers`: one row a selected layer, in network order."""
+    group_of = {a: group for group, members in inventory.groups(granularity).items() for a in members}
+    own = set(grid.addresses)
+    return pa.Table.from_pylist(
+        [
+            {
+                "layer": layer.address,
+                "component": layer.component,
+                "block": layer.block,
+                "kind": layer.kind,
+                "weights": layer.n,
+                "step": grid.step(layer.address) if layer.address in own else 0,
+                "levels": grid.top(layer.address) if layer.address in own else 0,
+                "group": group_of[layer.address],
+            }
+            for layer in inventory.layers
+        ]
+    )

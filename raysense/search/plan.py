@@ -1,0 +1,355 @@
+"""The plan of a study, from the dense baseline to a validated winner. Pure: knows no Ray, no disk, no clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from raysense.errors import RaysenseError
+from raysense.evaluation.records import Evaluation, Question, StopRule, Task
+from raysense.pruning.allocation import Allocation, LevelGrid
+from raysense.pruning.layers import Inventory
+from raysense.search.families import SOLVER, Family, solved
+from raysense.search.inquiry import Inquiry, OutOfBudget, Plan, Story
+from raysense.search.solver import Curve
+from raysense.search.verdict import hopeless, is_feasible, margins
+from raysense.study import Bound, ImageRung, Study
+
+HOPELESS_PROBE = 1.0
+"""Relative probe error at which a curve ends: the guided prediction is as far off as predicting nothing."""
+
+SAFER = (0.8, 0.9, 0.95, 1.0)
+"""Shares of the best total that are validated, least sparse first."""
+
+GROWTH = 0.06
+"""By how much switch search tries to raise the total at first, relatively."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An allocation with its evaluation on the rung that judged it.
+
+    Attributes:
+        strategy: The family it comes from.
+        allocation: What is pruned.
+        zeros: Zeros in the selected layers by the grid's arithmetic.
+        evaluation: Its last evaluation.
+        feasible: Whether that lies inside the quality budget.
+    """
+
+    strategy: str
+    allocation: Allocation
+    zeros: int
+    evaluation: Evaluation
+    feasible: bool
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study found.
+
+    Attributes:
+        dense: Rung -> evaluation of the dense pipeline.
+        curves: Sensitivity curves of the groups.
+        tried: Everything that was judged at the score rung or fell before it.
+        validated: Finalists judged on held-out prompts, in the order of testing, least sparse first.
+        winner: The sparsest finalist before the first failure, of the study's own search; None if none passed.
+        uniform: The same for the uniform allocation: what the gain is measured against.
+    """
+
+    dense: Mapping[str, Evaluation]
+    curves: Sequence[Curve]
+    tried: Sequence[Candidate]
+    validated: Sequence[Candidate]
+    winner: Candidate | None
+    uniform: Candidate | None
+
+
+@dataclass
+class _Ground:
+    """What every part of the plan needs."""
+
+    study: Study
+    inventory: Inventory
+    grid: LevelGrid
+    families: Mapping[str, Family]
+    bounds: Sequence[Bound] = field(default_factory=list)
+
+    def zeros(self, share: float) -> int:
+        """Zeros at a share of all selected weights, at most what the grid can remove."""
+        return min(int(share * self.grid.n), self.grid.max_zeros)
+
+
+def make_story(
+    study: Study, inventory: Inventory, grid: LevelGrid, families: Mapping[str, Family]
+) -> Story[Findings]:
+    """The study's strategy.
+
+    Args:
+        study: The study.
+        inventory: Its layers.
+        grid: Their levels.
+        families: Closed-form families by name.
+    """
+    ground = _Ground(study, inventory, grid, families, study.constraints.bounds())
+    finals = study.rungs.validation
+    finalist = _images_cost(study, finals)
+    reserve = finalist * (1 + 2) + finalist * len(SAFER) * 2
+    return Story(
+        lambda story: _plan(story, ground),
+        lambda question: sum(_cost_of(study, task) for task in question.tasks),
+        study.budget.max_cost,
+        reserve,
+    )
+
+
+def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
+    study, search = ground.study, ground.study.search
+    groups = _groups(ground)
+    strategies = [name for name in search.strategies if name != SOLVER]
+    climbs = len(strategies) + (SOLVER in search.strategies)
+    story.wanted = (
+        3
+        + len(groups) * search.levels
+        + climbs * search.bisections * 2
+        + search.rounds * search.offspring * 2
+        + 2 * len(SAFER)
+    )
+
+    story.headline = "measuring the dense pipeline"
+    measured = yield [_baseline("search", ("preview", "score")), _baseline("validation", ("validation",))]
+    if None in measured:
+        raise RaysenseError(
+            f"`budget.max_cost` is {study.budget.max_cost:,} sample-forwards, too little to measure even the dense "
+            "pipeline; raise it or shrink `rungs`"
+        )
+    dense = {evaluation.rung: evaluation for evaluations in measured for evaluation in evaluations}
+    _refuse_impossible(dense, ground.bounds)
+
+    curves: list[Curve] = []
+    if SOLVER in search.strategies:
+        story.headline = f"learning how sensitive {len(groups)} {search.granularity}s are"
+        found = yield [_curve(ground, group, members) for group, members in groups.items()]
+        curves = [curve for curve in found if curve is not None]
+
+    families = {name: ground.families[name] for name in strategies}
+    if curves:
+        families[SOLVER] = _solver(ground, curves, groups, {})
+    story.headline = "climbing: the sparsest total of every strategy"
+    climbed: list[list[Candidate]] = yield [_climb(ground, name, family) for name, family in families.items()]
+    tried = [candidate for climb in climbed for candidate in climb]
+    story.headline = _headline(ground, tried)
+
+    chosen = dict(families)
+    weights: dict[str, float] = {}
+    growth = GROWTH
+    for turn in range(search.rounds if curves else 0):
+        start = _best([c for c in tried if c.strategy == SOLVER])
+        if start is None:
+            break
+        total = int(start.zeros * (1 + growth))
+        proposals = [
+            {group: w * weights.get(group, 1.0) for group, w in jolt.items()}
+            for jolt in _jolts(ground, groups, turn)
+        ]
+        answers: list[Candidate | None] = yield [
+            _judge(
+                ground, SOLVER, f"switch/{turn}/{number}", _solver(ground, curves, groups, proposal), total
+            )
+            for number, proposal in enumerate(proposals)
+        ]
+        judged = [(c, p) for c, p in zip(answers, proposals, strict=True) if c is not None]
+        tried += [candidate for candidate, _ in judged]
+        passing = [(c, p) for c, p in judged if c.feasible]
+        if passing:
+            _, weights = max(passing, key=lambda pair: (pair[0].zeros, _slack(ground, pair[0])))
+            chosen[SOLVER] = _solver(ground, curves, groups, weights)
+        else:
+            growth /= 2
+        story.headline = _headline(ground, tried)
+
+    story.headline = "validating on held-out prompts: " + _headline(ground, tried)
+    best = _best(tried)
+    contenders = [] if best is None else [(best.strategy, best.zeros)]
+    plain = _best([c for c in tried if c.strategy == "uniform"])
+    if plain is not None and best is not None and best.strategy != "uniform":
+        contenders.append(("uniform", plain.zeros))
+    tests: list[list[Candidate]] = yield [
+        _validate(ground, name, chosen[name], zeros) for name, zeros in contenders
+    ]
+    winners = [_best(test) for test in tests]
+    winner = winners[0] if winners else None
+    uniform = winner if winner is not None and winner.strategy == "uniform" else (winners[1:] or [None])[0]
+    return Findings(dense, curves, tried, [c for test in tests for c in test], winner, uniform)
+
+
+# --- inquiries ----------------------------------------------------------------------------------------
+
+
+def _baseline(name: str, rungs: Sequence[str]) -> Inquiry:
+    """The dense pipeline on some rungs; returns the evaluations."""
+    dense = Allocation()
+    return (yield Question(f"baseline/{name}", "baseline", tuple(Task(dense, rung) for rung in rungs)))
+
+
+def _curve(ground: _Ground, group: str, members: Sequence[str]) -> Inquiry:
+    """One group's damage over its levels, from light to heavy, until the probe says nothing is left."""
+    grid, levels = ground.grid, ground.study.search.levels
+    steps: list[Allocation] = []
+    for number in range(1, levels + 1):
+        # Denser where cliffs are: 1 - (1 - cap)^(i/levels) halves the remaining weights at even pace.
+        sparsity = 1 - (1 - min(grid.cap, 0.95)) ** (number / levels)
+        allocation = Allocation({address: grid.level_for(address, sparsity) for address in members})
+        if allocation and allocation not in steps:
+            steps.append(allocation)
+    sizes = sum(grid.weights(address) for address in members)
+    if not steps:
+        return Curve(group, (0.0,), (0,), (0.0,))
+    stop = StopRule(above={"probe_error": HOPELESS_PROBE})
+    tasks = tuple(Task(allocation, "probe") for allocation in steps)
+    evaluations = yield Question(f"sensitivity/{group}", "sensitivity", tasks, stop)
+    zeros, damage = [0], [0.0]
+    for allocation, evaluation in zip(steps, evaluations, strict=False):
+        if evaluation.failed or not math.isfinite(evaluation.measures["probe_error"].value):
+            break
+        zeros.append(grid.zeros(allocation))
+        damage.append(evaluation.measures["probe_error"].value)
+    return Curve(group, tuple(z / sizes for z in zeros), tuple(zeros), tuple(damage))
+
+
+def _climb(ground: _Ground, strategy: str, family: Family) -> Inquiry:
+    """Bisect for the sparsest total of a family that stays inside the budget; returns all candidates."""
+    tried: list[Candidate] = []
+    low, high = 0.0, ground.grid.max_zeros / ground.grid.n
+    try:
+        for number in range(ground.study.search.bisections):
+            middle = (low + high) / 2
+            candidate = yield from _judge(
+                ground, strategy, f"{strategy}/{number}", family, ground.zeros(middle)
+            )
+            tried.append(candidate)
+            low, high = (middle, high) if candidate.feasible else (low, middle)
+    except OutOfBudget:
+        pass
+    return tried
+
+
+def _judge(ground: _Ground, strategy: str, name: str, family: Family, zeros: int) -> Inquiry:
+    """One candidate climbing the rungs; returns it."""
+    allocation = family(zeros)
+    tasks = (Task(allocation, "preview"), Task(allocation, "score"))
+    evaluations = yield Question(f"search/{name}", "search", tasks, hopeless(ground.bounds))
+    last = evaluations[-1]
+    feasible = last.rung == "score" and is_feasible(last, ground.bounds)
+    return Candidate(strategy, allocation, ground.grid.zeros(allocation), last, feasible)
+
+
+def _validate(ground: _Ground, strategy: str, family: Family, zeros: int) -> Inquiry:
+    """Held-out prompts, least sparse first, stopping at the first failure: each level tests at full α.
+
+    Fixed-sequence testing keeps the error of naming *any* infeasible winner at that of one test (Westfall &
+    Krishen 2001, "Optimally weighted, fixed sequence and gatekeeper multiple testing procedures").
+    """
+    tested: list[Candidate] = []
+    try:
+        for share in SAFER[-ground.study.search.finalists :]:
+            allocation = family(int(zeros * share))
+            question = Question(
+                f"validation/{strategy}/{share}", "validation", (Task(allocation, "validation"),)
+            )
+            (evaluation,) = yield question
+            feasible = is_feasible(evaluation, ground.bounds)
+            tested.append(
+                Candidate(strategy, allocation, ground.grid.zeros(allocation), evaluation, feasible)
+            )
+            if not feasible:
+                break
+    except OutOfBudget:
+        pass
+    return tested
+
+
+# --- small helpers ------------------------------------------------------------------------------------
+
+
+def _groups(ground: _Ground) -> dict[str, tuple[str, ...]]:
+    """Groups of layers that have levels of their own; layers that move with another come with it."""
+    own = set(ground.grid.addresses)
+    groups = ground.inventory.groups(ground.study.search.granularity)
+    kept = {name: tuple(a for a in members if a in own) for name, members in groups.items()}
+    return {name: members for name, members in kept.items() if members}
+
+
+def _solver(
+    ground: _Ground,
+    curves: Sequence[Curve],
+    groups: Mapping[str, Sequence[str]],
+    weights: Mapping[str, float],
+) -> Family:
+    return solved(curves, groups, ground.inventory, ground.grid, weights)
+
+
+def _jolts(ground: _Ground, groups: Mapping[str, Sequence[str]], turn: int) -> list[dict[str, float]]:
+    """Random factors on the groups' damages: what additive curves get wrong, tried end to end (as SPDY does).
+
+    The first proposal is unchanged: the same curves at the higher total. Half of the log-variance is common to
+    a component, half is a group's own.
+    """
+    rng = np.random.default_rng([ground.study.seed, turn])
+    components = sorted({group.split(":")[0] for group in groups})
+    jolts: list[dict[str, float]] = [dict.fromkeys(groups, 1.0)]
+    for _ in range(ground.study.search.offspring - 1):
+        common = {component: rng.normal(0, 0.7) for component in components}
+        jolts.append({g: float(np.exp(common[g.split(":")[0]] + rng.normal(0, 0.7))) for g in groups})
+    return jolts
+
+
+def _best(candidates: Sequence[Candidate]) -> Candidate | None:
+    passing = [candidate for candidate in candidates if candidate.feasible]
+    return max(passing, key=lambda candidate: candidate.zeros, default=None)
+
+
+def _slack(ground: _Ground, candidate: Candidate) -> float:
+    """The tightest margin, relative to its bound."""
+    return min(m.margin / max(abs(m.bound.limit), 1e-9) for m in margins(candidate.evaluation, ground.bounds))
+
+
+def _headline(ground: _Ground, tried: Sequence[Candidate]) -> str:
+    best = _best(tried)
+    if best is None:
+        return "nothing inside the budget yet"
+    share = ground.inventory.sparsities(best.evaluation.zeros)["sparsity_components"]
+    parts = [
+        f"{m.bound.measure} {m.value:.4g} ({'≤' if m.bound.is_upper else '≥'} {m.bound.limit:g})"
+        for m in margins(best.evaluation, ground.bounds)
+    ]
+    return f"{share:.1%} of the components by {best.strategy}: {', '.join(parts)}"
+
+
+def _refuse_impossible(dense: Mapping[str, Evaluation], bounds: Sequence[Bound]) -> None:
+    """A bound that the dense pipeline itself does not meet can never be met by pruning."""
+    for rung in ("score", "validation"):
+        for margin in margins(dense[rung], bounds):
+            if margin.margin < 0:
+                raise RaysenseError(
+                    f"`{margin.bound.field}` is {margin.bound.limit:g}, but the dense pipeline itself has "
+                    f"{margin.bound.measure} {margin.value:.4g} [{margin.low:.4g}, {margin.high:.4g}] on the "
+                    f"{rung} rung; loosen the bound"
+                )
+
+
+def _images_cost(study: Study, rung: ImageRung) -> int:
+    return rung.prompts * rung.seeds * study.sampling.steps * (2 if study.sampling.guidance > 1 else 1)
+
+
+def _cost_of(study: Study, task: Task) -> int:
+    """Sample-forwards of a task, dense references not yet cached included."""
+    if task.rung == "probe":
+        probe = study.rungs.probe
+        return probe.prompts * (probe.timesteps + 1) * (2 if study.sampling.guidance > 1 else 1)
+    rung: ImageRung = getattr(study.rungs, task.rung)
+    reference = 2 if not task.allocation else 0
+    return _images_cost(study, rung) * (1 + reference)

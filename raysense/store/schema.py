@@ -1,0 +1,118 @@
+"""The tables of a store, every column with one line that says what it holds.
+
+All columns are plain (text, integer, float), so that pandas, polars, DuckDB and Spark read them without
+unpacking. What varies in number is long: an evaluation's measures are rows of `measures`, its per-image
+values rows of `samples`, an allocation's layers rows of `allocations`. A pivot gives the wide form::
+
+    PIVOT measures ON metric USING first(value) GROUP BY key
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+_INT, _FLOAT, _TEXT = pa.int64(), pa.float64(), pa.string()
+
+
+def _schema(about: str, *columns: tuple[str, pa.DataType, str]) -> pa.Schema:
+    return pa.schema(
+        [pa.field(name, kind, metadata={"description": text}) for name, kind, text in columns],
+        metadata={"schema_version": str(SCHEMA_VERSION), "description": about},
+    )
+
+
+DENOMINATORS: dict[str, str] = {
+    "zeros_before": "zeros among the selected layers' weights of the dense pipeline",
+    "n_selected": "weights of the selected layers",
+    "n_prunable": "Linear and Conv weights of the study's components",
+    "n_components": "parameters of the study's components; zeros / n_components is the objective",
+    "n_pipeline": "parameters of the whole pipeline",
+}
+
+STUDIES = _schema(
+    "One row: what the study is.",
+    ("signature", _TEXT, "identity of the study: same signature, same questions, same rows"),
+    ("name", _TEXT, "the study's name, or an empty text"),
+    ("definition", _TEXT, "the study's definition as JSON"),
+    ("raysense_version", _TEXT, "version of raysense that began the study"),
+    ("created", _TEXT, "when the store was created, UTC, ISO 8601"),
+    *((name, _INT, text) for name, text in DENOMINATORS.items()),
+)
+
+LAYERS = _schema(
+    "One row per prunable layer of the study.",
+    ("layer", _TEXT, "address `component:module.path`"),
+    ("component", _TEXT, "name of the pipeline's component"),
+    ("block", _TEXT, "name of the block the layer belongs to"),
+    ("kind", _TEXT, "type of module: Linear, Conv2d …"),
+    ("weights", _INT, "number of weights"),
+    ("step", _INT, "weights removed by one level"),
+    ("levels", _INT, "highest level"),
+    ("group", _TEXT, "name of the group that moves together"),
+)
+
+ALLOCATIONS = _schema(
+    "One row per allocation and layer that it prunes; layers at level 0 are left out.",
+    ("allocation", _TEXT, "content hash of the allocation"),
+    ("layer", _TEXT, "address `component:module.path`"),
+    ("level", _INT, "the layer's level"),
+    (
+        "zeros",
+        _INT,
+        "weights that the level removes: level × the layer's step; null while layers are unknown",
+    ),
+)
+
+EVALUATIONS = _schema(
+    "One row per evaluation: one allocation measured on one rung.",
+    ("key", _TEXT, "name of the evaluation: hash of study signature, allocation, rung and draw"),
+    ("question", _TEXT, "the question that asked first"),
+    ("stage", _TEXT, "baseline, sensitivity, search or validation"),
+    ("allocation", _TEXT, "content hash of the allocation; see the table allocations"),
+    ("rung", _TEXT, "name of the rung"),
+    ("draw", _INT, "which set of seeds, 0 first"),
+    ("zeros", _INT, "counted zeros among the selected layers' weights after masking"),
+    *((name, _INT, text) for name, text in DENOMINATORS.items()),
+    ("images", _INT, "images sampled for this evaluation"),
+    ("cost", _INT, "denoiser sample-forwards spent"),
+    ("seconds", _FLOAT, "wall time, seconds"),
+    ("collapsed", _TEXT, "why the output is broken, or an empty text"),
+    ("failed", _TEXT, "why it could not be measured, or an empty text"),
+    ("notes", _TEXT, "what departed from the plan, or an empty text"),
+    ("trial", _TEXT, "Ray Tune's trial id, or in-process"),
+    ("evaluator", _TEXT, "which evaluator life answered"),
+)
+
+MEASURES = _schema(
+    "One row per evaluation and metric.",
+    ("key", _TEXT, "the evaluation's key"),
+    ("metric", _TEXT, "name of the metric"),
+    ("value", _FLOAT, "point estimate in the metric's own unit"),
+    ("low", _FLOAT, "lower end of the two-sided 95 % interval"),
+    ("high", _FLOAT, "upper end of the two-sided 95 % interval"),
+    ("n", _INT, "sample size"),
+    ("extractor", _TEXT, "whose features"),
+)
+
+SAMPLES = _schema(
+    "One row per evaluation, image and per-image metric.",
+    ("key", _TEXT, "the evaluation's key"),
+    ("allocation", _TEXT, "content hash of the allocation"),
+    ("rung", _TEXT, "name of the rung"),
+    ("prompt_id", _TEXT, "identity of the prompt, as text"),
+    ("prompt", _TEXT, "the prompt"),
+    ("seed", _INT, "seed of the starting noise"),
+    ("metric", _TEXT, "name of the per-image metric"),
+    ("value", _FLOAT, "its value for this image"),
+)
+
+TABLES: dict[str, pa.Schema] = {
+    "studies": STUDIES,
+    "layers": LAYERS,
+    "allocations": ALLOCATIONS,
+    "evaluations": EVALUATIONS,
+    "measures": MEASURES,
+    "samples": SAMPLES,
+}

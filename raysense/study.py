@@ -1,0 +1,346 @@
+"""A study: what to prune, how to judge, what to spend. One definition for YAML, flags and API.
+
+Importing this module loads neither torch nor Ray, so that ``raysense validate`` answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from raysense.errors import RaysenseError
+
+BUNDLED = "bundled"
+Kind = Literal["linear", "conv1d", "conv2d", "conv3d", "transformers_conv1d"]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+
+
+AnyBound = TypeVar("AnyBound", bound=BaseModel)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Prune(_Strict):
+    """Which weights may be removed, and in which order."""
+
+    components: tuple[str, ...] = Field(("text_encoder", "unet"), min_length=1, strict=False)
+    include: tuple[str, ...] = Field(("*",), min_length=1, strict=False)
+    exclude: tuple[str, ...] = Field((), strict=False)
+    kinds: tuple[Kind, ...] | None = Field(None, strict=False)
+    saliency: str = "magnitude"
+    cap: float = Field(0.95, gt=0, le=1, description="largest sparsity of any one layer")
+
+
+class Sampling(_Strict):
+    """How images are made."""
+
+    steps: int = Field(12, ge=1)
+    guidance: float = Field(4.0, ge=1)
+    batch: int = Field(32, ge=1)
+    height: int | None = Field(None, ge=8)
+    width: int | None = Field(None, ge=8)
+
+
+class Clip(_Strict):
+    """The open_clip model behind the CLIP score."""
+
+    model: str = BUNDLED
+    pretrained: str | None = None
+
+
+class Frechet(_Strict):
+    """The feature extractor behind the Fréchet distance; its reference are dense images of other seeds."""
+
+    extractor: str = "efficientnet-lite0"
+
+
+class Metrics(_Strict):
+    """Which networks judge."""
+
+    clip: Clip = Clip()
+    frechet: Frechet = Frechet()
+
+
+class ClipScoreBound(_Strict):
+    """Bounds on the mean CLIP score (cosine)."""
+
+    max_drop: float | None = Field(None, ge=0, description="dense minus pruned, paired by prompt and seed")
+    min: float | None = Field(None, ge=-1, le=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> ClipScoreBound:
+        return _some_bound(self)
+
+
+class DistanceBound(_Strict):
+    """Bounds on the Fréchet distance or KID to dense images of other seeds."""
+
+    max_rise: float | None = Field(None, ge=0, description="pruned minus dense, against the same reference")
+    max: float | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _one(self) -> DistanceBound:
+        return _some_bound(self)
+
+
+class ClosenessBound(_Strict):
+    """Bound on the mean feature cosine between pruned and dense image of the same noise."""
+
+    min: float = Field(ge=-1, le=1)
+
+
+def _some_bound(bound: AnyBound) -> AnyBound:
+    if all(value is None for value in dict(bound).values()):
+        raise ValueError(f"must set one of {', '.join(dict(bound))}")
+    return bound
+
+
+class Constraints(_Strict):
+    """The quality budget. All must hold, each with its whole 95 % interval."""
+
+    clip_score: ClipScoreBound | None = None
+    frechet: DistanceBound | None = None
+    kid: DistanceBound | None = None
+    closeness: ClosenessBound | None = None
+
+    @model_validator(mode="after")
+    def _any(self) -> Constraints:
+        if all(bound is None for bound in dict(self).values()):
+            raise ValueError(f"must name at least one of {', '.join(dict(self))}")
+        return self
+
+    def bounds(self) -> list[Bound]:
+        """Every single bound, as (measure, direction, limit)."""
+        found: list[Bound] = []
+        for metric, bound in self:
+            for field, limit in dict(bound or ()).items():
+                if limit is not None:
+                    measure = metric + {"max_drop": "_drop", "max_rise": "_rise"}.get(field, "")
+                    found.append(Bound(f"constraints.{metric}.{field}", measure, field != "min", limit))
+        return found
+
+
+class Bound:
+    """One bound of the quality budget.
+
+    Attributes:
+        field: Where the study states it, e.g. ``constraints.clip_score.max_drop``.
+        measure: The measure it binds, e.g. ``clip_score_drop``.
+        is_upper: True for "at most", False for "at least".
+        limit: The bound, in the measure's unit.
+    """
+
+    __slots__ = ("field", "is_upper", "limit", "measure")
+
+    def __init__(self, field: str, measure: str, is_upper: bool, limit: float) -> None:
+        self.field, self.measure, self.is_upper, self.limit = field, measure, is_upper, limit
+
+    def margin(self, low: float, high: float) -> float:
+        """How far the interval stays inside the bound; negative when it does not clear it."""
+        return self.limit - high if self.is_upper else low - self.limit
+
+
+class ProbeRung(_Strict):
+    """Denoiser-output error against the dense pipeline on cached inputs; no sampling loop."""
+
+    prompts: int = Field(16, ge=2)
+    timesteps: int = Field(4, ge=1)
+
+
+class ImageRung(_Strict):
+    """Images are sampled and judged."""
+
+    prompts: int = Field(ge=8)
+    seeds: int = Field(1, ge=1)
+
+
+class Rungs(_Strict):
+    """The fidelities, cheapest first; each one's prompts are a prefix of the next one's, except validation's."""
+
+    probe: ProbeRung = ProbeRung()
+    preview: ImageRung = ImageRung(prompts=32)
+    score: ImageRung = ImageRung(prompts=128)
+    validation: ImageRung = ImageRung(prompts=256)
+
+    @model_validator(mode="after")
+    def _nested(self) -> Rungs:
+        if not (self.preview.prompts <= self.score.prompts and self.preview.seeds <= self.score.seeds):
+            raise ValueError("preview must have at most the prompts and seeds of score: rungs are nested")
+        return self
+
+
+class Search(_Strict):
+    """How the allocation is looked for."""
+
+    granularity: Literal["component", "block", "layer"] = "layer"
+    levels: int = Field(8, ge=2, le=64, description="points of a group's sensitivity curve")
+    strategies: tuple[str, ...] = Field(("uniform", "global", "lamp", "erk", "solver"), strict=False)
+    bisections: int = Field(6, ge=1, le=20)
+    rounds: int = Field(2, ge=0, description="rounds of switch search after the solver; 0: none")
+    offspring: int = Field(8, ge=1)
+    finalists: int = Field(4, ge=1)
+    lookahead: int = Field(6, ge=1, description="W: ask t sees only results up to t - W")
+
+
+class Budget(_Strict):
+    """What may be spent."""
+
+    max_cost: int | None = Field(None, ge=1, description="denoiser sample-forwards; hard")
+
+
+class Cluster(_Strict):
+    """What one evaluator holds, and how many there are."""
+
+    evaluators: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    cpus_per_evaluator: float = Field(1.0, gt=0)
+    gpus_per_evaluator: float = Field(0.0, ge=0)
+
+
+class Study(_Strict):
+    """One complete run. Every field of a study file, with its default."""
+
+    name: Name
+    pipeline: str = BUNDLED
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    prompts: str = BUNDLED
+    prune: Prune = Prune()
+    sampling: Sampling = Sampling()
+    metrics: Metrics = Metrics()
+    constraints: Constraints
+    rungs: Rungs = Rungs()
+    search: Search = Search()
+    budget: Budget = Budget()
+    cluster: Cluster = Cluster()
+    seed: int = Field(0, ge=0)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the rows: the definition less what may be changed on ``--resume``."""
+        definition = self.model_dump(mode="json")
+        for extension in ("budget", "cluster", "name"):
+            del definition[extension]
+        return definition
+
+    def to_yaml(self) -> str:
+        """The study as YAML, defaults included; `load` reads it back to an equal study."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def quickstart() -> Path:
+    """The default study, inside the package."""
+    return Path(str(files("raysense.bundled") / "quickstart.yaml"))
+
+
+def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Study:
+    """Read a study file.
+
+    Args:
+        path: The YAML file; None for the quickstart study.
+        overrides: ``key=value`` pairs, e.g. ``rungs.score.prompts=64``; values are YAML.
+
+    Raises:
+        RaysenseError: The file is missing or no YAML, a key is unknown, a value is out of range.
+    """
+    source = path or quickstart()
+    try:
+        data = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RaysenseError(
+            f"cannot read the study `{source}`: {error.strerror}; give the path of a YAML file"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RaysenseError(
+            f"the study `{source}` is not valid YAML: {' '.join(str(error).split())}"
+        ) from None
+    if not isinstance(data, dict):
+        raise RaysenseError(f"the study `{source}` must be a mapping of keys to values, but is {_show(data)}")
+    for override in overrides:
+        _override(data, override)
+    return parse(data)
+
+
+def parse(data: Mapping[str, Any]) -> Study:
+    """Build a study from plain data; see `load`."""
+    try:
+        return Study.model_validate(dict(data))
+    except ValidationError as error:
+        raise RaysenseError(_explain(error)) from None
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RaysenseError(f"`--set {override}` must look like key=value, e.g. --set rungs.score.prompts=64")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RaysenseError(f"`--set {key}` must have a YAML value, but got {text!r}") from None
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = data.get(parent)
+        if inner is None:
+            inner = data[parent] = {}
+        if not isinstance(inner, dict):
+            raise RaysenseError(f"`--set {key}`: `{parent}` is {_show(inner)}, not a section")
+        data = inner
+    data[last] = value
+
+
+_PLAINER = {
+    "Input should be ": "",
+    "greater than or equal to": "≥",
+    "less than or equal to": "≤",
+    "greater than": ">",
+    "less than": "<",
+}
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for the first mistake, and how many more there are."""
+    by_field: dict[str, list[Any]] = {}
+    for mistake in error.errors():
+        # Unions add the names of their branches to the location; users know only the keys.
+        keys = [
+            str(part) for part in mistake["loc"] if not str(part).startswith(("constrained-", "literal["))
+        ]
+        by_field.setdefault(".".join(keys), []).append(mistake)
+    (field, branches), *more = by_field.items()
+    first, value = branches[0], _show(branches[0]["input"])
+    location = field.split(".")
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(first["loc"][:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        remedy = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(known)}"
+        text = f"`{field}` is not a key of a study ({remedy})"
+    elif first["type"] == "missing":
+        text = f"`{field}` is required, but missing"
+    else:
+        message = " or ".join(dict.fromkeys(m["msg"].removeprefix("Value error, ") for m in branches))
+        message = message.replace("Input should be", "must be", 1)
+        for words, sign in _PLAINER.items():
+            message = message.replace(words, sign)
+        text = f"`{field or 'study'}` {message}, but got {value}"
+    return text + (f" (and {len(more)} more mistake{'s' * (len(more) > 1)})" if more else "")
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Study
+    for part in location:
+        annotation = model.model_fields[part].annotation
+        options = getattr(annotation, "__args__", (annotation,))
+        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(model.model_fields)
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "…"

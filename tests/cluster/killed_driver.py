@@ -1,0 +1,26 @@
+"""A driver for the kill tests: connects to the Ray at argv[1], runs a chain into the store at argv[2]."""
+
+from __future__ import annotations
+
+import sys
+
+from raysense.cluster import EvaluatorSpec, run_on_ray
+from tests.cluster.curves import Chain
+
+LENGTH, WIDTH, LOOKAHEAD = 10, 4, 4
+
+
+def main(address: str, uri: str, log: str) -> None:
+    run_on_ray(
+        Chain(LENGTH, WIDTH),
+        EvaluatorSpec("tests.cluster.sleepers:sleeper", {"seconds": 0.15, "log": log}),
+        uri,
+        signature="s",
+        lookahead=LOOKAHEAD,
+        evaluators=2,
+        address=address,
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

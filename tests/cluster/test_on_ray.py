@@ -1,0 +1,170 @@
+"""The real path: Tune trials, broker, resident evaluators, on a local Ray."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import raysense
+from raysense.cluster import EvaluatorSpec, Outcome, Snapshot, run_in_process, run_on_ray
+from raysense.cluster.broker import room
+from raysense.errors import RaysenseError
+from raysense.search.strategy import Strategy
+from raysense.store import Store
+from tests.cluster.curves import Chain, Curves
+from tests.cluster.sleepers import Sleeper
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def run(strategy: Strategy, uri: Path, count: int = 2, **arguments: Any) -> Outcome:
+    options = {
+        name: arguments.pop(name) for name in ("gpus_per_evaluator", "on_progress") if name in arguments
+    }
+    spec = EvaluatorSpec(arguments.pop("target", "tests.cluster.sleepers:sleeper"), arguments)
+    return run_on_ray(strategy, spec, str(uri), signature="s", lookahead=6, evaluators=count, **options)
+
+
+def rows(uri: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = Store.open(str(uri), create=True).table("evaluations").to_pylist()
+    return found
+
+
+def test_rows_join_with_tunes_own_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every trial that Tune ran is a question, every one of its reports a row, and no row comes from elsewhere."""
+    from ray import tune
+
+    grids: list[Any] = []
+    fit = tune.Tuner.fit
+
+    def kept(self: Any) -> Any:
+        grids.append(fit(self))
+        return grids[-1]
+
+    monkeypatch.setattr(tune.Tuner, "fit", kept)
+    strategy, reference = Curves(6, 4, stop_above=3.0), Curves(6, 4, stop_above=3.0)
+    log = tmp_path / "log"
+    seen: list[Snapshot] = []
+    outcome = run(strategy, tmp_path / "store", log=str(log), seconds=0.1, on_progress=seen.append)
+    assert outcome.finished
+
+    run_in_process(
+        reference, Sleeper(), Store.open(str(tmp_path / "ref"), create=True), signature="s", lookahead=6
+    )
+    assert strategy.told == reference.told
+
+    stored = rows(tmp_path / "store")
+    reports = {result.metrics["trial_id"]: result.metrics["training_iteration"] for result in grids[0]}
+    questions = {result.metrics["trial_id"]: result.config["question"] for result in grids[0]}
+    assert {trial: sum(row["trial"] == trial for row in stored) for trial in reports} == reports
+    assert all(questions[row["trial"]] == row["question"] for row in stored)
+
+    lines = [line.split() for line in log.read_text().splitlines()]
+    loads = [line[1] for line in lines if line[0] == "load"]
+    measured = [line[1] for line in lines if line[0] == "eval"]
+    assert len(loads) == len(set(loads)) == 2  # loaded once per life
+    assert len(measured) == len(stored) == outcome.snapshot.measured
+    assert {row["evaluator"].split("-")[-2] for row in stored} <= set(loads)
+    assert max(snapshot.evaluators for snapshot in seen) == 2
+    assert seen[-1].done == len(stored)
+
+    # Resumed, the study is answered by the store, and needs no cluster.
+    again = Curves(6, 4, stop_above=3.0)
+    assert run(again, tmp_path / "store", log=str(log)).snapshot.measured == 0
+    assert again.told == strategy.told
+    assert len(grids) == 1
+
+
+def test_tasks_that_fail_or_kill_are_failed_rows_and_the_study_goes_on(tmp_path: Path) -> None:
+    strategy = Curves(5, 3)
+    outcome = run(strategy, tmp_path, fail_on="layer001=2", die_on="layer003=1")
+    assert outcome.finished
+    assert outcome.snapshot.failed == 2
+    failed = {row["question"][-3:]: row["failed"] for row in rows(tmp_path) if row["failed"]}
+    assert failed["001"] == "ValueError: cannot measure unet:layer001=2"
+    assert failed["003"].startswith("the evaluator died")
+    assert len(rows(tmp_path)) == 15
+
+
+def test_ctrl_c_once_finishes_what_is_in_flight(tmp_path: Path) -> None:
+    strategy = Chain(30, width=2)
+
+    def interrupt() -> None:
+        while len(list((tmp_path / "objects").glob("*.json"))) < 5:
+            time.sleep(0.05)
+        os.kill(os.getpid(), 2)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    outcome = run(strategy, tmp_path, seconds=0.3)
+    thread.join()
+    assert not outcome.finished
+    stored = rows(tmp_path)
+    assert 5 <= len(stored) < 30
+    assert outcome.snapshot.done == len(stored)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"gpus_per_evaluator": 1.0}, "gpus_per_evaluator: 1.*no node of the cluster has them"),
+        ({"target": "no.such:thing"}, "no.such:thing.*importable on every worker"),
+        ({"load_seconds": "soon"}, "no evaluator can be loaded: TypeError"),
+    ],
+)
+def test_bad_input_is_one_clear_error(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(RaysenseError, match=message):
+        run(Curves(2, 2), tmp_path, count="auto", **arguments)  # type: ignore[arg-type]
+    with Store.open(str(tmp_path), create=True).lock():
+        pass
+
+
+def test_a_worker_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raysense, "__version__", "9.9.9")
+    with pytest.raises(RaysenseError, match=r"the driver 9\.9\.9\. Install the same version on every node"):
+        run(Curves(2, 2), tmp_path)
+
+
+def test_storage_that_vanishes_stops_the_study(tmp_path: Path) -> None:
+    uri = tmp_path / "store"
+
+    def vanish(snapshot: Snapshot) -> None:
+        if snapshot.done and not uri.is_symlink() and uri.is_dir():
+            uri.rename(tmp_path / "gone")
+            uri.write_text("")
+
+    with pytest.raises(RaysenseError, match="cannot"):
+        run(Curves(40, 4), uri, seconds=0.1, on_progress=vanish)
+
+
+def test_a_strategys_own_error_stops_clean(tmp_path: Path) -> None:
+    class Faulty(Chain):
+        def ask(self) -> Any:
+            if self.asked == 3:
+                raise ValueError("no such layer")
+            return super().ask()
+
+    with pytest.raises(ValueError, match="no such layer"):
+        run(Faulty(9), tmp_path)
+
+
+def test_the_number_of_evaluators_must_be_positive(tmp_path: Path) -> None:
+    with pytest.raises(RaysenseError, match="evaluators: 0"):
+        run(Chain(1), tmp_path, count=0)
+
+
+def test_room_counts_what_fits_on_living_nodes() -> None:
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}},
+        {"Alive": True, "Resources": {"CPU": 3.0, "GPU": 4.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+        {"Alive": True, "Resources": {"CPU": 64.0}},
+    ]
+    assert room(nodes, 1, 1) == 2 + 3
+    assert room(nodes, 0, 0.5) == 4 + 8
+    assert room(nodes, 4, 0) == 2 + 0 + 16

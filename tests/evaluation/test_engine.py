@@ -1,0 +1,138 @@
+"""The resident evaluator on the bundled pipeline: a real text-to-image pipeline, real images."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from raysense.evaluation.engine import Evaluator
+from raysense.evaluation.records import Task
+from raysense.pipelines.prompts import Prompt
+from raysense.pipelines.sample import call_pipeline
+from raysense.pruning.allocation import Allocation
+from raysense.study import Study, load
+
+SMALL = [
+    "rungs.probe={prompts: 4, timesteps: 2}",
+    "rungs.preview.prompts=8",
+    "rungs.score.prompts=12",
+    "rungs.validation.prompts=8",
+    "sampling.steps=4",
+]
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return load(overrides=SMALL)
+
+
+@pytest.fixture(scope="module")
+def evaluator(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
+    return Evaluator(study, str(tmp_path_factory.mktemp("run")))
+
+
+def uniform(evaluator: Evaluator, sparsity: float, component: str = "unet") -> Allocation:
+    grid = evaluator.grid
+    addresses = [a for a in grid.addresses if a.startswith(component)]
+    return Allocation({a: grid.level_for(a, sparsity) for a in addresses})
+
+
+def test_dense_against_itself(evaluator: Evaluator, study: Study) -> None:
+    evaluation = evaluator.evaluate(Task(Allocation(), "score"))
+    measures = evaluation.measures
+    for name in ("clip_score_drop", "frechet_rise", "kid_rise"):
+        assert measures[name].value == pytest.approx(0.0, abs=1e-9)
+    assert measures["closeness"].value == pytest.approx(1.0)
+    assert measures["clip_score"].n == 12
+    assert "scorer" in measures["clip_score"].extractor or "open_clip" in measures["clip_score"].extractor
+    assert evaluation.zeros == evaluator.inventory.zeros_before
+    assert len(evaluation.samples) == 12
+    again = evaluator.evaluate(Task(Allocation(), "score"))
+    assert again.cost == 0  # everything about the dense pipeline is remembered
+
+
+def test_cost_is_counted_sample_forwards(evaluator: Evaluator, study: Study) -> None:
+    evaluator.evaluate(Task(Allocation(), "score"))
+    evaluation = evaluator.evaluate(Task(uniform(evaluator, 0.3), "score"))
+    assert evaluation.cost == 12 * study.sampling.steps * 2
+    assert evaluation.images == 12
+
+
+def test_zeros_are_counted_and_equal_the_arithmetic(evaluator: Evaluator) -> None:
+    for sparsity in (0.1, 0.5, 0.9):
+        allocation = uniform(evaluator, sparsity)
+        evaluation = evaluator.evaluate(Task(allocation, "probe"))
+        assert evaluation.zeros == evaluator.grid.zeros(allocation)
+        assert evaluation.images == 0
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder"])
+def test_the_probe_sees_every_component_and_grows(evaluator: Evaluator, component: str) -> None:
+    dense = evaluator.evaluate(Task(Allocation(), "probe")).measures["probe_error"]
+    assert dense.value == pytest.approx(0.0, abs=1e-9)
+    errors = [
+        evaluator.evaluate(Task(uniform(evaluator, s, component), "probe")).measures["probe_error"].value
+        for s in (0.3, 0.6, 0.9)
+    ]
+    assert 0 < errors[0] < errors[1] < errors[2]
+
+
+def test_the_order_of_tasks_does_not_matter(evaluator: Evaluator) -> None:
+    task = Task(uniform(evaluator, 0.5), "preview")
+    first = evaluator.evaluate(task).measures
+    evaluator.evaluate(Task(uniform(evaluator, 0.9, "text_encoder"), "probe"))
+    evaluator.evaluate(Task(uniform(evaluator, 0.2), "probe"))
+    second = evaluator.evaluate(task).measures
+    assert first == second
+
+
+def test_heavy_pruning_is_visible_in_every_image_metric(evaluator: Evaluator) -> None:
+    measures = evaluator.evaluate(Task(uniform(evaluator, 0.95), "score")).measures
+    assert measures["closeness"].value < 0.9
+    assert measures["frechet_rise"].value > 0
+    assert measures["kid_rise"].value > 0
+
+
+def test_noise_depends_on_prompt_and_seed_alone(evaluator: Evaluator, study: Study) -> None:
+    evaluator.masker.restore()
+    prompts = [Prompt("a", "a big cat on a red background"), Prompt("b", "a small dog on a blue background")]
+    prompts += [Prompt("c", "a big key on a white background")]
+    with torch.inference_mode():
+        together = call_pipeline(evaluator.pipeline, prompts, [1, 1, 1], study.sampling)
+        alone = [call_pipeline(evaluator.pipeline, [p], [1], study.sampling) for p in prompts]
+        backwards = call_pipeline(evaluator.pipeline, prompts[::-1], [1, 1, 1], study.sampling)
+        other = call_pipeline(evaluator.pipeline, prompts[:1], [2], study.sampling)
+    # Matrix products are summed in another order for another batch size; nothing else may differ.
+    assert torch.allclose(together, torch.cat(alone), atol=2e-3)
+    assert torch.allclose(together, backwards.flip(0), atol=2e-3)
+    assert (together[0] - other[0]).abs().mean() > 0.01
+
+
+def test_another_evaluator_agrees(evaluator: Evaluator, study: Study, tmp_path: Path) -> None:
+    task = Task(uniform(evaluator, 0.6), "preview")
+    mine, theirs = evaluator.evaluate(task), Evaluator(study, str(tmp_path)).evaluate(task)
+    for name, measure in mine.measures.items():
+        assert math.isclose(measure.value, theirs.measures[name].value, rel_tol=1e-3, abs_tol=1e-4), name
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(
+    evaluator: Evaluator, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raysense.evaluation import engine
+
+    small = Evaluator(study, str(tmp_path))
+    small.evaluate(Task(Allocation(), "preview"))
+    real = engine.call_pipeline
+
+    def narrow(pipeline: object, prompts: list[Prompt], *rest: object) -> torch.Tensor:
+        if len(prompts) > 5:
+            raise torch.OutOfMemoryError("too many")
+        return real(pipeline, prompts, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine, "call_pipeline", narrow)
+    evaluation = small.evaluate(Task(uniform(small, 0.5), "preview"))
+    assert "out of memory: batch 32 -> 16" in evaluation.notes
+    assert evaluation.images == 8

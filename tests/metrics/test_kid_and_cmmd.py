@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch_fidelity
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch_fidelity.metric_kid import kid_features_to_metric
+
+from raysense.errors import RaysenseError
+from raysense.metrics import cmmd, kid, mmd
+from raysense.metrics.features import EfficientNetLite0Features
+from raysense.metrics.statistics import jackknife
+
+from .conftest import paint
+from .test_frechet import Images
+
+
+def sample(n: int, seed: int, scale: float = 1.0, shift: float = 0.0, d: int = 16) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, generator=generator, dtype=torch.float64) * scale + shift
+
+
+def unit(x: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(x, dim=1)
+
+
+def test_kid_equals_torch_fidelity_with_one_full_subset() -> None:
+    a, b = sample(50, 0), sample(50, 1, 1.2, 0.1)
+    theirs = kid_features_to_metric(a, b, kid_subset_size=50, kid_subsets=1, verbose=False)
+    assert kid.kid(a, b) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-5)
+
+
+def test_kid_equals_torch_fidelity_from_the_images_on() -> None:
+    extractor = EfficientNetLite0Features(size=32)
+    a, b = paint(40, seed=1), paint(40, seed=2) * 0.8
+    theirs = torch_fidelity.calculate_metrics(
+        input1=Images(a),
+        input2=Images(b),
+        kid=True,
+        kid_subset_size=40,
+        kid_subsets=1,
+        feature_extractor=extractor.name,
+        cuda=False,
+        verbose=False,
+        save_cpu_ram=True,
+        cache=False,
+    )
+    ours = kid.kid(extractor.images(a), extractor.images(b))
+    assert ours == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-5)
+
+
+def test_kid_by_subsets_is_torch_fidelity_own() -> None:
+    a, b = sample(60, 2), sample(70, 3, 1.2)
+    theirs = kid_features_to_metric(a, b, kid_subset_size=30, kid_subsets=9, rng_seed=5, verbose=False)
+    found = kid.kid_by_subsets(a, b, subset_size=30, subsets=9, seed=5)
+    assert found == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-12)
+    with pytest.raises(RaysenseError, match="subset_size"):
+        kid.kid_by_subsets(a, b, subset_size=61)
+
+
+def test_kid_is_unbiased() -> None:
+    values = [kid.kid(sample(12, 2 * seed), sample(20, 2 * seed + 1)) for seed in range(1000)]
+    mean, error = torch.tensor(values).mean(), torch.tensor(values).std() / 1000**0.5
+    assert abs(float(mean)) < 3.5 * float(error)
+
+
+def test_cmmd_is_the_formula() -> None:
+    a, b = unit(sample(7, 4)), unit(sample(9, 5, shift=0.5))
+
+    def mean_kernel(x: Tensor, y: Tensor) -> float:
+        total = sum(math.exp(-float((p - q).square().sum()) / 200) for p in x for q in y)
+        return total / (len(x) * len(y))
+
+    expected = 1000 * (mean_kernel(a, a) + mean_kernel(b, b) - 2 * mean_kernel(a, b))
+    assert cmmd.cmmd(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+@given(st.integers(2, 30), st.integers(2, 30), st.integers(0, 10**6))
+@settings(max_examples=25, deadline=None)
+def test_cmmd_is_a_distance(n: int, m: int, seed: int) -> None:
+    a, b = unit(sample(n, seed)), unit(sample(m, seed + 1, shift=0.3))
+    assert cmmd.cmmd(a, b) == pytest.approx(cmmd.cmmd(b, a), abs=1e-9)
+    assert cmmd.cmmd(a, b) >= -1e-9
+    assert cmmd.cmmd(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_rows_at_a_time_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = sample(50, 6), sample(40, 7)
+    whole = kid.kid(a, b)
+    monkeypatch.setattr(mmd, "ROWS", 7)
+    assert kid.kid(a, b) == pytest.approx(whole, rel=1e-12)
+
+
+@pytest.mark.parametrize(("rise", "value"), [(kid.kid_rise, kid.kid), (cmmd.cmmd_rise, cmmd.cmmd)])
+def test_intervals_agree_with_leaving_out(rise: object, value: object) -> None:
+    dense, reference = sample(96, 8), sample(200, 9)
+    pruned = dense * 1.2 + 0.2 * sample(96, 10) + 0.5
+    if value is cmmd.cmmd:
+        dense, pruned, reference = unit(dense), unit(pruned), unit(reference)
+    prompts = [index // 3 for index in range(96)]
+    quick = rise(pruned, dense, reference, prompts)  # type: ignore[operator]
+    slow = jackknife(
+        lambda kept: value(pruned[kept], reference) - value(dense[kept], reference),  # type: ignore[operator]
+        prompts,
+    )
+    assert quick.value == pytest.approx(slow.value, rel=1e-9)
+    assert quick.high - quick.low == pytest.approx(slow.high - slow.low, rel=0.1)
+    assert quick.low > 0
+
+
+@pytest.mark.parametrize("interval", [kid.kid_interval, cmmd.cmmd_interval])
+def test_intervals_hold_their_value(interval: object) -> None:
+    found = interval(unit(sample(40, 11)), unit(sample(40, 12, shift=0.4)))  # type: ignore[operator]
+    assert found.low < found.value < found.high
+    assert found.n == 40
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "words"),
+    [
+        (torch.zeros(4, 3), torch.zeros(4, 2), "one extractor"),
+        (torch.zeros(1, 3), torch.zeros(4, 3), "2 images a side"),
+        (torch.full((4, 3), torch.inf), torch.zeros(4, 3), "NaN or infinity"),
+    ],
+)
+def test_errors_say_what_and_why(a: Tensor, b: Tensor, words: str) -> None:
+    with pytest.raises(RaysenseError, match=words):
+        kid.kid(a, b)

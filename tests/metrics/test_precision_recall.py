@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from raysense.errors import RaysenseError
+from raysense.metrics.precision_recall import precision_recall, precision_recall_drop
+
+
+def sample(n: int, seed: int, scale: float = 1.0) -> Tensor:
+    return torch.randn(n, 4, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def test_is_the_definition() -> None:
+    images, reference = sample(30, 0, 0.8), sample(40, 1)
+
+    def share_inside(points: Tensor, manifold: Tensor) -> float:
+        inside = 0
+        for point in points:
+            inside += any(
+                float((point - centre).norm()) <= float((manifold - centre).norm(dim=1).sort().values[3])
+                for centre in manifold
+            )
+        return inside / len(points)
+
+    found = precision_recall(images, reference)
+    assert found.precision == pytest.approx(share_inside(images, reference))
+    assert found.recall == pytest.approx(share_inside(reference, images))
+
+
+def test_narrow_images_are_precise_and_cover_little() -> None:
+    found = precision_recall(sample(200, 2, 0.2), sample(200, 3))
+    assert found.precision > 0.95
+    assert found.recall < 0.3
+
+
+def test_a_narrower_set_drops_in_recall() -> None:
+    dense, reference = sample(96, 4), sample(150, 5)
+    precision, recall = precision_recall_drop(dense, dense * 0.3, reference, groups=12)
+    assert recall.low > 0.3
+    assert precision.high < 0
+    assert recall.n == 96
+
+
+def test_too_few_images_for_the_neighbours() -> None:
+    with pytest.raises(RaysenseError, match="3 neighbours"):
+        precision_recall(sample(3, 6), sample(20, 7))
+    with pytest.raises(RaysenseError, match="one extractor"):
+        precision_recall(sample(9, 6), sample(20, 7)[:, :2])
+    with pytest.raises(RaysenseError, match="pair up"):
+        precision_recall_drop(sample(9, 6), sample(8, 6), sample(20, 7))

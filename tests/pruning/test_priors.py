@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from raysense.errors import RaysenseError
+from raysense.pruning import priors
+from raysense.pruning.allocation import LevelGrid
+from raysense.pruning.layers import take_inventory, weight_of
+from raysense.pruning.masks import Masker
+from raysense.pruning.statistics import calibrate
+
+CLOSED_FORMS = {
+    "uniform": lambda inventory, grid, zeros, modules: priors.uniform(inventory, grid, zeros),
+    "erk": lambda inventory, grid, zeros, modules: priors.erk(inventory, grid, zeros),
+    "global_magnitude": priors.global_magnitude,
+    "lamp": priors.lamp,
+    "owl": lambda inventory, grid, zeros, modules: priors.owl(
+        inventory, grid, zeros, {a: (i % 5) / 10 for i, (a, _) in enumerate(inventory.sizes)}
+    ),
+}
+
+
+def network(*sizes: tuple[int, int], scale: tuple[float, ...] = ()) -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    layers = [nn.Linear(i, o, bias=False) for i, o in sizes]
+    for layer, factor in zip(layers, scale, strict=False):
+        nn.init.normal_(layer.weight, std=factor)
+    return {"unet": nn.Sequential(*layers)}
+
+
+def setting(modules, cap: float = 1.0):
+    inventory = take_inventory(modules, select=list(modules))
+    return inventory, LevelGrid(inventory.sizes, cap)
+
+
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.floats(0, 1), cap=st.floats(0.3, 1.0))
+def test_requested_is_counted_within_one_base_step(components, name: str, share: float, cap: float):
+    inventory = take_inventory(components, select=["unet", "text_encoder"])
+    grid = LevelGrid(inventory.sizes, cap)
+    zeros = round(share * grid.max_zeros)
+    allocation = CLOSED_FORMS[name](inventory, grid, zeros, components)
+    masker = Masker(components, inventory, grid)
+    masker.apply(allocation)
+    assert 0 <= zeros - masker.count_zeros() < grid.base
+    for address, n in inventory.sizes:
+        assert grid.removed(address, allocation[grid.host(address)]) <= cap * n + 1e-6
+    masker.restore()
+
+
+def test_uniform_is_one_ratio():
+    inventory, grid = setting(network((100, 100), (150, 100), (100, 90)))
+    allocation = priors.uniform(inventory, grid, round(0.37 * inventory.n_selected))
+    for address, n in inventory.sizes:
+        assert abs(grid.zeros_at(address, allocation[address]) - 0.37 * n) <= grid.step(address)
+
+
+def test_one_ratio_for_each_component(components):
+    inventory = take_inventory(components, select=["unet", "text_encoder"])
+    grid = LevelGrid(inventory.sizes, 0.9)
+    allocation = priors.uniform_per_component(inventory, grid, {"text_encoder": 0.5})
+    assert set(allocation) == {"text_encoder:layers.0", "text_encoder:layers.1"}
+    assert abs(grid.zeros(allocation) - 1024) < grid.step("text_encoder:layers.0")
+    original = priors.original_recipe(inventory, grid, {"unet": 0.3, "text_encoder": 0.4})
+    linear = {layer.address for layer in inventory.layers if layer.kind == "linear"}
+    assert set(original) == linear
+    assert grid.zeros(original) == pytest.approx(0.3 * 512 + 0.4 * 2048, abs=8)
+    with pytest.raises(RaysenseError, match=r"ratios: 'vae' has no such selected layers.*unet, text_encoder"):
+        priors.uniform_per_component(inventory, grid, {"vae": 0.5})
+    with pytest.raises(RaysenseError, match=r"ratios: unet: 0\.95 is not between 0 and the cap, 0\.9"):
+        priors.uniform_per_component(inventory, grid, {"unet": 0.95})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_global_magnitude_as_by_sorting_everything(dtype: torch.dtype):
+    modules = network((64, 64), (64, 96), (80, 70), scale=(0.1, 0.03, 0.5))
+    modules["unet"].to(dtype)
+    inventory, grid = setting(modules)
+    zeros = round(0.5 * inventory.n_selected)
+    allocation = priors.global_magnitude(inventory, grid, zeros, modules)
+    weights = {layer.address: weight_of(modules, layer).detach().float().abs() for layer in inventory.layers}
+    threshold = torch.cat([w.flatten() for w in weights.values()]).sort().values[zeros]
+    for address, weight in weights.items():
+        # Within a bfloat16 bucket of the threshold (1/128), and a level.
+        low, high = ((weight < threshold * f).sum().item() for f in (1 - 1 / 64, 1 + 1 / 64))
+        step = 2 * grid.step(address)
+        assert low - step <= grid.zeros_at(address, allocation[address]) <= high + step
+
+
+def test_lamp_scores_as_in_numpy():
+    weight = torch.randn(7, 9).half()
+    squares = weight.double().numpy() ** 2
+    expected = [[w / squares[squares >= w].sum() for w in row] for row in squares]
+    np.testing.assert_allclose(priors.lamp_scores(weight), expected, rtol=2e-3)
+    assert torch.isfinite(priors.lamp_scores(torch.zeros(3, 3))).all()
+    assert priors.lamp_scores(weight).argmax() == weight.abs().argmax()
+
+
+def test_lamp_does_not_depend_on_the_scale_of_a_layer():
+    plain, scaled = (network((64, 64), (64, 64)) for _ in range(2))
+    with torch.no_grad():
+        scaled["unet"][0].weight *= 64
+    inventory, grid = setting(plain)
+    zeros = inventory.n_selected // 2
+    assert priors.lamp(inventory, grid, zeros, plain) == priors.lamp(inventory, grid, zeros, scaled)
+    assert priors.global_magnitude(inventory, grid, zeros, scaled)["unet:0"] < 20
+
+
+def test_erk_densities_follow_its_formula():
+    inventory, grid = setting(network((64, 64), (128, 96), (96, 128)))
+    zeros = round(0.8 * inventory.n_selected)
+    allocation = priors.erk(inventory, grid, zeros)
+    density = {a: 1 - grid.zeros_at(a, allocation[a]) / n for a, n in inventory.sizes}
+    assert density["unet:1"] == pytest.approx(density["unet:2"], abs=0.02)
+    raw = {layer.address: sum(layer.shape) / layer.n for layer in inventory.layers}
+    expected = min(raw["unet:0"] / raw["unet:1"] * density["unet:1"], 1.0)
+    assert density["unet:0"] == pytest.approx(expected, abs=0.02)
+
+
+def test_owl_is_centred_by_weight_count_and_stays_within_its_spread():
+    inventory, grid = setting(network((64, 64), (256, 256), (128, 128)))
+    outliers = {"unet:0": 0.09, "unet:1": 0.01, "unet:2": 0.05}
+    allocation = priors.owl(inventory, grid, round(0.6 * inventory.n_selected), outliers, spread=0.1)
+    sparsity = {a: grid.zeros_at(a, allocation[a]) / n for a, n in inventory.sizes}
+    assert sparsity["unet:0"] < sparsity["unet:2"] < sparsity["unet:1"]
+    assert sparsity["unet:1"] - sparsity["unet:0"] == pytest.approx(0.2, abs=0.04)
+    total = sum(sparsity[a] * n for a, n in inventory.sizes)
+    assert total == pytest.approx(0.6 * inventory.n_selected, abs=grid.base)
+    with pytest.raises(RaysenseError, match="owl: no outlier ratio for unet:1 and 1 more"):
+        priors.owl(inventory, grid, 100, {"unet:0": 0.1})
+
+
+def test_outliers_are_counted():
+    modules = network((20, 10))
+    with torch.no_grad():
+        modules["unet"][0].weight.fill_(0.01)
+        modules["unet"][0].weight[:, 3] = 10.0
+    inventory, _ = setting(modules)
+    run = lambda: modules["unet"](torch.ones(4, 20))  # noqa: E731
+    statistics = calibrate(modules, inventory, frozenset({"inputs"}), run)
+    assert priors.outlier_ratios(inventory, modules, statistics) == {"unet:0": pytest.approx(0.05)}
+
+
+def test_more_than_the_caps_allow_is_refused():
+    inventory, grid = setting(network((100, 100)), cap=0.5)
+    with pytest.raises(RaysenseError, match=r"zeros: 6,000 cannot be removed; with cap 0\.5"):
+        priors.uniform(inventory, grid, 6_000)

@@ -1,0 +1,21 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from raysense.errors import RaysenseError
+from raysense.report.pictures import LABEL_HEIGHT, paint_comparison, picture
+
+
+def test_rows_keep_their_pixels() -> None:
+    red = torch.zeros(2, 3, 48, 48)
+    red[:, 0] = 1
+    shown = picture([red, 1 - red], ["a", "b"])
+    assert shown.size == (192, 2 * (96 + LABEL_HEIGHT))
+    assert shown.getpixel((10, LABEL_HEIGHT + 10)) == (255, 0, 0)
+    assert shown.getpixel((10, 96 + 2 * LABEL_HEIGHT + 10)) == (0, 255, 255)
+
+
+def test_no_study(tmp_path: Path) -> None:
+    with pytest.raises(RaysenseError, match="holds no finished study"):
+        paint_comparison(tmp_path, tmp_path / "x.png")

@@ -1,0 +1,98 @@
+from collections.abc import Sequence
+
+from raysense.errors import RaysenseError
+from raysense.evaluation.records import Evaluation, Question, Task
+from raysense.pruning.allocation import Allocation
+from raysense.search.inquiry import Inquiry, OutOfBudget, Plan, Story
+
+
+def question(name: str, stage: str = "search") -> Question:
+    return Question(name, stage, (Task(Allocation(), "score"),))
+
+
+def answer(value: int, cost: int = 1) -> list[Evaluation]:
+    return [Evaluation(str(value), "", "", "", "score", 0, {}, value, 0, cost, 0.0)]
+
+
+def counting(name: str, times: int) -> Inquiry:
+    total = 0
+    try:
+        for number in range(times):
+            (evaluation,) = yield question(f"{name}{number}")
+            total += evaluation.zeros
+    except OutOfBudget:
+        pass
+    return total
+
+
+def run(story: Story[int], width: int = 3) -> list[str]:
+    asked: list[str] = []
+    outstanding: list[Question] = []
+    while not story.done or outstanding:
+        while len(outstanding) < width and (following := story.ask()) is not None:
+            asked.append(following.name)
+            outstanding.append(following)
+        if not outstanding:
+            break
+        story.tell(outstanding.pop(0), answer(1))
+    return asked
+
+
+def two_stages(story: Story[int]) -> Plan[int]:
+    first: Sequence[int] = yield [counting("a", 2), counting("b", 1)]
+    second: Sequence[int] = yield [counting("c", sum(first))]
+    return second[0]
+
+
+def test_inquiries_of_a_stage_go_on_side_by_side_and_stages_in_order() -> None:
+    story = Story(two_stages, lambda q: 1)
+    assert run(story) == ["a0", "b0", "a1", "c0", "c1", "c2"]
+    assert story.done
+    assert story.outcome == 3
+    assert story.spent == 6
+
+
+def test_a_stage_without_inquiries_is_passed() -> None:
+    def plan(story: Story[int]) -> Plan[int]:
+        nothing = yield []
+        assert nothing == []
+        return 7
+
+    story = Story(plan, lambda q: 1)
+    assert story.done
+    assert story.outcome == 7
+
+
+def test_budget_is_hard_and_leaves_the_best_so_far() -> None:
+    story = Story(two_stages, lambda q: 1, max_cost=2)
+    assert len(run(story)) == 2
+    assert story.done
+    assert story.spent <= 2
+    assert story.outcome == 0
+
+
+def test_reserve_is_kept_for_validation() -> None:
+    def plan(story: Story[int]) -> Plan[int]:
+        yield [counting("a", 10)]
+
+        def validate() -> Inquiry:
+            yield question("v", "validation")
+            return 1
+
+        found = yield [validate()]
+        return found[0]
+
+    story = Story(plan, lambda q: 1, max_cost=4, reserve=1)
+    assert run(story) == ["a0", "a1", "a2", "v"]
+    assert story.outcome == 1
+
+
+def test_an_error_ends_the_story() -> None:
+    def plan(story: Story[int]) -> Plan[int]:
+        yield [counting("a", 1)]
+        raise RaysenseError("impossible")
+
+    story = Story(plan, lambda q: 1)
+    run(story)
+    assert story.done
+    assert str(story.error) == "impossible"

@@ -1,0 +1,159 @@
+"""The plan on a made-up pipeline whose damage is known: additive in the layers, very unequal sensitivities."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from raysense.cluster import run_in_process
+from raysense.evaluation.records import Evaluation, Measure, Task
+from raysense.pruning.allocation import Allocation, LevelGrid
+from raysense.pruning.layers import Inventory, take_inventory
+from raysense.search.families import closed_forms
+from raysense.search.inquiry import Story
+from raysense.search.plan import Findings, make_story
+from raysense.store.store import Store
+from raysense.study import Study, parse
+
+LAYERS = 12
+SIGNATURE = "made-up"
+
+
+class Landscape:
+    """Damage of a layer: its sensitivity times (s / (1 - s))²; the drop of the score is the sum."""
+
+    def __init__(self, inventory: Inventory, grid: LevelGrid, noise: float = 0.002) -> None:
+        self.inventory, self.grid, self.noise = inventory, grid, noise
+        self.tasks: list[Task] = []
+
+    def damage(self, allocation: Allocation) -> float:
+        total = 0.0
+        for number, layer in enumerate(self.inventory.layers):
+            sparsity = self.grid.zeros_at(layer.address, allocation[layer.address]) / layer.n
+            total += 10 ** (-3 * number / LAYERS) * (sparsity / (1 - sparsity)) ** 2
+        return total
+
+    def evaluate(self, task: Task) -> Evaluation:
+        self.tasks.append(task)
+        damage = self.damage(task.allocation)
+        images = {"probe": 0, "preview": 8, "score": 16, "validation": 32}[task.rung]
+        near = Measure(damage, damage - self.noise, damage + self.noise, 16, "made-up")
+        return Evaluation(
+            key=task.key(SIGNATURE),
+            question="",
+            stage="",
+            allocation=task.allocation.key,
+            rung=task.rung,
+            draw=task.draw,
+            measures={"probe_error": near} if task.rung == "probe" else {"clip_score_drop": near},
+            zeros=self.grid.zeros(task.allocation),
+            images=images,
+            cost=max(images, 1) * 10,
+            seconds=0.0,
+        )
+
+
+def made_up(**search: object) -> tuple[Study, Inventory, LevelGrid, Story[Findings]]:
+    study = parse(
+        {
+            "name": "made-up",
+            "prune": {"components": ["unet"]},
+            "constraints": {"clip_score": {"max_drop": 0.2}},
+            "rungs": {
+                "preview": {"prompts": 8},
+                "score": {"prompts": 16},
+                "validation": {"prompts": 32},
+            },
+            "search": {"strategies": ["uniform", "solver"], "bisections": 7, **search},
+        }
+    )
+    modules = {"unet": nn.Sequential(*(nn.Linear(32, 32 + 8 * (i % 3)) for i in range(LAYERS)))}
+    inventory = take_inventory(modules, select=["unet"])
+    grid = LevelGrid(inventory.sizes, study.prune.cap)
+    families = closed_forms(inventory, grid, modules)
+    return study, inventory, grid, make_story(study, inventory, grid, families)
+
+
+def run(folder: Path, lookahead: int = 4, **search: object) -> tuple[Findings, Landscape]:
+    study, inventory, grid, story = made_up(**search)
+    landscape = Landscape(inventory, grid)
+    store = Store.open(str(folder), create=True)
+    store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
+    run_in_process(story, landscape, store, signature=SIGNATURE, lookahead=lookahead)
+    assert story.error is None
+    assert story.outcome is not None
+    return story.outcome, landscape
+
+
+def test_the_winner_is_inside_the_budget_and_far_sparser_than_uniform(tmp_path: Path) -> None:
+    findings, landscape = run(tmp_path)
+    assert findings.winner is not None
+    assert findings.uniform is not None
+    assert findings.winner.strategy == "solver"
+    assert landscape.damage(findings.winner.allocation) <= 0.2
+    assert findings.winner.zeros > 1.15 * findings.uniform.zeros
+    assert findings.winner.evaluation.rung == "validation"
+
+
+def test_a_curve_stops_where_nothing_is_left(tmp_path: Path) -> None:
+    findings, landscape = run(tmp_path)
+    # The most sensitive layer reaches damage 1 at half its weights; its curve must not go on to the cap.
+    worst, *_, best = findings.curves
+    assert max(worst.sparsity) < 0.8
+    assert max(best.sparsity) > 0.9
+    probes = [t for t in landscape.tasks if t.rung == "probe"]
+    assert len(probes) < LAYERS * 8
+
+
+def test_resumed_in_the_middle_gives_the_same_answer(tmp_path: Path) -> None:
+    whole, everything = run(tmp_path / "whole")
+    study, inventory, grid, _ = made_up()
+    half = Store.open(str(tmp_path / "half"), create=True)
+    half.begin(study.model_dump(mode="json"), signature=SIGNATURE)
+    for task in everything.tasks[:60]:
+        half.put(Landscape(inventory, grid).evaluate(task), task.allocation)
+    again, rest = run(tmp_path / "half")
+    assert again.winner is not None
+    assert whole.winner is not None
+    assert again.winner.allocation == whole.winner.allocation
+    keys = {t.key(SIGNATURE) for t in everything.tasks}
+    assert len(rest.tasks) == len(keys) - len({t.key(SIGNATURE) for t in everything.tasks[:60]})
+
+
+def test_each_evaluation_is_made_once(tmp_path: Path) -> None:
+    _, landscape = run(tmp_path)
+    keys = [task.key(SIGNATURE) for task in landscape.tasks]
+    assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize("granularity", ["component", "block"])
+def test_coarser_groups(tmp_path: Path, granularity: str) -> None:
+    findings, _ = run(tmp_path, granularity=granularity)
+    assert findings.winner is not None
+
+
+def test_impossible_bound_is_refused_with_the_dense_value(tmp_path: Path) -> None:
+    study, inventory, grid, story = made_up()
+    landscape = Landscape(inventory, grid, noise=0.5)
+    store = Store.open(str(tmp_path), create=True)
+    store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
+    run_in_process(story, landscape, store, signature=SIGNATURE, lookahead=4)
+    assert story.error is not None
+    assert "`constraints.clip_score.max_drop` is 0.2, but the dense pipeline itself has" in str(story.error)
+    assert all(not task.allocation for task in landscape.tasks)
+
+
+def test_budget_is_never_exceeded(tmp_path: Path) -> None:
+    study, inventory, grid, _ = made_up()
+    budget = 60_000
+    limited = study.model_copy(update={"budget": study.budget.model_copy(update={"max_cost": budget})})
+    story = make_story(limited, inventory, grid, closed_forms(inventory, grid, {}))
+    store = Store.open(str(tmp_path), create=True)
+    store.begin(limited.model_dump(mode="json"), signature=SIGNATURE)
+    run_in_process(story, Landscape(inventory, grid), store, signature=SIGNATURE, lookahead=4)
+    assert story.done
+    assert story.spent <= budget
+    assert math.isfinite(story.spent)

@@ -1,0 +1,110 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raysense.errors import RaysenseError
+from raysense.study import Study, load, parse
+
+MINIMAL = {"name": "s", "constraints": {"clip_score": {"max_drop": 0.01}}}
+
+
+def test_quickstart_is_valid() -> None:
+    assert load().name == "quickstart"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parents[1].glob("search/*.yaml")), ids=lambda p: p.name
+)
+def test_ready_studies_are_valid(path: Path) -> None:
+    load(path)
+
+
+def test_yaml_round_trip() -> None:
+    study = load()
+    assert parse(yaml.safe_load(study.to_yaml())) == study
+
+
+def test_set_changes_one_value() -> None:
+    study = load(overrides=["rungs.score.prompts=64", "prune.components=[unet]", "budget.max_cost=1000"])
+    assert study.rungs.score.prompts == 64
+    assert study.prune.components == ("unet",)
+    assert study.budget.max_cost == 1000
+
+
+def test_identity_ignores_what_may_be_extended() -> None:
+    study = parse(MINIMAL)
+    more = parse({**MINIMAL, "name": "t", "budget": {"max_cost": 5}, "cluster": {"evaluators": 8}})
+    assert study.identity() == more.identity()
+    assert parse({**MINIMAL, "seed": 1}).identity() != study.identity()
+
+
+def test_bounds_name_field_measure_and_direction() -> None:
+    study = parse(
+        {"name": "s", "constraints": {"clip_score": {"max_drop": 0.01, "min": 0.2}, "kid": {"max_rise": 0.5}}}
+    )
+    found = {(b.field, b.measure, b.is_upper, b.limit) for b in study.constraints.bounds()}
+    assert found == {
+        ("constraints.clip_score.max_drop", "clip_score_drop", True, 0.01),
+        ("constraints.clip_score.min", "clip_score", False, 0.2),
+        ("constraints.kid.max_rise", "kid_rise", True, 0.5),
+    }
+
+
+def test_margin_uses_the_bad_end_of_the_interval() -> None:
+    upper, lower = parse(
+        {"name": "s", "constraints": {"clip_score": {"max_drop": 0.5, "min": 0.5}}}
+    ).constraints.bounds()
+    assert upper.margin(0.1, 0.4) == pytest.approx(0.1)
+    assert lower.margin(0.4, 0.9) == pytest.approx(-0.1)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "constraints.clip_score.max_drop=-0.1",
+            ["`constraints.clip_score.max_drop` must be ≥ 0, but got -0.1"],
+        ),
+        ("rungs.scoer=1", ["`rungs.scoer`", "did you mean `score`"]),
+        ("nonsense=1", ["`nonsense` is not a key of a study", "known here", "pipeline"]),
+        ("prune.cap=2", ["`prune.cap` must be ≤ 1, but got 2"]),
+        ("prune.kinds=[lin]", ["`prune.kinds.0`", "'linear'", 'got "lin"']),
+        ("cluster.evaluators=many", ["`cluster.evaluators`", "'auto'", '"many"']),
+        ("seed=1.5", ["`seed` must be a valid integer", "1.5"]),
+        ("constraints={}", ["`constraints` must name at least one of clip_score"]),
+        ("constraints.clip_score={}", ["`constraints.clip_score` must set one of max_drop, min"]),
+        ("constraints=null", ["`constraints`"]),
+        ("rungs.preview.prompts=5000", ["`rungs` preview must have at most"]),
+        ("name=a/b", ["`name`", "a/b"]),
+        ("novalue", ["`--set novalue` must look like key=value"]),
+        ("name.deeper=1", ["`--set name.deeper`", "not a section"]),
+        ("seed=[", ["`--set seed` must have a YAML value"]),
+    ],
+)
+def test_mistakes_name_field_value_and_remedy(override: str, words: list[str]) -> None:
+    with pytest.raises(RaysenseError) as caught:
+        load(overrides=[override])
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(RaysenseError, match="cannot read the study"):
+        load(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(RaysenseError, match="not valid YAML"):
+        load(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- a")
+    with pytest.raises(RaysenseError, match="must be a mapping"):
+        load(tmp_path / "list.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RaysenseError, match="not valid YAML"):
+        load(tmp_path / "bytes.yaml")
+
+
+def test_a_required_field_is_named() -> None:
+    with pytest.raises(RaysenseError, match="`name` is required"):
+        parse({"constraints": MINIMAL["constraints"]})
+    assert isinstance(parse(MINIMAL), Study)

@@ -1,0 +1,41 @@
+"""Train the bundled models: ``python -m training {autoencoder,scorer,diffusion,export} …``.
+
+Each stage goes on from its last checkpoint; ``--help`` lists the settings. See ``docs/bundled-pipeline.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser.add_argument("stage", choices=("autoencoder", "scorer", "diffusion", "export"))
+    parser.add_argument(
+        "--emoji", type=Path, required=True, help="unpacked npm package emoji-datasource-google"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("training/runs"), help="checkpoints (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, help="training steps (default: the stage's own)")
+    parser.add_argument("--batch", type=int, help="images a step (default: the stage's own)")
+    parser.add_argument("--learning-rate", type=float, help="peak learning rate (default: the stage's own)")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    from . import stages
+
+    stage = getattr(stages, args.stage)
+    chosen = {
+        k: v for k, v in vars(args).items() if k in ("steps", "batch", "learning_rate") and v is not None
+    }
+    stage(emoji=args.emoji / "img/google/64", out=args.out, device=args.device, **chosen)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""The stages of training, in order: autoencoder, scorer (independent), diffusion, export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import open_clip
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from . import models
+from .loop import train
+from .world import Painter, Scene, attributes, objects, scenes
+
+
+def to_tensor(images: NDArray[np.uint8], device: str = "cpu") -> Tensor:
+    """uint8 (n, h, w, 3) to float in [-1, 1], channels-last (n, 3, h, w)."""
+    tensor = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _draw(rng: np.random.Generator, pool: list[Scene], count: int) -> list[Scene]:
+    return [pool[i] for i in rng.choice(len(pool), count, replace=count > len(pool))]
+
+
+def autoencoder(
+    *, emoji: Path, out: Path, device: str, steps: int = 4500, batch: int = 64, learning_rate: float = 2e-3
+) -> None:
+    """L1 + image-gradient loss, a light KL term; latents come out near unit scale by its scaling factor."""
+    painter, pool = Painter(emoji), scenes(held_out=False)
+    vae = models.autoencoder().to(device, memory_format=torch.channels_last)
+    vae.set_attn_processor(AttnProcessor())
+
+    @torch.compile
+    def loss_of(images: Tensor, noise: Tensor) -> Tensor:
+        mean, log_variance = vae.quant_conv(vae.encoder(images)).float().chunk(2, dim=1)
+        log_variance = log_variance.clamp(-30, 20)
+        latent = mean + (0.5 * log_variance).exp() * noise
+        restored = vae.decoder(vae.post_quant_conv(latent)).float()
+        slope_x, slope_y = ((restored.diff(dim=d) - images.diff(dim=d)).abs().mean() for d in (2, 3))
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=(1, 2, 3)).mean()
+        return cast(Tensor, (restored - images).abs().mean() + slope_x + slope_y + 1e-6 * divergence)
+
+    def loss_at(rng: np.random.Generator) -> Tensor:
+        images = to_tensor(painter.batch(_draw(rng, pool, batch), rng), device)
+        return loss_of(images, torch.randn(batch, 4, 8, 8, device=device))
+
+    weights = train(
+        vae,
+        loss_at,
+        steps=steps,
+        learning_rate=learning_rate,
+        checkpoint=out / "autoencoder.pt",
+        device=device,
+    )
+    vae.load_state_dict(weights)
+    vae.eval()
+    rng = np.random.default_rng(1)
+    with torch.inference_mode():
+        images = to_tensor(painter.batch(_draw(rng, pool, 512), rng), device)
+        deviation = float(vae.encode(images).latent_dist.mean.std())
+        error = float((vae(images).sample - images).abs().mean())
+    vae.register_to_config(scaling_factor=1 / deviation)
+    vae.save_pretrained(out / "vae")
+    print(f"autoencoder: latent deviation {deviation:.3f}, mean absolute error {error:.4f} of a range of 2")
+
+
+def _contrast(rng: np.random.Generator, batch: int) -> list[Scene]:
+    """A half shares its attributes, a quarter its object; the rest is random."""
+    names, rest = list(objects()), attributes()
+    same = rest[rng.integers(len(rest))]
+    alike = [Scene(names[i], *same) for i in rng.permutation(len(names))[: batch // 2]]
+    name = names[rng.integers(len(names))]
+    alike += [Scene(name, *rest[i]) for i in rng.permutation(len(rest))[: batch // 4]]
+    chosen = {s for s in alike if not s.held_out}
+    pool = scenes(held_out=False)
+    while len(chosen) < batch:
+        chosen.add(pool[rng.integers(len(pool))])
+    return sorted(chosen)
+
+
+def _roughen(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Slight blur or noise for some images, so that the scorer judges content and not sharpness."""
+    if rng.random() < 0.5:
+        amount = float(rng.uniform(0, 0.6))
+        images = images.lerp(F.avg_pool2d(images, 3, 1, 1, count_include_pad=False), amount)
+    return images + float(rng.uniform(0, 0.12)) * torch.randn_like(images)
+
+
+def scorer(
+    *, emoji: Path, out: Path, device: str, steps: int = 3100, batch: int = 128, learning_rate: float = 1e-3
+) -> None:
+    """CLIP's contrastive loss, through open_clip, on batches with hard negatives of both kinds."""
+    words, folder = models.tokenizer(), out / "scorer"
+    models.write_scorer_config(folder, words)
+    (folder / "open_clip_model.safetensors").unlink(missing_ok=True)
+    clip = open_clip.create_model(f"local-dir:{folder}").to(device)
+    compiled = torch.compile(clip)
+    tokenize, painter = open_clip.get_tokenizer(f"local-dir:{folder}"), Painter(emoji)
+
+    def loss_at(rng: np.random.Generator) -> Tensor:
+        chosen = _contrast(rng, batch)
+        images = _roughen(to_tensor(painter.batch(chosen, rng), device), rng)
+        texts = tokenize([scene.caption for scene in chosen]).to(device)
+        # The fused attention kernel's backward pass is slower than plain matrix products at these sizes.
+        with sdpa_kernel(SDPBackend.MATH):
+            image, text, scale = compiled(images, texts)  # type: ignore[no-untyped-call]
+        logits = (scale.clamp(max=100.0) * image @ text.T).float()
+        labels = torch.arange(len(chosen), device=device)
+        return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+    weights = train(
+        clip,
+        loss_at,
+        steps=steps,
+        learning_rate=learning_rate,
+        checkpoint=out / "scorer.pt",
+        weight_decay=0.1,
+        device=device,
+    )
+    torch.save(weights, out / "scorer-average.pt")
+
+
+def _latents(painter: Painter, pool: list[Scene], out: Path, device: str, views: int = 4) -> Tensor:
+    """Every training scene painted ``views`` times and encoded: (len(pool), views, 4, 8, 8), cached on disk."""
+    cache = out / "latents.pt"
+    if cache.exists():
+        return cast(Tensor, torch.load(cache, weights_only=True))
+    vae = AutoencoderKL.from_pretrained(out / "vae").to(device, memory_format=torch.channels_last)
+    rng, chunks = np.random.default_rng(7), []
+    with torch.inference_mode(), torch.autocast(device, dtype=torch.bfloat16):
+        for start in range(0, len(pool), 64):
+            chosen = [scene for scene in pool[start : start + 64] for _ in range(views)]
+            latent = vae.encode(to_tensor(painter.batch(chosen, rng), device)).latent_dist.mean
+            scaled = (latent.float() * vae.config.scaling_factor).half().cpu()
+            chunks.append(scaled.reshape(-1, views, *scaled.shape[1:]))
+    torch.save(torch.cat(chunks), cache)
+    return torch.cat(chunks)
+
+
+def diffusion(
+    *, emoji: Path, out: Path, device: str, steps: int = 8000, batch: int = 64, learning_rate: float = 1.5e-3
+) -> None:
+    """U-Net and text encoder together, from scratch: v-prediction on latents, one caption in ten empty."""
+    pool, words = scenes(held_out=False), models.tokenizer()
+    latents = _latents(Painter(emoji), pool, out, device)
+    tokens = words(
+        [scene.caption for scene in pool] + [""],
+        padding="max_length",
+        max_length=models.MAX_TOKENS,
+        return_tensors="pt",
+    ).input_ids.to(device)
+    unet, text_encoder = models.unet(), models.text_encoder(words)
+    unet.set_attn_processor(AttnProcessor())  # as in the scorer: faster backward
+    both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    both.to(device).to(memory_format=torch.channels_last)
+    signal = models.scheduler().alphas_cumprod.to(device)
+
+    @torch.compile
+    def loss_of(clean: Tensor, noise: Tensor, timestep: Tensor, caption: Tensor) -> Tensor:
+        a = signal[timestep].sqrt()[:, None, None, None]
+        b = (1 - signal[timestep]).sqrt()[:, None, None, None]
+        condition = text_encoder(caption)[0]
+        predicted = unet(a * clean + b * noise, timestep, condition).sample
+        return F.mse_loss(predicted.float(), a * noise - b * clean)
+
+    def loss_at(rng: np.random.Generator) -> Tensor:
+        row = torch.from_numpy(rng.integers(len(pool), size=batch))
+        clean = latents[row, torch.from_numpy(rng.integers(latents.shape[1], size=batch))].float()
+        caption = tokens[torch.from_numpy(np.where(rng.random(batch) < 0.1, len(pool), row))]
+        # One timestep from each of `batch` equal slices: less noise in the loss than independent draws.
+        timestep = torch.from_numpy(
+            ((np.arange(batch) + rng.random(batch)) * (1000 / batch)).astype(np.int64)
+        )
+        clean = clean.to(device).contiguous(memory_format=torch.channels_last)
+        noise = torch.randn_like(clean)
+        return loss_of(clean, noise, timestep.to(device), caption.to(device))
+
+    weights = train(
+        both,
+        loss_at,
+        steps=steps,
+        learning_rate=learning_rate,
+        checkpoint=out / "diffusion.pt",
+        device=device,
+    )
+    torch.save(weights, out / "diffusion-average.pt")
+
+
+def export(*, emoji: Path, out: Path, device: str) -> None:
+    """Assemble the averaged weights of whatever has been trained so far under ``raysense/bundled``, in fp16."""
+    del emoji, device
+    bundle = Path(__file__).parents[1] / "raysense" / "bundled"
+    words = models.tokenizer()
+    both = nn.ModuleDict({"unet": models.unet(), "text_encoder": models.text_encoder(words)})
+    both.load_state_dict(_average(out, "diffusion"))
+    StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(out / "vae"),
+        text_encoder=both["text_encoder"],
+        tokenizer=words,
+        unet=both["unet"],
+        scheduler=models.scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).to(dtype=torch.float16).save_pretrained(bundle / "pipeline")
+    described = bundle / "pipeline" / "vae" / "config.json"
+    config = json.loads(described.read_text())
+    config.pop("_name_or_path", None)  # a path of this machine
+    described.write_text(json.dumps(config, indent=2) + "\n")
+    models.write_scorer_config(bundle / "scorer", words)
+    half = {
+        k: v.half().contiguous() if v.is_floating_point() else v for k, v in _average(out, "scorer").items()
+    }
+    save_file(half, bundle / "scorer" / "open_clip_model.safetensors")
+    (bundle / "scorer" / "open_clip_model.safetensors").chmod(0o644)
+    rng = np.random.default_rng(11)
+    pool = scenes(held_out=True)
+    order = rng.permutation(len(pool))
+    with (bundle / "prompts.jsonl").open("w") as file:
+        for position, index in enumerate(order[:1200]):
+            split = "search" if position < 600 else "validation"
+            row = {"id": f"emoji-{index:04d}", "prompt": pool[index].caption, "split": split}
+            file.write(json.dumps(row) + "\n")
+
+
+def _average(out: Path, stage: str) -> dict[str, Tensor]:
+    """The averaged weights of a finished stage, or of its last checkpoint."""
+    finished = out / f"{stage}-average.pt"
+    if finished.exists():
+        return dict(torch.load(finished, map_location="cpu", weights_only=True))
+    state = torch.load(out / f"{stage}.pt", map_location="cpu", weights_only=True)
+    average = state["average"]
+    return {k.removeprefix("module."): v for k, v in average.items() if k.startswith("module.")}
