@@ -217,6 +217,9 @@ def export(*, emoji: Path, out: Path, device: str) -> None:
     config = json.loads(described.read_text())
     config.pop("_name_or_path", None)  # a path of this machine
     described.write_text(json.dumps(config, indent=2) + "\n")
+    # Plain `from_pretrained` gives transformers' part the type written here and diffusers' parts float32.
+    described = bundle / "pipeline" / "text_encoder" / "config.json"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
     models.write_scorer_config(bundle / "scorer", words)
     half = {
         k: v.half().contiguous() if v.is_floating_point() else v for k, v in _average(out, "scorer").items()
