@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: search test long check setup lock help
+.PHONY: search test long check setup lock bundle help
 
 search: $(READY)  ## run the main job on the default study
 	$(BIN)/python -m raysense.search --resume
@@ -31,6 +31,14 @@ $(READY): requirements.lock pyproject.toml
 lock:  ## pin what is tested, anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-header \
 		--group dev pyproject.toml --output-file requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate \
+		--extra cluster --constraint requirements.lock pyproject.toml --output-file deploy/cluster.lock
+
+bundle: $(READY)  ## dist/cluster: what `ray up` copies to every node, the same wheel for all
+	rm -rf dist/cluster
+	$(BIN)/uv build --quiet --wheel --out-dir dist/cluster
+	rm -f dist/cluster/.gitignore
+	cp -R deploy/cluster.lock search dist/cluster/
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/'

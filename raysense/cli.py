@@ -159,12 +159,10 @@ def _show(args: argparse.Namespace) -> int:
 
 def _check(study: Study) -> list[str]:
     """Errors that need no torch to be seen, raised; doubts, returned."""
-    from raysense.pipelines.prompts import load_prompts
+    from raysense.pipelines.prompts import check_counts
 
-    prompts = load_prompts(study.prompts)
     rungs = study.rungs
-    for rung in ("probe", "preview", "score", "validation"):
-        prompts.of(rung, getattr(rungs, rung).prompts)
+    check_counts(study.prompts, {name: rung.prompts for name, rung in rungs})
     doubts = []
     constraints = study.constraints
     if (constraints.frechet or constraints.kid) and not (constraints.clip_score or constraints.closeness):

@@ -1,8 +1,10 @@
+import socket
 from pathlib import Path
 
 import pytest
 import yaml
 
+from raysense.cli import main
 from raysense.errors import RaysenseError
 from raysense.study import Study, load, parse
 
@@ -13,11 +15,28 @@ def test_quickstart_is_valid() -> None:
     assert load().name == "quickstart"
 
 
-@pytest.mark.parametrize(
-    "path", sorted(Path(__file__).parents[1].glob("search/*.yaml")), ids=lambda p: p.name
-)
-def test_ready_studies_are_valid(path: Path) -> None:
-    load(path)
+READY = sorted(Path(__file__).parents[1].glob("search/*.yaml"))
+
+
+def test_the_ready_studies_are_there() -> None:
+    names = {path.stem for path in READY}
+    assert names >= {"quickstart", "sd2_paper", "sd2_layers", "sdxl", "sd3", "flux"}
+
+
+@pytest.mark.parametrize("path", READY, ids=lambda path: path.name)
+def test_ready_studies_pass_validate_without_a_network(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_network(*args: object) -> None:
+        raise AssertionError("validate must not open a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    assert main(["validate", str(path)]) == 0
+    assert parse(yaml.safe_load(capsys.readouterr().out)) == load(path)
+
+
+def test_the_copy_to_edit_is_the_default_study() -> None:
+    assert load(READY[0].parent / "quickstart.yaml") == load()
 
 
 def test_yaml_round_trip() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raysense.errors import RaysenseError
+from raysense.pipelines import coco
 from raysense.study import BUNDLED
 
 
@@ -35,18 +36,45 @@ class PromptSets:
         Raises:
             RaysenseError: There are fewer.
         """
-        name = "validation" if rung == "validation" else "search"
+        name = _set_of(rung)
         pool: tuple[Prompt, ...] = getattr(self, name)
-        if count > len(pool):
-            raise RaysenseError(
-                f"`rungs.{rung}.prompts` must be ≤ {len(pool)}, the number of {name} prompts in `prompts`, "
-                f"but got {count}"
-            )
+        _check_count(rung, count, len(pool))
         return pool[:count]
 
 
+def check_counts(source: str, wanted: Mapping[str, int]) -> None:
+    """Refuse rungs that want more prompts than `source` has, downloading nothing.
+
+    Args:
+        source: See `load_prompts`.
+        wanted: Rung -> prompts.
+
+    Raises:
+        RaysenseError: There are fewer, or a file cannot be read.
+    """
+    if source == coco.NAME:
+        there = {"search": coco.PER_SET, "validation": coco.PER_SET}
+    else:
+        sets = load_prompts(source)
+        there = {"search": len(sets.search), "validation": len(sets.validation)}
+    for rung, count in wanted.items():
+        _check_count(rung, count, there[_set_of(rung)])
+
+
+def _set_of(rung: str) -> str:
+    return "validation" if rung == "validation" else "search"
+
+
+def _check_count(rung: str, count: int, there: int) -> None:
+    if count > there:
+        raise RaysenseError(
+            f"`rungs.{rung}.prompts` must be ≤ {there}, the number of {_set_of(rung)} prompts in `prompts`, "
+            f"but got {count}"
+        )
+
+
 def load_prompts(source: str) -> PromptSets:
-    """Read prompts from ``bundled`` or a ``.jsonl``, ``.csv`` or ``.parquet`` file.
+    """Read prompts from ``bundled``, ``coco-train2017`` or a ``.jsonl``, ``.csv`` or ``.parquet`` file.
 
     A row has ``prompt`` and, optionally, ``id`` and ``split`` (``search`` or ``validation``). Without splits,
     every second prompt is held out for validation.
@@ -55,7 +83,7 @@ def load_prompts(source: str) -> PromptSets:
         RaysenseError: The file is missing, of another kind, or has no usable rows.
     """
     path = Path(str(files("raysense.bundled") / "prompts.jsonl")) if source == BUNDLED else Path(source)
-    rows = list(_rows(path))
+    rows = list(coco.rows() if source == coco.NAME else _rows(path))
     prompts: dict[str, list[Prompt]] = {"search": [], "validation": []}
     seen: set[str] = set()
     for number, row in enumerate(rows):
@@ -97,4 +125,6 @@ def _rows(path: Path) -> Iterable[Mapping[str, Any]]:
         raise RaysenseError(f"`prompts`: cannot read `{path}`: {error.strerror or error}") from None
     except ValueError as error:
         raise RaysenseError(f"`prompts`: `{path}` is damaged or no {suffix} file: {error}") from None
-    raise RaysenseError(f"`prompts` must be `bundled` or a .jsonl, .csv or .parquet file, but got `{path}`")
+    raise RaysenseError(
+        f"`prompts` must be `bundled`, `{coco.NAME}` or a .jsonl, .csv or .parquet file, but got `{path}`"
+    )

@@ -40,7 +40,7 @@ def test_files(tmp_path: Path, kind: str) -> None:
 def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(RaysenseError, match="cannot read"):
         load_prompts(str(tmp_path / "none.jsonl"))
-    with pytest.raises(RaysenseError, match=r"must be `bundled` or a \.jsonl"):
+    with pytest.raises(RaysenseError, match=r"must be `bundled`, `coco-train2017` or a \.jsonl"):
         load_prompts("prompts.txt")
     path = tmp_path / "p.jsonl"
     path.write_text("{")
