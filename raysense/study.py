@@ -44,7 +44,7 @@ class Sampling(_Strict):
     """How images are made."""
 
     steps: int = Field(12, ge=1)
-    guidance: float = Field(4.0, ge=1)
+    guidance: float = Field(2.0, ge=1)
     batch: int = Field(32, ge=1)
     height: int | None = Field(None, ge=8)
     width: int | None = Field(None, ge=8)

@@ -1,4 +1,4 @@
-"""Train the bundled models: ``python -m training {autoencoder,scorer,diffusion,export} …``.
+"""Train the bundled models: ``python -m training {autoencoder,decoder,scorer,diffusion,export,unpack} …``.
 
 Each stage goes on from its last checkpoint; ``--help`` lists the settings. See ``docs/bundled-pipeline.md``.
 """
@@ -13,7 +13,9 @@ import torch
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    parser.add_argument("stage", choices=("autoencoder", "scorer", "diffusion", "export"))
+    parser.add_argument(
+        "stage", choices=("autoencoder", "decoder", "scorer", "diffusion", "export", "unpack")
+    )
     parser.add_argument(
         "--emoji", type=Path, required=True, help="unpacked npm package emoji-datasource-google"
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .world import RESOLUTION, scenes
@@ -87,6 +88,31 @@ def autoencoder() -> AutoencoderKL:
         norm_num_groups=16,
         sample_size=RESOLUTION,
     )
+
+
+class Critic(nn.Module):
+    """A patch discriminator: (n, 3, 32, 32) -> verdicts (n, 1, 8, 8) and the features of its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 48, 96, 160)
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(i, o, 4 if stride == 2 else 3, stride, 1),
+                nn.GroupNorm(8, o) if i > 3 else nn.Identity(),
+                nn.LeakyReLU(0.2),
+            )
+            for i, o, stride in zip(widths, widths[1:], (1, 2, 2), strict=False)
+        )
+        self.verdict = nn.Conv2d(widths[-1], 1, 3, 1, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Higher verdicts: more like a real image."""
+        features = []
+        for stage in self.stages:
+            images = stage(images)
+            features.append(images)
+        return self.verdict(images), features
 
 
 def unet() -> UNet2DConditionModel:
