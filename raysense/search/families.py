@@ -10,7 +10,8 @@ from raysense.errors import RaysenseError
 from raysense.pruning import priors
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory
-from raysense.search.solver import Curve, solve
+from raysense.search.curves import Curve
+from raysense.search.solver import solve
 
 Family = Callable[[int], Allocation]
 """Wanted zeros in the selected layers -> allocation."""
@@ -53,7 +54,7 @@ def solved(
         most = sum(max(curve.zeros) for curve in fine)
         solution = solve(fine, min(zeros, most), weights)
         wish = {
-            address: solution.sparsity[group] * sizes[address]
+            address: solution.sparsity.get(group, 0.0) * sizes[address]  # unmeasured groups stay dense
             for group, addresses in groups.items()
             for address in addresses
         }

@@ -12,14 +12,21 @@ from raysense.errors import RaysenseError
 from raysense.evaluation.records import Evaluation, Question, StopRule, Task
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory
+from raysense.search.curves import Curve, least_known, removed_energy, sparsity_removing
 from raysense.search.families import SOLVER, Family, solved
 from raysense.search.inquiry import Inquiry, OutOfBudget, Plan, Story
-from raysense.search.solver import Curve
 from raysense.search.verdict import hopeless, is_feasible, margins
 from raysense.study import Bound, ImageRung, Study
 
 HOPELESS_PROBE = 1.0
 """Relative probe error at which a curve ends: the guided prediction is as far off as predicting nothing."""
+
+HARMLESS_PROBE = 3e-5
+"""Relative probe error below which a group is as good as untouched: a hundred such groups are not seen in images."""
+
+DOUBT = 0.4
+"""Standard deviation of log damage below which a curve is known well enough: halving it changed no allocation's
+total damage by more than 2 % on the bundled pipeline, at twice the probes."""
 
 SAFER = (0.8, 0.9, 0.95, 1.0)
 """Shares of the best total that are validated, least sparse first."""
@@ -113,7 +120,7 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
     climbs = len(strategies) + (SOLVER in search.strategies)
     story.wanted = (
         3
-        + len(groups) * search.levels
+        + len(groups) * min(3, search.levels)
         + climbs * search.bisections * 2
         + search.rounds * search.offspring * 2
         + 2 * len(SAFER)
@@ -196,28 +203,51 @@ def _baseline(name: str, rungs: Sequence[str]) -> Inquiry:
 
 
 def _curve(ground: _Ground, group: str, members: Sequence[str]) -> Inquiry:
-    """One group's damage over its levels, from light to heavy, until the probe says nothing is left."""
-    grid, levels = ground.grid, ground.study.search.levels
-    steps: list[Allocation] = []
-    for number in range(1, levels + 1):
-        # Denser where cliffs are: 1 - (1 - cap)^(i/levels) halves the remaining weights at even pace.
-        sparsity = 1 - (1 - min(grid.cap, 0.95)) ** (number / levels)
-        allocation = Allocation({address: grid.level_for(address, sparsity) for address in members})
-        if allocation and allocation not in steps:
-            steps.append(allocation)
-    sizes = sum(grid.weights(address) for address in members)
-    if not steps:
-        return Curve(group, (0.0,), (0,), (0.0,))
-    stop = StopRule(above={"probe_error": HOPELESS_PROBE})
-    tasks = tuple(Task(allocation, "probe") for allocation in steps)
-    evaluations = yield Question(f"sensitivity/{group}", "sensitivity", tasks, stop)
-    zeros, damage = [0], [0.0]
-    for allocation, evaluation in zip(steps, evaluations, strict=False):
-        if evaluation.failed or not math.isfinite(evaluation.measures["probe_error"].value):
+    """One group's curve from few points: the cap, a lighter one, then wherever it is least certain.
+
+    It ends where nothing happens (the cap does no harm), where the probe says that nothing is left of the group's
+    work, where the curve is known well enough, or at `search.levels` points.
+    """
+    grid, most = ground.grid, ground.study.search.levels
+    size = sum(grid.weights(address) for address in members)
+    measured: dict[int, float] = {}
+    asked: set[Allocation] = set()
+
+    def curve() -> Curve:
+        points = [(0, 0.0)]
+        for zeros, damage in sorted(measured.items()):
+            points.append((zeros, damage))
+            if damage > HOPELESS_PROBE:
+                break
+        return Curve(group, tuple(z / size for z, _ in points), *zip(*points, strict=True))
+
+    def at(sparsity: float) -> Allocation:
+        return Allocation({address: grid.level_for(address, sparsity) for address in members})
+
+    cap = min(grid.cap, 0.95)
+    lighter = sparsity_removing(float(removed_energy(np.array(cap))) / 6)
+    wanted = [at(cap), at(lighter)]
+    stop: StopRule | None = StopRule(below={"probe_error": HARMLESS_PROBE})
+    while wanted := [
+        allocation for allocation in dict.fromkeys(wanted) if allocation and allocation not in asked
+    ]:
+        tasks = tuple(Task(allocation, "probe") for allocation in wanted)
+        name = f"sensitivity/{group}" + (f"/{len(asked)}" if asked else "")
+        try:
+            evaluations = yield Question(name, "sensitivity", tasks, stop)
+        except OutOfBudget:
             break
-        zeros.append(grid.zeros(allocation))
-        damage.append(evaluation.measures["probe_error"].value)
-    return Curve(group, tuple(z / sizes for z in zeros), tuple(zeros), tuple(damage))
+        stop = None
+        asked.update(wanted)
+        for allocation, evaluation in zip(wanted, evaluations, strict=False):
+            if evaluation.failed or not math.isfinite(evaluation.measures["probe_error"].value):
+                continue
+            measured[grid.zeros(allocation)] = evaluation.measures["probe_error"].value
+        if len(asked) >= most or len(evaluations) < len(wanted):
+            break
+        sparsity, doubt = least_known(curve(), HARMLESS_PROBE, HOPELESS_PROBE)
+        wanted = [at(sparsity)] if doubt > DOUBT else []
+    return curve() if measured or not asked else None
 
 
 def _climb(ground: _Ground, strategy: str, family: Family) -> Inquiry:

@@ -105,7 +105,7 @@ def test_a_curve_stops_where_nothing_is_left(tmp_path: Path) -> None:
     assert max(worst.sparsity) < 0.8
     assert max(best.sparsity) > 0.9
     probes = [t for t in landscape.tasks if t.rung == "probe"]
-    assert len(probes) < LAYERS * 8
+    assert len(probes) <= LAYERS * 4  # half of what a fixed grid of 8 levels takes
 
 
 def test_resumed_in_the_middle_gives_the_same_answer(tmp_path: Path) -> None:
