@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -76,6 +77,27 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     layers.add_argument(
         "--pipeline", help="a pipeline (`bundled`, a folder or a hub id) instead of the study's"
     )
+    attempt = commands.add_parser(
+        "try",
+        help="prune to one sparsity and measure it, here and without Ray",
+        description="Prune a study's layers to one sparsity by a closed form and measure that, here and without Ray.",
+    )
+    attempt.set_defaults(run=_try)
+    _study_arguments(attempt)
+    attempt.add_argument(
+        "--sparsity",
+        type=float,
+        required=True,
+        metavar="SHARE",
+        help="zeros over the selected weights, 0 to 1",
+    )
+    attempt.add_argument("--strategy", default="uniform", help="who shares it out (default: %(default)s)")
+    attempt.add_argument(
+        "--rung", default="probe", choices=("probe", "preview", "score"), help="default: %(default)s"
+    )
+    attempt.add_argument(
+        "--cache", metavar="DIR", help="keep dense references and statistics for the next time"
+    )
     show = commands.add_parser("show", help="paint dense and pruned images of a finished study side by side")
     show.set_defaults(run=_show, verbose=False)
     show.add_argument(
@@ -145,6 +167,18 @@ def _layers(args: argparse.Namespace) -> int:
 
     pipeline = load_pipeline(study.pipeline, revision=study.revision)
     print(render_tree(inventory_and_grid(study, pipeline.components)[0]))
+    return 0
+
+
+def _try(args: argparse.Namespace) -> int:
+    if not 0 <= args.sparsity <= 1:
+        raise RaysenseError(f"`--sparsity` must be between 0 and 1, but got {args.sparsity:g}")
+    study = load(args.study, args.set)
+    _check(study)
+    from raysense.search.once import try_once
+
+    with tempfile.TemporaryDirectory(prefix="raysense-try-") as folder:
+        print(try_once(study, args.strategy, args.sparsity, args.rung, args.cache or folder))
     return 0
 
 

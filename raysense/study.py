@@ -29,6 +29,16 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class Calibration(_Strict):
+    """What methods that need to see the dense pipeline at work are shown: the study's own denoising loop."""
+
+    prompts: int = Field(32, ge=1, description="first of the search prompts, one image each")
+    calls: int = Field(16, ge=1, description="calls of a component that gradients are taken from")
+    damping: float = Field(0.01, gt=0, description="added to a Hessian's diagonal, as a share of its mean")
+    levels: int = Field(16, ge=1, le=64, description="levels of methods that update weights: a copy each")
+    memory_gb: float = Field(4.0, gt=0, description="Hessians held at a time; more passes if they need more")
+
+
 class Prune(_Strict):
     """Which weights may be removed, and in which order."""
 
@@ -37,7 +47,19 @@ class Prune(_Strict):
     exclude: tuple[str, ...] = Field((), strict=False)
     kinds: tuple[Kind, ...] | None = Field(None, strict=False)
     saliency: str = "magnitude"
+    pattern: str | None = Field(None, pattern=r"^[1-9]\d*:[1-9]\d*$", description="n:m, keep n of every m")
+    calibration: Calibration = Calibration()
     cap: float = Field(0.95, gt=0, le=1, description="largest sparsity of any one layer")
+
+    @model_validator(mode="after")
+    def _pattern_within_cap(self) -> Prune:
+        if self.pattern is not None:
+            keep, of = map(int, self.pattern.split(":"))
+            if keep >= of:
+                raise ValueError(f"pattern must keep fewer than all, such as 2:4, but is {self.pattern}")
+            if 1 - keep / of > self.cap:
+                raise ValueError(f"pattern {self.pattern} prunes more than cap allows; raise cap")
+        return self
 
 
 class Sampling(_Strict):
@@ -184,6 +206,9 @@ class Search(_Strict):
     granularity: Literal["component", "block", "layer"] = "layer"
     levels: int = Field(8, ge=2, le=64, description="points of a group's sensitivity curve")
     strategies: tuple[str, ...] = Field(("uniform", "global", "lamp", "erk", "solver"), strict=False)
+    proportions: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {}, description="component -> its part in the ratios of `per_component` and `recipe`; 1 where missing"
+    )
     bisections: int = Field(6, ge=1, le=20)
     rounds: int = Field(2, ge=0, description="rounds of switch search after the solver; 0: none")
     offspring: int = Field(8, ge=1)

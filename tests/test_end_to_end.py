@@ -22,7 +22,9 @@ TINY = [
     "search.rounds=1",
     "search.offspring=2",
     "search.levels=3",
-    "search.strategies=[uniform, solver]",
+    "search.strategies=[uniform, owl, solver]",
+    "prune.saliency=wanda",
+    "prune.calibration.prompts=4",
     "rungs.probe={prompts: 4, timesteps: 2}",
     "rungs.preview.prompts=8",
     "rungs.score.prompts=12",
@@ -76,6 +78,9 @@ def test_the_tables_hold_every_evaluation_once_answered_by_tune_trials(finished:
     assert set(evaluations["stage"]) == {"baseline", "sensitivity", "search", "validation"}
     assert (evaluations["trial"] != "in-process").all()
     assert (evaluations["trial"] != "").all()
+    assert set(evaluations["method"]) == {"wanda"}
+    (calibration,) = evaluations[evaluations["rung"] == "calibration"].to_dict("records")
+    assert calibration["cost"] == 4 * 4 * 2
     assert evaluations["cost"].sum() == summary_of(finished)["cost"]
     measures = pd.read_parquet(finished / "tables" / "measures")
     assert set(measures["key"]) == set(evaluations["key"])

@@ -15,8 +15,9 @@ from torch import Tensor
 import raysense
 from raysense.errors import RaysenseError
 from raysense.evaluation.blobs import Blobs
+from raysense.evaluation.calibration import OWL, Calibration, method_of
 from raysense.evaluation.probe import Probe
-from raysense.evaluation.records import Evaluation, Measure, Task, content_key
+from raysense.evaluation.records import CALIBRATION, OUTLIERS, Evaluation, Measure, Task, content_key
 from raysense.metrics import features as feature_networks
 from raysense.metrics.clip_score import clip_scores
 from raysense.metrics.closeness import feature_closeness
@@ -25,12 +26,14 @@ from raysense.metrics.frechet import frechet_interval, frechet_rise
 from raysense.metrics.frechet import statistics as frechet_statistics
 from raysense.metrics.kid import kid_interval, kid_rise
 from raysense.metrics.statistics import Interval, mean_interval, paired_drop
-from raysense.pipelines.load import load_pipeline, modules_of
+from raysense.pipelines.load import load_pipeline
 from raysense.pipelines.prompts import Prompt, load_prompts
 from raysense.pipelines.sample import call_pipeline, metered
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory, take_inventory
-from raysense.pruning.masks import Masker
+from raysense.pruning.masks import Pruner
+from raysense.pruning.patterns import Pattern, pattern_grid
+from raysense.pruning.saliency import UPDATING
 from raysense.store.disk import Disk
 from raysense.study import BUNDLED, ImageRung, Study, parse
 
@@ -69,7 +72,7 @@ class Evaluator:
     Attributes:
         inventory: The selected layers and the denominators.
         grid: Their levels.
-        masker: Holds the dense master; restores it exactly.
+        calibration: What the study's method learns from the dense pipeline.
         pipeline: The live pipeline.
     """
 
@@ -81,16 +84,37 @@ class Evaluator:
         self.pipeline = load_pipeline(
             study.pipeline, revision=study.revision, dtype=study.dtype, device=self.device
         )
-        modules = modules_of(self.pipeline)
         self.inventory, self.grid = inventory_and_grid(study, self.pipeline.components)
-        self.masker = Masker(modules, self.inventory, self.grid, study.prune.saliency, seed=study.seed)
         self.prompts = load_prompts(study.prompts)
         self._clip, self._features = judges(study, self.device)
         self._blobs = Blobs(Disk(directory))
+        self.calibration = Calibration(
+            study,
+            self.pipeline,
+            self.inventory,
+            self.grid,
+            self.prompts,
+            Disk(directory),
+        )
+        self._masker: Pruner | None = None
         self._signature = signature(study, self.grid)
         self._probe: Probe | None = None
         self._batch = study.sampling.batch
         self._notes: list[str] = []
+
+    @property
+    def masker(self) -> Pruner:
+        """Holds the dense master; restores it exactly. Made when first needed: its method may have to learn."""
+        if self._masker is None:
+            self._masker = self.calibration.pruner()
+            if self._masker.place == "mapped":
+                self._notes.append(self._masker.described)
+        return self._masker
+
+    def stand_at(self, allocation: Allocation) -> None:
+        """Bring the pipeline to an allocation; it stands at the dense one from the start."""
+        if allocation or self._masker is not None:
+            self.masker.apply(allocation)
 
     @torch.inference_mode()
     def evaluate(self, task: Task) -> Evaluation:
@@ -104,14 +128,17 @@ class Evaluator:
         samples: Sequence[Mapping[str, Any]] = ()
         collapsed = ""
         with metered(self.pipeline) as meter:
-            if task.rung == "probe":
+            if task.rung == CALIBRATION:
+                measures = self._calibrated()
+                images = self.calibration.images
+            elif task.rung == "probe":
                 measures = self._probed(task.allocation)
             else:
                 rung = self._rung(task.rung)
                 pairs = self._pairs(task.rung, rung, task.draw)
                 dense = self._dense(task.rung, rung, task.draw)
                 reference = self._reference(task.rung)
-                self.masker.apply(task.allocation)
+                self.stand_at(task.allocation)
                 pruned = dense if not task.allocation else self._judge(*pairs)
                 images, collapsed = len(pairs[0]), pruned.collapsed
                 measures = self._compare(pairs[0], pruned, dense, reference)
@@ -124,26 +151,42 @@ class Evaluator:
             rung=task.rung,
             draw=task.draw,
             measures=measures,
-            zeros=self.masker.count_zeros(),
+            zeros=self.inventory.zeros_before if self._masker is None else self._masker.count_zeros(),
             images=images,
             cost=meter.forwards,
             seconds=time.perf_counter() - began,
             collapsed=collapsed,
-            notes="; ".join(self._notes),
+            method=method_of(self.study),
+            notes="; ".join(note for note in (*self._notes, self.calibration.noted(task.allocation)) if note),
             samples=samples,
         )
 
     def sample(self, allocation: Allocation, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Tensor:
         """Images of an allocation: float32 (n, 3, height, width) in [0, 1], on the CPU."""
-        self.masker.apply(allocation)
+        self.stand_at(allocation)
         with torch.inference_mode():
             return torch.cat([images for images, _ in self._batches(prompts, seeds)])
+
+    # --- learning -------------------------------------------------------------------------------------
+
+    def _calibrated(self) -> dict[str, Measure]:
+        """Learn what the study's method needs; gives the outlier ratios where the study allocates by them."""
+        self.stand_at(Allocation())
+        self.calibration.learn()
+        self._notes += self.calibration.notes
+        if OWL not in self.study.search.strategies:
+            return {}
+        n = len(self.prompts.search[: self.study.prune.calibration.prompts])
+        return {
+            OUTLIERS + address: Measure(ratio, ratio, ratio, n, "inputs of the dense layer")
+            for address, ratio in self.calibration.outliers().items()
+        }
 
     # --- the probe ------------------------------------------------------------------------------------
 
     def _probed(self, allocation: Allocation) -> dict[str, Measure]:
         if self._probe is None:
-            self.masker.apply(Allocation())
+            self.stand_at(Allocation())
             rung = self.study.rungs.probe
             prompts = self.prompts.of("probe", rung.prompts)
             self._probe = Probe(
@@ -154,7 +197,7 @@ class Evaluator:
                 rung.timesteps,
                 decodes="vae" in self.study.prune.components,
             )
-        self.masker.apply(allocation)
+        self.stand_at(allocation)
         errors = self._probe.errors().numpy()
         return {"probe_error": _measure(mean_interval(errors), "denoiser output", n=self._probe.tuples)}
 
@@ -189,10 +232,11 @@ class Evaluator:
         return self._remembered("reference", list(prompts) * REFERENCE_SEEDS, seeds).features
 
     def _remembered(self, what: str, prompts: list[Prompt], seeds: list[int]) -> Judged:
-        key = content_key(what, self._signature, [p.id for p in prompts], seeds)
+        # Not under the study's signature: studies of one pipeline that share a folder share its dense images.
+        key = content_key(what, dense_identity(self.study), [(p.id, p.text) for p in prompts], seeds)
         stored = self._blobs.get(key)
         if stored is None:
-            self.masker.apply(Allocation())
+            self.stand_at(Allocation())
             judged = self._judge(prompts, seeds)
             if judged.collapsed:
                 raise RaysenseError(
@@ -263,7 +307,19 @@ def inventory_and_grid(study: Study, components: Mapping[str, object]) -> tuple[
         exclude=study.prune.exclude,
         kinds=study.prune.kinds,
     )
+    if study.prune.pattern:
+        return inventory, pattern_grid(inventory, Pattern.parse(study.prune.pattern))
+    if study.prune.saliency in UPDATING:
+        return inventory, LevelGrid(inventory.sizes, study.prune.cap, study.prune.calibration.levels)
     return inventory, LevelGrid(inventory.sizes, study.prune.cap)
+
+
+def dense_identity(study: Study) -> str:
+    """What the dense pipeline's images and their features follow from, prompts and seeds aside."""
+    sampling, metrics = study.sampling.model_dump(), study.metrics.model_dump()
+    return content_key(
+        raysense.__version__, study.pipeline, study.revision, study.dtype, sampling, metrics, study.seed
+    )
 
 
 def signature(study: Study, grid: LevelGrid) -> str:

@@ -14,6 +14,12 @@ from typing import Any
 
 from raysense.pruning.allocation import Allocation
 
+CALIBRATION = "calibration"
+"""The rung of the one task that is answered by learning instead of measuring."""
+
+OUTLIERS = "outlier_ratio/"
+"""Measures of a calibration: this and a layer's address -> its share of outliers, what OWL allocates by."""
+
 
 def content_key(*parts: Any) -> str:
     """A 16-character hexadecimal hash of JSON-able parts; the same parts give the same key anywhere."""
@@ -112,6 +118,7 @@ class Evaluation:
         measures: Metric name -> measure. Relative metrics (paired with the dense pipeline on the same
             prompts and seeds) have names that end in ``_drop`` or ``_rise``.
         zeros: Counted zeros among the selected layers' weights after masking.
+        method: What chose the weights that left, e.g. ``wanda`` or ``magnitude 2:4``.
         images: Images sampled for this evaluation.
         cost: Denoiser sample-forwards spent.
         seconds: Wall time of the evaluation.
@@ -137,6 +144,7 @@ class Evaluation:
     collapsed: str = ""
     failed: str = ""
     notes: str = ""
+    method: str = ""
     trial: str = ""
     evaluator: str = ""
     samples: Sequence[Mapping[str, Any]] = ()

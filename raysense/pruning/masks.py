@@ -7,12 +7,13 @@ copy of the weights that is all there is to hold; switching a layer to another l
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +28,12 @@ log = logging.getLogger(__name__)
 Place = Literal["device", "host", "mapped"]
 """Where the dense master lies: beside the weights, in the host's memory, or in a memory-mapped file."""
 
+_PLACES: dict[Place, str] = {
+    "device": "beside the weights",
+    "host": "in the host's memory",
+    "mapped": "memory-mapped from disk, for want of free memory",
+}
+
 NEVER = 255
 """The byte of a weight that leaves at no level. A weight with byte b is zero at the levels above b."""
 
@@ -35,6 +42,11 @@ _CHUNK = 1 << 17
 
 _SPARE = 0.5
 """Share of the free memory that the dense master may take; the rest is for activations."""
+
+_CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
 
 _INTEGER = {2: torch.int16, 4: torch.int32}
 
@@ -53,6 +65,7 @@ class Pruner(ABC):
     Attributes:
         current: The allocation that the live weights stand at.
         place: Where the master lies.
+        described: The same in words, with its size.
 
     Raises:
         RaysenseError: Weights that are not of 16 or 32 bits, or that lie in memory with gaps.
@@ -71,7 +84,8 @@ class Pruner(ABC):
             _check_weight(address, weight)
         self.place = master or choose_place(self._live)
         size = sum(weight.nbytes for weight in self._live.values())
-        log.info("dense master of %.2f GB: %s", size / 1e9, self.place)
+        self.described = f"dense master of {size / 1e9:.2f} GB: {_PLACES[self.place]}"
+        log.info("%s", self.described)
         self._master = {address: _keep(weight, self.place) for address, weight in self._live.items()}
         self.current = Allocation()
 
@@ -204,10 +218,20 @@ def choose_place(weights: Mapping[str, Tensor]) -> Place:
     on_gpu = [weight.device for weight in weights.values() if weight.device.type == "cuda"]
     if on_gpu and size <= _SPARE * torch.cuda.mem_get_info(on_gpu[0])[0]:
         return "device"
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size <= _SPARE * free:
+    if size <= _SPARE * free_host_memory():
         return "host"
     return "mapped"
+
+
+def free_host_memory() -> int:
+    """Bytes that this process may still take: what the system has left, within its container's limit."""
+    free = int(psutil.virtual_memory().available)
+    for limit, used in _CGROUPS:
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # no such group, or "max": no limit
+            continue
+    return max(free, 0)
 
 
 def _keep(weight: Tensor, place: Place) -> Tensor:

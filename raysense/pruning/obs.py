@@ -127,11 +127,27 @@ def prune_with_update(
 
 
 def solve_levels(
-    layer: Layer, weight: Tensor, factor: Factor, grid: LevelGrid
+    layer: Layer, weight: Tensor, factor: Factor, grid: LevelGrid, pattern: Pattern | None = None
 ) -> Iterator[tuple[int, Tensor]]:
     """(level, weights) for each level above 0 of this layer, every one solved from the dense weight."""
     for level in range(1, grid.top(grid.host(layer.address)) + 1):
-        yield level, prune_with_update(weight, factor, grid.removed(layer.address, level), layer.kind)
+        zeros = grid.removed(layer.address, level)
+        yield level, prune_with_update(weight, factor, zeros, layer.kind, pattern=pattern)
+
+
+def check_pattern(layers: Sequence[Layer]) -> None:
+    """Refuse layers that cannot follow a pattern and have their weights updated.
+
+    Raises:
+        RaysenseError: A kernel larger than 1: its columns are not input channels alone.
+    """
+    for layer in layers:
+        if layer.kind.startswith("conv") and any(size > 1 for size in layer.shape[2:]):
+            raise RaysenseError(
+                f"pattern: {layer.address} has a kernel of {'×'.join(map(str, layer.shape[2:]))}, but with weight "
+                "update a pattern needs kernels of size 1; set `prune.kinds: [linear]`, exclude it, or choose "
+                "a method without update"
+            )
 
 
 def hessian_bytes(layer: Layer, module: nn.Module) -> int:

@@ -7,7 +7,7 @@ respected by projection: what a layer may not take goes to the others.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -28,25 +28,49 @@ def uniform(inventory: Inventory, grid: LevelGrid, zeros: int) -> Allocation:
     return _by_shift({layer.address: 0.0 for layer in inventory.layers}, inventory, grid, zeros)
 
 
-def uniform_per_component(inventory: Inventory, grid: LevelGrid, ratios: Mapping[str, float]) -> Allocation:
-    """One ratio for each component; components without one stay dense.
+def in_proportion(
+    layers: Sequence[Layer],
+    inventory: Inventory,
+    grid: LevelGrid,
+    zeros: int,
+    proportions: Mapping[str, float],
+) -> Allocation:
+    """One ratio for each component, the ratios in fixed proportions, and as large as the total asks.
+
+    With the Linear layers alone this is the recipe of Ramesh & Zhao, "Efficient Pruning of Text-to-Image
+    Models" (arXiv 2411.15113).
+
+    Args:
+        layers: Those that may be pruned, e.g. only the Linear ones.
+        inventory: The selected layers.
+        grid: Their levels.
+        zeros: Requested total; more than these layers can lose gives what they can.
+        proportions: Component -> its part; 1 where missing, 0 keeps a component dense.
 
     Raises:
-        RaysenseError: A ratio for a component without selected layers, or out of range.
+        RaysenseError: No layers, or a component without any of them.
     """
-    return _one_ratio_each(inventory.layers, inventory, grid, ratios)
+    there = dict.fromkeys(layer.component for layer in layers)
+    unknown = [component for component in proportions if component not in there]
+    if unknown or not there:
+        raise RaysenseError(
+            f"proportions: {unknown[0] if unknown else 'no component'!r} has no such selected layers; "
+            f"those that do: {', '.join(there) or 'none'}"
+        )
+    part = {component: proportions.get(component, 1.0) for component in there}
+    free = [layer for layer in layers if part[layer.component] > 0]
+    limits = {layer.address: grid.limit(layer.address) for layer in free}
 
+    def wish(scale: float) -> dict[str, float]:
+        ratios = {component: min(scale * share, grid.cap) for component, share in part.items()}
+        return {
+            layer.address: _clip(layer.n * ratios[layer.component], limits[layer.address]) for layer in free
+        }
 
-def original_recipe(inventory: Inventory, grid: LevelGrid, ratios: Mapping[str, float]) -> Allocation:
-    """One ratio for the Linear layers of each component, and nothing else.
-
-    Source: Ramesh & Zhao, "Efficient Pruning of Text-to-Image Models" (arXiv 2411.15113).
-
-    Raises:
-        RaysenseError: A ratio for a component without selected Linear layers, or out of range.
-    """
-    linear = tuple(layer for layer in inventory.layers if layer.kind == "linear")
-    return _one_ratio_each(linear, inventory, grid, ratios)
+    most = grid.cap / min((share for share in part.values() if share > 0), default=1.0)
+    # A layer that moves with others moves them all, hence the bound.
+    total = min(zeros, sum(grid.zeros_at(host, grid.top(host)) for host in {grid.host(a) for a in limits}))
+    return grid.nearest(_solve(wish, total, 0.0, most, falling=False), total, among=limits)
 
 
 def erk(inventory: Inventory, grid: LevelGrid, zeros: int) -> Allocation:
@@ -129,27 +153,6 @@ def lamp_scores(weight: Tensor) -> Tensor:
     scores = torch.empty_like(squares)
     scores[order] = (squares / rest).float()
     return scores.view(weight.shape)
-
-
-def _one_ratio_each(
-    layers: tuple[Layer, ...], inventory: Inventory, grid: LevelGrid, ratios: Mapping[str, float]
-) -> Allocation:
-    there = list(dict.fromkeys(layer.component for layer in layers))
-    for component, ratio in ratios.items():
-        if component not in there:
-            raise RaysenseError(
-                f"ratios: {component!r} has no such selected layers; "
-                f"those that do: {', '.join(there) or 'none'}"
-            )
-        if not 0 <= ratio <= grid.cap:
-            raise RaysenseError(f"ratios: {component}: {ratio:g} is not between 0 and the cap, {grid.cap:g}")
-    levels: dict[str, int] = {}
-    for component, ratio in ratios.items():
-        wish = {layer.address: ratio * layer.n for layer in layers if layer.component == component}
-        # A layer that moves with others of its component moves them all, hence the bound.
-        total = min(round(sum(wish.values())), sum(grid.limit(address) for address in wish))
-        levels |= grid.nearest(wish, total, among=wish)
-    return Allocation(levels)
 
 
 def _one_threshold(

@@ -25,9 +25,8 @@ class Known:
     Attributes:
         address: The layer's address.
         kind: The layer's kind, see `layers.KINDS`.
-        inputs: Mean square of each input that a weight is multiplied with, float32, in the shape of one
-            output's weights (``weight[0].shape``; ``(in,)`` for Linear), with a leading axis for groups
-            where a convolution has them. None if not collected.
+        inputs: Mean square of each input that a weight is multiplied with, float64 (groups, columns), see
+            `statistics.InputMoments`; None if not collected.
         gradients: Mean square of the gradient of each weight, float32, in the weight's shape, or None.
         seed: The study's seed.
     """
@@ -44,11 +43,19 @@ Score = Callable[[Tensor, Known], Tensor]
 
 @dataclass(frozen=True)
 class Method:
-    """A saliency method and the statistics it needs: any of ``inputs`` and ``gradients``."""
+    """A saliency method.
+
+    Attributes:
+        name: What a study calls it.
+        score: See the contract of this module.
+        needs: The statistics it needs: any of ``inputs`` and ``gradients``.
+        kinds: The kinds of layers it can score, see `layers.KINDS`; None for all.
+    """
 
     name: str
     score: Score
     needs: frozenset[str] = frozenset()
+    kinds: frozenset[str] | None = None
 
 
 def magnitude(weight: Tensor, known: Known | None = None) -> Tensor:
@@ -105,6 +112,11 @@ METHODS: dict[str, Method] = {
 }
 
 
+UPDATING: dict[str, bool] = {"sparsegpt": False, "obs_diff": True}
+"""Methods of `obs`, which update the weights that stay and so have no scores: name -> whether the denoising
+steps of their Hessians are weighted."""
+
+
 def find_method(name: str) -> Method:
     """The method of this name, or the one at a dotted path.
 
@@ -119,7 +131,8 @@ def find_method(name: str) -> Method:
     module_name, _, attribute = name.rpartition(".")
     if not module_name:
         raise RaysenseError(
-            f"saliency: {name!r} is unknown; choose from {', '.join(METHODS)}, or give a dotted path"
+            f"saliency: {name!r} is unknown; choose from {', '.join((*METHODS, *UPDATING))}, "
+            "or give a dotted path"
         )
     try:
         target = getattr(importlib.import_module(module_name), attribute)
@@ -145,6 +158,11 @@ def score_layer(method: Method, weight: Tensor, known: Known) -> Tensor:
     if not torch.isfinite(weight).all():
         raise RaysenseError(
             f"{known.address}: its weights hold NaN or infinity; mend the checkpoint before pruning"
+        )
+    if method.kinds is not None and known.kind not in method.kinds:
+        raise RaysenseError(
+            f"saliency: {method.name} cannot score {known.address}, which is {known.kind}; it handles "
+            f"{', '.join(sorted(method.kinds))}: set `prune.kinds` to these, or choose another method"
         )
     scores = method.score(weight, known)
     if scores.shape != weight.shape or not torch.isfinite(scores).all():

@@ -196,30 +196,38 @@ def input_columns(x: Tensor, module: nn.Module) -> Tensor:
     return x.reshape(-1, module.groups, width).movedim(1, 0)
 
 
-def record_calls(component: nn.Module, run: Run, keep: int) -> list[Call]:
-    """The arguments of up to `keep` calls of a component during a run, spread evenly over all its calls.
+def record_calls(components: Mapping[str, nn.Module], run: Run, keep: int) -> dict[str, list[Call]]:
+    """The arguments of up to `keep` calls of each component during a run, spread evenly over all its calls.
 
-    Memory stays below twice `keep` calls: whenever there are more, every other one is dropped.
+    Memory stays below twice `keep` calls a component: whenever there are more, every other one is dropped.
     """
-    kept: list[tuple[int, Call]] = []
-    count, stride = 0, 1
-
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal count, stride, kept
-        if count % stride == 0:
-            kept.append((count, (_detached(args), _detached(kwargs))))
-        if len(kept) >= 2 * keep:
-            stride *= 2
-            kept = [entry for entry in kept if entry[0] % stride == 0]
-        count += 1
-
-    handle = component.register_forward_pre_hook(hook, with_kwargs=True)
+    recorders = {name: _CallRecorder(component, keep) for name, component in components.items()}
     try:
         run()
     finally:
-        handle.remove()
-    spacing = max(len(kept) / keep, 1.0)
-    return [kept[int(i * spacing)][1] for i in range(min(keep, len(kept)))]
+        for recorder in recorders.values():
+            recorder.handle.remove()
+    return {name: recorder.spread() for name, recorder in recorders.items()}
+
+
+class _CallRecorder:
+    def __init__(self, component: nn.Module, keep: int) -> None:
+        self._keep = keep
+        self._kept: list[tuple[int, Call]] = []
+        self._count, self._stride = 0, 1
+        self.handle = component.register_forward_pre_hook(self._record, with_kwargs=True)
+
+    def _record(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._count % self._stride == 0:
+            self._kept.append((self._count, (_detached(args), _detached(kwargs))))
+        if len(self._kept) >= 2 * self._keep:
+            self._stride *= 2
+            self._kept = [entry for entry in self._kept if entry[0] % self._stride == 0]
+        self._count += 1
+
+    def spread(self) -> list[Call]:
+        spacing = max(len(self._kept) / self._keep, 1.0)
+        return [self._kept[int(i * spacing)][1] for i in range(min(self._keep, len(self._kept)))]
 
 
 def output_gradients(
@@ -290,6 +298,8 @@ def calibrate(
 ) -> dict[str, Known]:
     """Collect what a method needs (`Method.needs`) by running the real loop, once for each kind of need.
 
+    Runs outside inference mode, so that gradients can be taken.
+
     Args:
         modules: Component name -> module, dense.
         inventory: The selected layers.
@@ -305,8 +315,9 @@ def calibrate(
             run()
         inputs = moments.collected()
     if "gradients" in needs:
-        components = dict.fromkeys(layer.component for layer in inventory.layers)
-        recorded = {name: record_calls(modules[name], run, calls) for name in components}
+        recorded = record_calls(
+            {layer.component: modules[layer.component] for layer in inventory.layers}, run, calls
+        )
         gradients = output_gradients(modules, inventory.layers, recorded, seed)
     return {
         layer.address: Known(

@@ -10,13 +10,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from raysense.errors import RaysenseError
+from raysense.evaluation.calibration import Calibration
 from raysense.evaluation.engine import inventory_and_grid
-from raysense.pipelines.load import load_pipeline, modules_of
+from raysense.pipelines.load import load_pipeline
 from raysense.pipelines.prompts import load_prompts
 from raysense.pipelines.sample import call_pipeline
 from raysense.pruning.allocation import Allocation
-from raysense.pruning.masks import Masker
 from raysense.pruning.priors import uniform
+from raysense.store.disk import Disk
 from raysense.store.store import Store
 from raysense.study import parse
 
@@ -50,7 +51,8 @@ def paint_comparison(run: Path, out: Path, count: int = 12) -> None:
     study = parse(definition["definition"])
     pipeline = load_pipeline(study.pipeline, revision=study.revision, dtype=study.dtype)
     inventory, grid = inventory_and_grid(study, pipeline.components)
-    masker = Masker(modules_of(pipeline), inventory, grid, study.prune.saliency, seed=study.seed)
+    prompt_sets = load_prompts(study.prompts)
+    pruner = Calibration(study, pipeline, inventory, grid, prompt_sets, Disk(str(run))).pruner()
     winner = Allocation(summary["levels"])
     same = uniform(inventory, grid, grid.zeros(winner))
     share = f"{summary['sparsity_components']:.0%}"
@@ -59,10 +61,10 @@ def paint_comparison(run: Path, out: Path, count: int = 12) -> None:
         f"raysense: {share} of the parameters removed": winner,
         f"one ratio for all layers: {share} removed": same,
     }
-    prompts = load_prompts(study.prompts).validation[:count]
+    prompts = prompt_sets.validation[:count]
     painted = []
     for allocation in rows.values():
-        masker.apply(allocation)
+        pruner.apply(allocation)
         with torch.inference_mode():
             painted.append(call_pipeline(pipeline, prompts, [0] * len(prompts), study.sampling))
     picture(painted, list(rows)).save(out)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import nn
 
 from raysense.errors import RaysenseError
+from raysense.evaluation.records import OUTLIERS, Evaluation
 from raysense.pruning import priors
 from raysense.pruning.allocation import Allocation, LevelGrid
-from raysense.pruning.layers import Inventory
+from raysense.pruning.layers import Inventory, Layer
 from raysense.search.curves import Curve
 from raysense.search.solver import solve
 
@@ -20,23 +21,43 @@ SOLVER = "solver"
 
 
 def closed_forms(
-    inventory: Inventory, grid: LevelGrid, modules: Mapping[str, nn.Module]
+    inventory: Inventory,
+    grid: LevelGrid,
+    modules: Mapping[str, nn.Module],
+    proportions: Mapping[str, float] | None = None,
 ) -> dict[str, Family]:
-    """The allocations that need no measurement, by name."""
-    components = tuple(dict.fromkeys(layer.component for layer in inventory.layers))
-    linear = sum(layer.n for layer in inventory.layers if layer.kind == "linear")
+    """The allocations that need no measurement, by name.
 
-    def recipe(zeros: int) -> Allocation:
-        ratio = min(zeros / max(linear, 1), grid.cap)
-        return priors.original_recipe(inventory, grid, dict.fromkeys(components, ratio))
+    Args:
+        inventory: The selected layers.
+        grid: Their levels.
+        modules: Component name -> module, dense.
+        proportions: Component -> its part in the ratios of ``per_component`` and ``recipe``; 1 where missing.
+    """
+    linear = tuple(layer for layer in inventory.layers if layer.kind == "linear")
+    parts = dict(proportions or {})
+
+    def in_proportion(layers: Sequence[Layer]) -> Family:
+        return lambda zeros: priors.in_proportion(layers, inventory, grid, zeros, parts)
 
     return {
         "uniform": lambda zeros: priors.uniform(inventory, grid, zeros),
-        "recipe": recipe,
+        "per_component": in_proportion(inventory.layers),
+        "recipe": in_proportion(linear),
         "erk": lambda zeros: priors.erk(inventory, grid, zeros),
         "global": lambda zeros: priors.global_magnitude(inventory, grid, zeros, modules),
         "lamp": lambda zeros: priors.lamp(inventory, grid, zeros, modules),
     }
+
+
+def outlier_weighed(inventory: Inventory, grid: LevelGrid, calibration: Evaluation) -> Family:
+    """OWL's family, from the outlier ratios among the measures of a calibration."""
+    outliers = {
+        name.removeprefix(OUTLIERS): measure.value
+        for name, measure in calibration.measures.items()
+        if name.startswith(OUTLIERS)
+    }
+    return lambda zeros: priors.owl(inventory, grid, zeros, outliers)
 
 
 def solved(

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from raysense.cluster import EvaluatorSpec, LiveView, run_on_ray
 from raysense.errors import RaysenseError
+from raysense.evaluation.calibration import OWL, calibration_cost
 from raysense.evaluation.engine import inventory_and_grid, judges, signature
 from raysense.pipelines.load import load_pipeline, modules_of
 from raysense.pruning.allocation import LevelGrid
 from raysense.pruning.layers import Inventory
-from raysense.pruning.saliency import find_method
 from raysense.report.summary import render, summarise
 from raysense.search.families import SOLVER, check_strategies, closed_forms
 from raysense.search.plan import make_story
@@ -51,15 +51,12 @@ def run_study(
     refuse_to_overwrite(out, resume)
     pipeline = load_pipeline(study.pipeline, revision=study.revision, dtype=study.dtype)
     inventory, grid = inventory_and_grid(study, pipeline.components)
-    families = closed_forms(inventory, grid, modules_of(pipeline))
-    check_strategies(study.search.strategies, (*families, SOLVER))
-    if needs := find_method(study.prune.saliency).needs:
-        raise RaysenseError(
-            f"`prune.saliency` {study.prune.saliency!r} needs statistics ({', '.join(sorted(needs))}) that studies do "
-            "not collect yet; use magnitude, random, or a dotted path to a method of the weights alone"
-        )
+    modules = modules_of(pipeline)
+    learning = calibration_cost(study, inventory, modules)
+    families = closed_forms(inventory, grid, modules, study.search.proportions)
+    check_strategies(study.search.strategies, (*families, OWL, SOLVER))
     judges(study)
-    story = make_story(study, inventory, grid, families)
+    story = make_story(study, inventory, grid, families, learning)
     identity = signature(study, grid)
 
     store = Store.open(out, create=True)

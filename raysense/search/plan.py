@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from raysense.errors import RaysenseError
-from raysense.evaluation.records import Evaluation, Question, StopRule, Task
+from raysense.evaluation.calibration import OWL
+from raysense.evaluation.records import CALIBRATION, Evaluation, Question, StopRule, Task
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory
 from raysense.search.curves import Curve, least_known, removed_energy, sparsity_removing
-from raysense.search.families import SOLVER, Family, solved
+from raysense.search.families import SOLVER, Family, outlier_weighed, solved
 from raysense.search.inquiry import Inquiry, OutOfBudget, Plan, Story
 from raysense.search.verdict import hopeless, is_feasible, margins
 from raysense.study import Bound, ImageRung, Study
@@ -84,6 +85,7 @@ class _Ground:
     grid: LevelGrid
     families: Mapping[str, Family]
     bounds: Sequence[Bound] = field(default_factory=list)
+    calibration_cost: int = 0
 
     def zeros(self, share: float) -> int:
         """Zeros at a share of all selected weights, at most what the grid can remove."""
@@ -91,7 +93,11 @@ class _Ground:
 
 
 def make_story(
-    study: Study, inventory: Inventory, grid: LevelGrid, families: Mapping[str, Family]
+    study: Study,
+    inventory: Inventory,
+    grid: LevelGrid,
+    families: Mapping[str, Family],
+    calibration_cost: int = 0,
 ) -> Story[Findings]:
     """The study's strategy.
 
@@ -100,14 +106,15 @@ def make_story(
         inventory: Its layers.
         grid: Their levels.
         families: Closed-form families by name.
+        calibration_cost: Sample-forwards of the calibration at most; 0 if the study needs none.
     """
-    ground = _Ground(study, inventory, grid, families, study.constraints.bounds())
+    ground = _Ground(study, inventory, grid, families, study.constraints.bounds(), calibration_cost)
     finals = study.rungs.validation
     finalist = _images_cost(study, finals)
     reserve = finalist * (1 + 2) + finalist * len(SAFER) * 2
     return Story(
         lambda story: _plan(story, ground),
-        lambda question: sum(_cost_of(study, task) for task in question.tasks),
+        lambda question: sum(_cost_of(ground, task) for task in question.tasks),
         study.budget.max_cost,
         reserve,
     )
@@ -116,10 +123,11 @@ def make_story(
 def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
     study, search = ground.study, ground.study.search
     groups = _groups(ground)
-    strategies = [name for name in search.strategies if name != SOLVER]
-    climbs = len(strategies) + (SOLVER in search.strategies)
+    strategies = [name for name in search.strategies if name not in (SOLVER, OWL)]
+    climbs = len(search.strategies)
     story.wanted = (
         3
+        + bool(ground.calibration_cost)
         + len(groups) * min(3, search.levels)
         + climbs * search.bisections * 2
         + search.rounds * search.offspring * 2
@@ -127,12 +135,21 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
     )
 
     story.headline = "measuring the dense pipeline"
-    measured = yield [_baseline("search", ("preview", "score")), _baseline("validation", ("validation",))]
+    calibrations = [_baseline("calibration", (CALIBRATION,))] if ground.calibration_cost else []
+    measured = yield [
+        *calibrations,
+        _baseline("search", ("preview", "score")),
+        _baseline("validation", ("validation",)),
+    ]
     if None in measured:
         raise RaysenseError(
             f"`budget.max_cost` is {study.budget.max_cost:,} sample-forwards, too little to measure even the dense "
-            "pipeline; raise it or shrink `rungs`"
+            "pipeline; raise it or shrink `rungs`" + " or `prune.calibration`" * bool(calibrations)
         )
+    for evaluations in measured:
+        for evaluation in evaluations:
+            if evaluation.failed:
+                raise RaysenseError(f"the dense pipeline could not be measured: {evaluation.failed}")
     dense = {evaluation.rung: evaluation for evaluations in measured for evaluation in evaluations}
     _refuse_impossible(dense, ground.bounds)
 
@@ -143,6 +160,8 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
         curves = [curve for curve in found if curve is not None]
 
     families = {name: ground.families[name] for name in strategies}
+    if OWL in search.strategies:
+        families[OWL] = outlier_weighed(ground.inventory, ground.grid, dense[CALIBRATION])
     if curves:
         families[SOLVER] = _solver(ground, curves, groups, {})
     story.headline = "climbing: the sparsest total of every strategy"
@@ -375,8 +394,11 @@ def _images_cost(study: Study, rung: ImageRung) -> int:
     return rung.prompts * rung.seeds * study.sampling.steps * (2 if study.sampling.guidance > 1 else 1)
 
 
-def _cost_of(study: Study, task: Task) -> int:
+def _cost_of(ground: _Ground, task: Task) -> int:
     """Sample-forwards of a task, dense references not yet cached included."""
+    study = ground.study
+    if task.rung == CALIBRATION:
+        return ground.calibration_cost
     if task.rung == "probe":
         probe = study.rungs.probe
         return probe.prompts * (probe.timesteps + 1) * (2 if study.sampling.guidance > 1 else 1)

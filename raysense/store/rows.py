@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from raysense.evaluation.records import Evaluation, Measure
-from raysense.store.schema import EVALUATIONS, SCHEMA_VERSION, TABLES
+from raysense.store.schema import EVALUATIONS, LATER, SCHEMA_VERSION, TABLES
 
 _PLAIN = (
     "key",
@@ -26,6 +26,7 @@ _PLAIN = (
     "collapsed",
     "failed",
     "notes",
+    "method",
     "trial",
     "evaluator",
 )
@@ -50,7 +51,7 @@ def to_fields(evaluation: Evaluation) -> dict[str, Any]:
 def from_fields(fields: Mapping[str, Any]) -> Evaluation:
     """The evaluation that `to_fields` was given."""
     return Evaluation(
-        **{name: fields[name] for name in _PLAIN},
+        **{name: fields[name] for name in _PLAIN if name in fields or name not in LATER},
         measures={metric: Measure(**values) for metric, values in fields["measures"].items()},
         samples=tuple(fields["samples"]),
     )

@@ -81,6 +81,7 @@ EVALUATIONS = _schema(
     ("collapsed", _TEXT, "why the output is broken, or an empty text"),
     ("failed", _TEXT, "why it could not be measured, or an empty text"),
     ("notes", _TEXT, "what departed from the plan, or an empty text"),
+    ("method", _TEXT, "what chose the weights that left: wanda, magnitude 2:4 …"),
     ("trial", _TEXT, "Ray Tune's trial id, or in-process"),
     ("evaluator", _TEXT, "which evaluator life answered"),
 )
@@ -107,6 +108,9 @@ SAMPLES = _schema(
     ("metric", _TEXT, "name of the per-image metric"),
     ("value", _FLOAT, "its value for this image"),
 )
+
+LATER = {"method"}
+"""Columns of `evaluations` that came after the first stores of this version; an empty text where missing."""
 
 TABLES: dict[str, pa.Schema] = {
     "studies": STUDIES,

@@ -34,7 +34,7 @@ from raysense.evaluation.records import Evaluation
 from raysense.store import rows
 from raysense.store.disk import Disk, read_json
 from raysense.store.lock import DriverLock
-from raysense.store.schema import DENOMINATORS, SCHEMA_VERSION, TABLES
+from raysense.store.schema import DENOMINATORS, LATER, SCHEMA_VERSION, TABLES
 
 _FROM_OBJECTS = ("evaluations", "measures", "samples", "allocations")
 _MANY_FILES = 12  # above this, a compaction rewrites a table's files as one
@@ -321,6 +321,8 @@ class Store:
                 raise FileNotFoundError(self._disk.path(file))
             try:
                 part = pq.read_table(pa.BufferReader(content))
+                for column in LATER.intersection(schema.names).difference(part.column_names):
+                    part = part.append_column(column, pa.array([""] * len(part), pa.string()))
                 parts.append(part.select(schema.names).cast(schema))
             except (pa.ArrowException, KeyError, ValueError) as error:
                 raise RaysenseError(

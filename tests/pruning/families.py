@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,11 @@ from transformers import (
     T5Tokenizer,
 )
 
+from raysense.pipelines.prompts import Prompt
+from raysense.pipelines.sample import call_pipeline
+from raysense.study import Sampling
+
+SAMPLING = Sampling(steps=2, guidance=5.0)
 LETTERS = string.ascii_lowercase
 TOKENS = 12
 
@@ -60,14 +66,16 @@ class Family:
 def sample(
     pipeline: DiffusionPipeline, family: Family, prompts: Sequence[str], seeds: Sequence[int]
 ) -> npt.NDArray[np.float32]:
-    """Images (n, height, width, 3) in [0, 1]; each from its own generator."""
-    asked = [len(p) for p in prompts] if family.prompts == "class_labels" else list(prompts)
+    """Images (n, height, width, 3) in [0, 1], as the main job samples them; DiT has labels for prompts."""
+    if family.prompts == "prompt":
+        asked = [Prompt(text, text) for text in prompts]
+        call: Any = partial(pipeline, **family.call)
+        return call_pipeline(call, asked, seeds, SAMPLING).movedim(1, -1).numpy()
     images: npt.NDArray[np.float32] = pipeline(
-        **{family.prompts: asked},
+        **{family.prompts: [len(prompt) for prompt in prompts]},
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        num_inference_steps=2,
+        num_inference_steps=SAMPLING.steps,
         output_type="np",
-        **family.call,
     ).images
     return images
 

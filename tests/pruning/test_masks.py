@@ -4,6 +4,7 @@ import gc
 from itertools import pairwise
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from raysense.errors import RaysenseError
+from raysense.pruning import masks
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import take_inventory
 from raysense.pruning.masks import NEVER, Masker, leaving_levels, mask_into
@@ -158,6 +160,18 @@ def test_the_master_may_lie_anywhere(components, place: str):
     assert masker.count_zeros() == grid.zeros(masker.current)
     masker.restore()
     assert all(map(torch.equal, bits(components), before))
+
+
+@pytest.mark.parametrize(("free", "place"), [(10**12, "host"), (1_000, "mapped")])
+def test_the_place_follows_from_the_free_memory(components, monkeypatch, free: int, place: str):
+    monkeypatch.setattr(masks, "free_host_memory", lambda: free)
+    _, _, masker = build(components)
+    assert masker.place == place
+    assert "dense master of 0.00 GB" in masker.described
+
+
+def test_free_memory_is_what_the_system_says_or_less():
+    assert 0 < masks.free_host_memory() <= psutil.virtual_memory().total
 
 
 def test_as_torch_prune_where_that_is_right(components):

@@ -61,20 +61,35 @@ def test_uniform_is_one_ratio():
         assert abs(grid.zeros_at(address, allocation[address]) - 0.37 * n) <= grid.step(address)
 
 
-def test_one_ratio_for_each_component(components):
+def test_ratios_in_proportion(components):
     inventory = take_inventory(components, select=["unet", "text_encoder"])
     grid = LevelGrid(inventory.sizes, 0.9)
-    allocation = priors.uniform_per_component(inventory, grid, {"text_encoder": 0.5})
-    assert set(allocation) == {"text_encoder:layers.0", "text_encoder:layers.1"}
-    assert abs(grid.zeros(allocation) - 1024) < grid.step("text_encoder:layers.0")
-    original = priors.original_recipe(inventory, grid, {"unet": 0.3, "text_encoder": 0.4})
-    linear = {layer.address for layer in inventory.layers if layer.kind == "linear"}
-    assert set(original) == linear
-    assert grid.zeros(original) == pytest.approx(0.3 * 512 + 0.4 * 2048, abs=8)
-    with pytest.raises(RaysenseError, match=r"ratios: 'vae' has no such selected layers.*unet, text_encoder"):
-        priors.uniform_per_component(inventory, grid, {"vae": 0.5})
-    with pytest.raises(RaysenseError, match=r"ratios: unet: 0\.95 is not between 0 and the cap, 0\.9"):
-        priors.uniform_per_component(inventory, grid, {"unet": 0.95})
+    share = {"text_encoder": 0.475, "unet": 0.35}
+    n = {c: sum(layer.n for layer in inventory.layers if layer.component == c) for c in share}
+    zeros = round(sum(0.8 * share[c] * n[c] for c in share))
+    allocation = priors.in_proportion(inventory.layers, inventory, grid, zeros, share)
+    assert 0 <= zeros - grid.zeros(allocation) < grid.base
+    for component in share:
+        removed = sum(grid.zeros_at(a, allocation[a]) for a in allocation if a.startswith(component))
+        assert removed == pytest.approx(0.8 * share[component] * n[component], abs=64)
+    one = priors.in_proportion(inventory.layers, inventory, grid, 1024, {"unet": 0})
+    assert set(one) == {"text_encoder:layers.0", "text_encoder:layers.1"}
+    with pytest.raises(
+        RaysenseError, match=r"proportions: 'vae' has no such selected layers.*unet, text_enc"
+    ):
+        priors.in_proportion(inventory.layers, inventory, grid, 100, {"vae": 0.5})
+
+
+def test_the_original_recipe_prunes_linear_layers_alone(components):
+    inventory = take_inventory(components, select=["unet", "text_encoder"])
+    grid = LevelGrid(inventory.sizes, 0.9)
+    linear = [layer for layer in inventory.layers if layer.kind == "linear"]
+    half = sum(layer.n for layer in linear) // 2
+    allocation = priors.in_proportion(linear, inventory, grid, half, {})
+    assert set(allocation) == {layer.address for layer in linear}
+    assert half - grid.zeros(allocation) < grid.base
+    most = priors.in_proportion(linear, inventory, grid, 10**6, {})
+    assert grid.zeros(most) == sum(grid.zeros_at(layer.address, grid.top(layer.address)) for layer in linear)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -168,6 +168,9 @@ def test_bad_input_names_what_there_is():
     for name in ("wanda", "taylor"):
         with pytest.raises(RaysenseError, match="of unet:a were not collected"):
             score_layer(find_method(name), torch.ones(2, 2), known)
+    picky = Method("picky", lambda weight, known: weight, kinds=frozenset({"conv2d"}))
+    with pytest.raises(RaysenseError, match="picky cannot score unet:a, which is linear; it handles conv2d"):
+        score_layer(picky, torch.ones(2, 2), known)
     wrong = Method("wrong", lambda weight, known: weight[0])
     with pytest.raises(
         RaysenseError, match=r"wrong must give a finite score for each of \(2, 2\) weights of unet:a"

@@ -90,12 +90,14 @@ def test_hooks_leave_no_trace():
 def test_recorded_calls_are_spread_and_bounded():
     seen = []
     module = nn.Identity()
-    calls = record_calls(module, lambda: [module(torch.full((1,), float(i))) for i in range(100)], keep=4)
+    run = lambda: [module(torch.full((1,), float(i))) for i in range(100)]  # noqa: E731
+    calls = record_calls({"m": module}, run, keep=4)["m"]
     seen = [float(args[0]) for args, _ in calls]
     assert len(seen) == 4
     assert seen[0] == 0
     assert np.diff(seen).min() >= 16
-    assert len(record_calls(module, lambda: module(torch.zeros(1)), keep=4)) == 1
+    assert len(record_calls({"m": module}, lambda: module(torch.zeros(1)), keep=4)["m"]) == 1
+    assert not module._forward_pre_hooks
 
 
 def test_bad_runs_are_named():

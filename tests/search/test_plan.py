@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from raysense.cluster import run_in_process
-from raysense.evaluation.records import Evaluation, Measure, Task
+from raysense.evaluation.records import CALIBRATION, OUTLIERS, Evaluation, Measure, Task
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory, take_inventory
 from raysense.search.families import closed_forms
@@ -133,6 +133,35 @@ def test_each_evaluation_is_made_once(tmp_path: Path) -> None:
 def test_coarser_groups(tmp_path: Path, granularity: str) -> None:
     findings, _ = run(tmp_path, granularity=granularity)
     assert findings.winner is not None
+
+
+class Learner(Landscape):
+    """Answers a calibration too: every second layer has outliers."""
+
+    def evaluate(self, task: Task) -> Evaluation:
+        if task.rung != CALIBRATION:
+            return super().evaluate(task)
+        self.tasks.append(task)
+        ratios = {layer.address: 0.01 * (i % 2) for i, layer in enumerate(self.inventory.layers)}
+        measures = {OUTLIERS + a: Measure(r, r, r, 4, "made-up") for a, r in ratios.items()}
+        key = task.key(SIGNATURE)
+        return Evaluation(key, "", "", "", task.rung, 0, measures, zeros=0, images=4, cost=50, seconds=0.0)
+
+
+def test_owl_allocates_by_what_the_calibration_found(tmp_path: Path) -> None:
+    study, inventory, grid, _ = made_up(strategies=["owl"], bisections=2, rounds=0)
+    story = make_story(study, inventory, grid, closed_forms(inventory, grid, {}), calibration_cost=60)
+    landscape = Learner(inventory, grid)
+    store = Store.open(str(tmp_path), create=True)
+    store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
+    run_in_process(story, landscape, store, signature=SIGNATURE, lookahead=4)
+    assert story.error is None
+    assert landscape.tasks[0] == Task(Allocation(), CALIBRATION)
+    assert story.outcome is not None
+    (first, *_) = story.outcome.tried
+    assert first.strategy == "owl"
+    share = [grid.zeros_at(a, first.allocation[a]) / n for a, n in inventory.sizes]
+    assert min(share[::2]) > max(share[1::2]), "layers with outliers are pruned less"
 
 
 def test_impossible_bound_is_refused_with_the_dense_value(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from raysense.errors import RaysenseError
@@ -43,6 +44,20 @@ def test_what_is_put_is_read_back_exactly(store: Store, make: Make) -> None:
         assert reader.get(put[3].key) == bare(put[3])
         assert reader.get("0" * 15 + "f") is None
         assert dict(reader.known()) == {e.key: bare(e) for e in put}
+
+
+def test_a_store_from_before_a_column_came_is_read(store: Store, make: Make) -> None:
+    store.put(make(0), {"unet:a": 1})
+    store.compact()
+    (file,) = Path(store.uri).glob("tables/evaluations/*.parquet")
+    pq.write_table(pq.read_table(file).drop_columns(["method"]), file)
+    later = dataclasses.replace(make(1), method="wanda")
+    store.put(later, {"unet:a": 2})
+    (stored,) = Path(store.uri).glob("objects/*.json")
+    fresh = Store.open(store.uri, create=True)
+    assert [e.method for e in fresh.evaluations()] == ["", "wanda"]
+    stored.write_text(stored.read_text().replace('"method":"wanda",', ""))
+    assert [e.method for e in Store.open(store.uri, create=True).evaluations()] == ["", ""]
 
 
 def test_nothing_is_duplicated_by_putting_or_compacting_again(store: Store, make: Make) -> None:

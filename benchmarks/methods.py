@@ -1,0 +1,272 @@
+"""Which method chooses weights best, at which sparsity, where?
+
+Methods × sparsity on the bundled pipeline, one ratio for all layers of a scope: the text encoder (it has Linear layers
+alone), the U-Net's Linear layers, all of the U-Net. Before the Hessian method is compared, a sweep over calibration
+size and damping chooses its setting for each scope on search prompts; the comparison is on held-out ones. Each
+setting is a study with a store of its own under ``--out``; what is stored is not measured again.
+
+    python -m benchmarks.methods [--quick] [--out DIR]
+
+The table shows the closeness of pruned to dense images (mean feature cosine of pairs from the same noise) with its
+95 % interval, read from the Parquet tables. The last line printed is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from raysense.cluster.evaluators import new_life, signed
+from raysense.evaluation.engine import Evaluator, signature
+from raysense.evaluation.records import Question, Task
+from raysense.search.main import EXTENSIONS, denominators, layer_rows
+from raysense.search.once import allocate
+from raysense.store.store import Store
+from raysense.study import Study, load
+
+SCOPES: dict[str, list[str]] = {
+    "text encoder": ["prune.components=[text_encoder]"],
+    "U-Net, Linear": ["prune.components=[unet]", "prune.kinds=[linear]"],
+    "U-Net, Linear + Conv": ["prune.components=[unet]"],
+}
+RANKING = ("magnitude", "random", "wanda", "wanda_tensor", "taylor")
+HESSIAN = ("sparsegpt", "obs_diff")
+SWEPT = "obs_diff"
+MEASURE = "closeness"
+CAP = 0.66
+SWEEP_LEVELS = 8
+"""Few, for each must be solved; all settings of a sweep share them, and so their allocation."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured.
+
+    Attributes:
+        sparsities: Zeros over the weights of the scope.
+        prompts: Held-out prompts of the comparison, one image each.
+        steps: Denoising steps.
+        calibration: Calibration prompts, unless the sweep finds better.
+        sweep: Scope -> (calibration prompts, dampings) that are crossed.
+        sweep_prompts: Search prompts that judge a setting of the sweep.
+        levels: Levels of the Hessian methods: a layer's sparsity is within half a level, 1/32 of `CAP` or
+            less with 32 of them, of the ratio that the other methods have.
+        scopes: Keys of `SCOPES`.
+        ranking: Methods that rank, of `RANKING`.
+        extra: More settings for one scope.
+    """
+
+    sparsities: tuple[float, ...]
+    prompts: int
+    steps: int
+    calibration: int
+    sweep: Mapping[str, tuple[tuple[int, ...], tuple[float, ...]]]
+    sweep_prompts: int
+    levels: int
+    scopes: tuple[str, ...] = tuple(SCOPES)
+    ranking: tuple[str, ...] = RANKING
+
+
+FULL = Size(
+    sparsities=(0.3, 0.45, 0.6),
+    prompts=64,
+    steps=12,
+    calibration=32,
+    # Hessians of convolutions take most of the time: fewer settings there.
+    sweep={
+        "text encoder": ((8, 32, 128), (0.001, 0.01, 0.1)),
+        "U-Net, Linear": ((8, 32, 64), (0.001, 0.01, 0.1)),
+        "U-Net, Linear + Conv": ((8, 32), (0.01, 0.1)),
+    },
+    sweep_prompts=32,
+    levels=32,
+)
+QUICK = Size(
+    sparsities=(0.3, 0.6),
+    prompts=8,
+    steps=2,
+    calibration=4,
+    sweep={"text encoder": ((2, 4), (0.01, 0.1)), "U-Net, Linear": ((4,), (0.01,))},
+    sweep_prompts=8,
+    levels=8,
+    scopes=("text encoder", "U-Net, Linear"),
+    ranking=("magnitude", "random", "wanda", "taylor"),
+)
+
+
+def main() -> None:
+    """Measure what is not stored, print the tables, judge."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--quick", action="store_true", help="two scopes, 8 images, 2 steps")
+    parser.add_argument("--out", default="reports/runs/methods", help="default: %(default)s")
+    options = parser.parse_args()
+    size = QUICK if options.quick else FULL
+    out = Path(options.out) / ("quick" if options.quick else "full")
+    began = time.perf_counter()
+
+    settings, found = {}, {}
+    for scope in size.scopes:
+        prompts, damping = settings[scope] = sweep(size, scope, out)
+        found[scope] = compare(size, scope, prompts, damping, out)
+        print(table(scope, found[scope], size), flush=True)
+
+    inexact = sum(
+        not 0 <= round(sparsity * row["n_selected"]) - row["zeros"] < row["base"]
+        for rows in found.values()
+        for cells in rows.values()
+        for sparsity, row in zip(size.sparsities, cells, strict=True)
+    )
+    last = [min(rows, key=lambda method: rows[method][-1]["value"]) for rows in found.values()]
+    figures = {
+        MEASURE: {
+            scope: {
+                method: {f"{c['share']:.3f}": [c["value"], c["low"], c["high"]] for c in cells}
+                for method, cells in rows.items()
+            }
+            for scope, rows in found.items()
+        },
+        "hessian_settings": settings,
+        "totals_not_as_asked": inexact,
+        "worst_at_the_highest_sparsity": dict(zip(found, last, strict=True)),
+        "seconds": round(time.perf_counter() - began),
+    }
+    bar = {"totals_not_as_asked": "0", "worst_at_the_highest_sparsity": "random"}
+    holds = inexact == 0 and set(last) == {"random"}
+    print(json.dumps({"benchmark": "methods", "figures": figures, "bar": bar, "holds": holds}))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One study of the benchmark: a method in a scope."""
+
+    scope: str
+    method: str
+    rung: str
+    calibration: int
+    damping: float
+    levels: int
+
+    @property
+    def folder(self) -> str:
+        """Its name below ``--out``, from which the tables are read."""
+        name = f"{self.rung}/{self.scope.replace(' ', '-').replace(',', '')}/{self.method}"
+        return name + f"-{self.calibration}-{self.damping:g}" * (self.rung == "preview")
+
+    def study(self, size: Size) -> Study:
+        """Its study."""
+        return load(
+            overrides=[
+                f"name={self.folder.replace('/', '.').replace('+', 'and')}",
+                *SCOPES[self.scope],
+                f"prune.saliency={self.method}",
+                f"prune.cap={CAP}",
+                f"prune.calibration={{prompts: {self.calibration}, damping: {self.damping}, levels: {self.levels}}}",
+                f"sampling.steps={size.steps}",
+                "rungs.probe.prompts=2",
+                f"rungs.preview.prompts={size.sweep_prompts}",
+                f"rungs.score.prompts={size.sweep_prompts}",
+                f"rungs.validation.prompts={size.prompts}",
+                "search.strategies=[uniform]",
+            ]
+        )
+
+
+def sweep(size: Size, scope: str, out: Path) -> tuple[int, float]:
+    """The calibration size and damping that keep the images closest to the dense ones at the middle sparsity."""
+    sizes, dampings = size.sweep[scope]
+    middle = size.sparsities[len(size.sparsities) // 2]
+    best, found = -2.0, (size.calibration, 0.01)
+    print(f"{scope}: {SWEPT} at {middle:.0%}, {MEASURE} by calibration prompts and damping", flush=True)
+    for prompts in sizes:
+        for damping in dampings:
+            setting = Setting(scope, SWEPT, "preview", prompts, damping, SWEEP_LEVELS)
+            measure(size, setting, (middle,), out)
+            (row,) = rows_of(out / setting.folder)
+            print(
+                f"  {prompts:>4} prompts, damping {damping:<6g} {row['value']:.4f} "
+                f"[{row['low']:.4f}, {row['high']:.4f}] {row['notes']}",
+                flush=True,
+            )
+            if row["value"] > best:
+                best, found = row["value"], (prompts, damping)
+    return found
+
+
+def measure(size: Size, setting: Setting, sparsities: Sequence[float], out: Path) -> None:
+    """Measure what the setting's store lacks."""
+    study = setting.study(size)
+    store = Store.open(str(out / setting.folder), create=True)
+    if len(store.evaluations()) >= len(sparsities):
+        return
+    evaluator = Evaluator(study, str(out))
+    identity = signature(study, evaluator.grid)
+    store.begin(
+        study.model_dump(mode="json"),
+        signature=identity,
+        denominators=denominators(evaluator.inventory),
+        extensions=EXTENSIONS,
+    )
+    store.write_table("layers", layer_rows(evaluator.inventory, evaluator.grid, "layer"))
+    for sparsity in sparsities:
+        task = Task(allocate(evaluator, sparsity)[1], setting.rung)
+        question = Question(f"{setting.method}/{sparsity:g}", "search", (task,))
+        if store.get(task.key(identity)) is None:
+            answer = signed(
+                evaluator.evaluate(task),
+                question,
+                task,
+                signature=identity,
+                trial="in-process",
+                life=new_life(),
+            )
+            store.put(answer, task.allocation)
+    store.compact()
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """A store's evaluations from its Parquet tables, sparsest last: zeros, share, value, low, high, base, notes."""
+    tables = folder / "tables"
+    found = duckdb.connect().execute(
+        f"""
+        SELECT zeros, zeros / n_selected AS share, value, low, high, notes,
+               (SELECT min(step) FROM '{tables}/layers/*.parquet' WHERE step > 0) AS base, n_selected
+        FROM '{tables}/evaluations/*.parquet' JOIN '{tables}/measures/*.parquet' USING (key)
+        WHERE metric = '{MEASURE}' ORDER BY zeros
+        """
+    )
+    names = [column[0] for column in found.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
+
+def compare(
+    size: Size, scope: str, prompts: int, damping: float, out: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """Method -> its rows, one a sparsity, in the order of `Size.sparsities`."""
+    rows = {}
+    for method in (*size.ranking, *HESSIAN):
+        setting = Setting(scope, method, "validation", prompts, damping, size.levels)
+        measure(size, setting, size.sparsities, out)
+        rows[method] = rows_of(out / setting.folder)
+    return rows
+
+
+def table(scope: str, rows: Mapping[str, Sequence[Mapping[str, Any]]], size: Size) -> str:
+    """One scope: a line a method, a column a sparsity."""
+    lines = [f"\n{scope}: {MEASURE} on {size.prompts} held-out images, {size.steps} steps"]
+    lines.append(f"{'':<14}" + "".join(f"{f'{sparsity:.0%}':<24}" for sparsity in size.sparsities))
+    for method, cells in rows.items():
+        shown = (f"{c['value']:.4f} [{c['low']:.4f}, {c['high']:.4f}]" for c in cells)
+        lines.append(f"{method:<14}" + "".join(f"{cell:<24}" for cell in shown))
+    notes = sorted({c["notes"] for cells in rows.values() for c in cells if c["notes"]})
+    return "\n".join(lines + notes)
+
+
+if __name__ == "__main__":
+    main()

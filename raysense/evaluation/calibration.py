@@ -1,0 +1,304 @@
+"""What a study's method learns from the dense pipeline at work: once a study, kept in the store's cache.
+
+Methods that rank weights by more than the weights need statistics (`raysense.pruning.statistics`); methods that
+update what stays need Hessians, of which only the solved slices are kept (`raysense.evaluation.slices`). Both
+come from the study's own denoising loop over the first search prompts, under a seed that no evaluation uses.
+Every file is named by what its content follows from, so all workers, and all studies of a folder, share it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+import raysense
+from raysense.errors import RaysenseError
+from raysense.evaluation.blobs import Blobs
+from raysense.evaluation.records import content_key
+from raysense.evaluation.slices import Slices
+from raysense.pipelines.load import denoiser_of, modules_of
+from raysense.pipelines.prompts import PromptSets, load_prompts
+from raysense.pipelines.sample import call_pipeline
+from raysense.pruning.allocation import Allocation, LevelGrid
+from raysense.pruning.layers import Inventory, Layer, weight_of
+from raysense.pruning.masks import Masker, Pruner
+from raysense.pruning.obs import Substituter, check_pattern, factorise, hessian_passes, solve_levels
+from raysense.pruning.patterns import Pattern
+from raysense.pruning.priors import outlier_ratios
+from raysense.pruning.saliency import UPDATING, Known, find_method
+from raysense.pruning.statistics import InputMoments, StepWeight, calibrate
+from raysense.store.disk import Disk
+from raysense.study import Study
+
+logger = logging.getLogger(__name__)
+
+OWL = "owl"
+"""The strategy that needs statistics whatever the method."""
+
+CALIBRATION_SEED = 2_000_000
+"""Number of the calibration's seed among those of the study."""
+
+_Found = TypeVar("_Found")
+
+
+def method_of(study: Study) -> str:
+    """What a study prunes with, in a word or two: ``wanda``, ``magnitude 2:4``."""
+    return " ".join(part for part in (study.prune.saliency, study.prune.pattern) if part)
+
+
+def needs_of(study: Study) -> frozenset[str]:
+    """What must be collected from the dense pipeline: any of ``inputs``, ``gradients`` and ``hessians``.
+
+    Raises:
+        RaysenseError: An unknown method.
+    """
+    name = study.prune.saliency
+    needs = frozenset({"hessians"}) if name in UPDATING else find_method(name).needs
+    return needs | {"inputs"} if OWL in study.search.strategies else needs
+
+
+def calibration_cost(study: Study, inventory: Inventory, modules: Mapping[str, nn.Module]) -> int:
+    """Denoiser sample-forwards of the calibration, at most; 0 if the study needs none.
+
+    Raises:
+        RaysenseError: The method is unknown or cannot handle the layers, or there are too few prompts.
+    """
+    needs, calibration = needs_of(study), study.prune.calibration
+    if study.prune.saliency in UPDATING:
+        if study.prune.pattern:
+            check_pattern(inventory.layers)
+    else:
+        method = find_method(study.prune.saliency)
+        strange = [layer for layer in inventory.layers if method.kinds and layer.kind not in method.kinds]
+        if method.kinds and strange:
+            raise RaysenseError(
+                f"`prune.saliency`: {method.name} cannot score {strange[0].address}, which is {strange[0].kind}, nor "
+                f"{len(strange) - 1} more; it handles {', '.join(sorted(method.kinds))}: set `prune.kinds` to these"
+            )
+    if not needs:
+        return 0
+    available = len(load_prompts(study.prompts).search)
+    if calibration.prompts > available:
+        raise RaysenseError(
+            f"`prune.calibration.prompts` must be ≤ {available}, the number of search prompts in `prompts`, but got "
+            f"{calibration.prompts}"
+        )
+    # Gradients: the calls are recorded first, then replayed.
+    passes = ("inputs" in needs) + 2 * ("gradients" in needs)
+    if "hessians" in needs:
+        limit = int(calibration.memory_gb * 1e9)
+        passes += len(hessian_passes(modules, inventory.layers, limit))
+    guided = 2 if study.sampling.guidance > 1 else 1
+    # One more image tells how often a run calls the denoiser.
+    return (passes * calibration.prompts + 1) * study.sampling.steps * guided
+
+
+class Calibration:
+    """Collects what a study's method needs, or finds it in the cache, and makes the pruner that uses it.
+
+    Args:
+        study: The study.
+        pipeline: Dense whenever something is collected.
+        inventory: The selected layers.
+        grid: Their levels.
+        prompts: The study's prompts; the first search prompts are used.
+        disk: Where the cache is.
+
+    Attributes:
+        images: Images sampled by this object so far.
+        notes: What departed from the plan while collecting.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        pipeline: DiffusionPipeline,
+        inventory: Inventory,
+        grid: LevelGrid,
+        prompts: PromptSets,
+        disk: Disk,
+    ) -> None:
+        self._study, self._pipeline = study, pipeline
+        self._inventory, self._grid = inventory, grid
+        self._prompts = prompts.search[: study.prune.calibration.prompts]
+        self._seed = study.seed * 10_000_000 + CALIBRATION_SEED
+        self._blobs = Blobs(disk)
+        self._modules = modules_of(pipeline)
+        self._pattern = Pattern.parse(study.prune.pattern) if study.prune.pattern else None
+        self._batch = study.sampling.batch
+        self._base = content_key(
+            raysense.__version__,
+            [study.pipeline, study.revision, study.dtype],
+            [(prompt.id, prompt.text) for prompt in self._prompts],
+            study.sampling.model_dump(exclude={"batch"}),
+            self._seed,
+        )
+        self._slices = Slices(disk, {layer.address: self._slice_key(layer) for layer in inventory.layers})
+        self.images = 0
+        self.notes: list[str] = []
+
+    def learn(self) -> None:
+        """Collect whatever is not in the cache yet. The pipeline must be dense."""
+        self._statistics(needs_of(self._study) - {"hessians"})
+        if self._study.prune.saliency in UPDATING:
+            self._solve()
+
+    def pruner(self) -> Pruner:
+        """What applies allocations by the study's method; learns first what is not in the cache."""
+        name, seed = self._study.prune.saliency, self._study.seed
+        if name in UPDATING:
+            self._solve()
+            return Substituter(self._modules, self._inventory, self._grid, self._slices.load)
+        statistics = self._statistics(find_method(name).needs)
+        return Masker(
+            self._modules, self._inventory, self._grid, name, statistics, seed, pattern=self._pattern
+        )
+
+    def outliers(self) -> dict[str, float]:
+        """Layer -> outlier ratio, see `priors.outlier_ratios`. The pipeline must be dense."""
+        return outlier_ratios(self._inventory, self._modules, self._statistics(frozenset({"inputs"})))
+
+    def noted(self, allocation: Allocation) -> str:
+        """What departed from the plan in the weights of an allocation, or an empty text."""
+        if self._study.prune.saliency not in UPDATING:
+            return ""
+        layers = [address for host in allocation for address in self._grid.members(host)]
+        found = [f"{address} {note}" for address in layers if (note := self._slices.note(address))]
+        return f"{len(found)} layers: {', '.join(found[:3])}{' …' * (len(found) > 3)}" if found else ""
+
+    # --- statistics -----------------------------------------------------------------------------------
+
+    def _statistics(self, needs: frozenset[str]) -> dict[str, Known]:
+        found: dict[str, dict[str, Tensor]] = {}
+        for need in sorted(needs):
+            stored = self._stored(need)
+            if stored is None:
+                stored = self._collect(need)
+                for block, layers in self._blocks():
+                    self._blobs.put(self._statistic_key(need, block), {a: stored[a] for a in layers})
+            found[need] = stored
+        return {
+            layer.address: Known(
+                layer.address,
+                layer.kind,
+                **{need: tensors[layer.address] for need, tensors in found.items()},
+                seed=self._study.seed,
+            )
+            for layer in self._inventory.layers
+        }
+
+    def _stored(self, need: str) -> dict[str, Tensor] | None:
+        tensors: dict[str, Tensor] = {}
+        for block, _ in self._blocks():
+            part = self._blobs.get(self._statistic_key(need, block))
+            if part is None:
+                return None
+            tensors |= part
+        return tensors
+
+    def _collect(self, need: str) -> dict[str, Tensor]:
+        logger.info("collecting %s over %d prompts", need, len(self._prompts))
+        known = self._attempt(
+            lambda: calibrate(
+                self._modules,
+                self._inventory,
+                frozenset({need}),
+                self._run,
+                seed=self._study.seed,
+                calls=self._study.prune.calibration.calls,
+            )
+        )
+        return {address: getattr(entry, need) for address, entry in known.items()}
+
+    def _blocks(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Blocks and their layers: what one file of statistics holds, so that no file is large."""
+        yield from self._inventory.groups("block").items()
+
+    def _statistic_key(self, need: str, block: str) -> str:
+        layers = self._inventory.groups("block")[block]
+        calls = self._study.prune.calibration.calls if need == "gradients" else 0
+        return content_key("statistics", self._base, need, layers, calls, self._study.seed)
+
+    # --- slices ---------------------------------------------------------------------------------------
+
+    def _solve(self) -> None:
+        """Solve the levels of every layer that is not in the cache, as many layers a pass as memory allows."""
+        missing = [layer for layer in self._inventory.layers if not self._slices.has(layer.address)]
+        if not missing:
+            return
+        calibration = self._study.prune.calibration
+        weighted: dict[str, Callable[[int], float]] = {}
+        if UPDATING[self._study.prune.saliency]:
+            denoiser = denoiser_of(self._pipeline)
+            steps = StepWeight(self._calls_of_a_run(denoiser))
+            weighted = {name: steps for name, module in self._modules.items() if module is denoiser}
+        passes = hessian_passes(self._modules, missing, int(calibration.memory_gb * 1e9))
+        for number, layers in enumerate(passes):
+            logger.info("Hessians: pass %d of %d, %d layers", number + 1, len(passes), len(layers))
+            hessians = self._attempt(partial(self._hessians, layers, weighted))
+            for layer in layers:
+                factor = factorise(hessians.pop(layer.address), calibration.damping)
+                weight = weight_of(self._modules, layer).data
+                levels = solve_levels(layer, weight, factor, self._grid, self._pattern)
+                self._slices.put(layer.address, dict(levels), factor.note)
+
+    def _hessians(
+        self, layers: Sequence[Layer], weighted: Mapping[str, Callable[[int], float]]
+    ) -> dict[str, Tensor]:
+        with InputMoments(self._modules, layers, full=True, step_weight=weighted) as moments:
+            self._run()
+        return moments.collected()
+
+    def _slice_key(self, layer: Layer) -> str:
+        prune = self._study.prune
+        top = self._grid.top(self._grid.host(layer.address))
+        removed = [self._grid.removed(layer.address, level) for level in range(1, top + 1)]
+        return content_key(
+            "slices",
+            self._base,
+            prune.saliency,
+            prune.pattern,
+            prune.calibration.damping,
+            layer.address,
+            removed,
+        )
+
+    # --- the dense pipeline at work -------------------------------------------------------------------
+
+    def _run(self) -> None:
+        """Sample the calibration prompts through the whole denoising loop."""
+        for start in range(0, len(self._prompts), self._batch):
+            prompts = self._prompts[start : start + self._batch]
+            call_pipeline(self._pipeline, prompts, [self._seed] * len(prompts), self._study.sampling)
+            self.images += len(prompts)
+
+    def _calls_of_a_run(self, denoiser: nn.Module) -> int:
+        """How often sampling calls the denoiser: some schedulers call it more than once a step."""
+        calls: list[Any] = []
+        handle = denoiser.register_forward_pre_hook(lambda *_: calls.append(None))
+        try:
+            call_pipeline(self._pipeline, self._prompts[:1], [self._seed], self._study.sampling)
+            self.images += 1
+        finally:
+            handle.remove()
+        return len(calls)
+
+    def _attempt(self, collect: Callable[[], _Found]) -> _Found:
+        """What `collect` gives; a batch that does not fit is halved for good, and everything begun again."""
+        while True:
+            try:
+                # Evaluations run in inference mode, whose tensors know no gradients.
+                with torch.inference_mode(False), torch.no_grad():
+                    return collect()
+            except torch.OutOfMemoryError:
+                if self._batch == 1:
+                    raise
+                self.notes.append(f"out of memory: calibration batch {self._batch} -> {self._batch // 2}")
+                self._batch //= 2
+                torch.cuda.empty_cache()

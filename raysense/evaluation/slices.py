@@ -1,0 +1,113 @@
+"""Weights of a layer at each of its levels, for methods that update what stays: made once, memory-mapped after."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from raysense.errors import RaysenseError
+from raysense.store.disk import Disk
+
+
+class Slices:
+    """One file a layer, in which each level is one tensor.
+
+    A file is named by what its content follows from. A study on a local folder is mapped in place; from an object
+    store a file is first copied to this node, once for all evaluators of the node. The processes of a node
+    share the pages. A slice's SHA-256 is checked the first time that this object reads it.
+
+    Args:
+        disk: The study's store.
+        keys: Layer address -> name of its file.
+    """
+
+    def __init__(self, disk: Disk, keys: Mapping[str, str]) -> None:
+        self._disk, self._keys = disk, dict(keys)
+        self._checked: set[tuple[str, int]] = set()
+
+    def has(self, address: str) -> bool:
+        """Whether the layer's file is there and readable."""
+        path = self._local(address)
+        if path is None:
+            return False
+        try:
+            with safe_open(path, framework="pt") as file:
+                return bool(file.metadata())
+        except (SafetensorError, OSError):
+            return False
+
+    def put(self, address: str, levels: Mapping[int, Tensor], note: str = "") -> None:
+        """Store a layer's weights at each level, and what departed from the plan when they were made."""
+        tensors = {str(level): weight.cpu().contiguous() for level, weight in levels.items()}
+        digests = {name: _digest(tensor) for name, tensor in tensors.items()}
+        metadata = {"note": note, "sha256": json.dumps(digests)}
+        self._disk.write(self._name(address), save(tensors, metadata))
+
+    def load(self, address: str, level: int) -> Tensor:
+        """A layer's weights at a level above 0: a view of the mapped file, not to be written to.
+
+        Raises:
+            RaysenseError: The file is missing or damaged.
+        """
+        path = self._local(address)
+        if path is not None:
+            try:
+                with safe_open(path, framework="pt") as file:
+                    tensor: Tensor = file.get_tensor(str(level))
+                    if (address, level) not in self._checked:
+                        if json.loads(file.metadata()["sha256"])[str(level)] != _digest(tensor):
+                            raise OSError("its content does not match its hash")
+                        self._checked.add((address, level))
+                    return tensor
+            except (SafetensorError, OSError, KeyError) as error:
+                reason = f"is damaged ({error})"
+        else:
+            reason = "is gone"
+        raise RaysenseError(
+            f"slices: {address} at level {level}: `{path or self._disk.path(self._name(address))}` {reason}; delete "
+            "it and resume, then the layer is solved again"
+        )
+
+    def note(self, address: str) -> str:
+        """What departed from the plan when this layer was solved, or an empty text."""
+        path = self._local(address)
+        if path is None:
+            return ""
+        with safe_open(path, framework="pt") as file:
+            return str((file.metadata() or {}).get("note", ""))
+
+    def _name(self, address: str) -> str:
+        return f"cache/{self._keys[address]}.safetensors"
+
+    def _local(self, address: str) -> str | None:
+        """The path of the layer's file on this machine, copied here if need be."""
+        name = self._name(address)
+        if self._disk.local:
+            path = self._disk.path(name)
+            return path if os.path.exists(path) else None
+        folder = Path(tempfile.gettempdir()) / f"raysense-slices-{os.getuid()}"
+        here = folder / os.path.basename(name)
+        if not here.exists():
+            content = self._disk.read(name)
+            if content is None:
+                return None
+            folder.mkdir(mode=0o700, exist_ok=True)
+            partial = folder / uuid.uuid4().hex
+            partial.write_bytes(content)
+            os.replace(partial, here)
+        return str(here)
+
+
+def _digest(tensor: Tensor) -> str:
+    # As bytes: numpy has no bfloat16.
+    return hashlib.sha256(tensor.flatten().view(torch.uint8).numpy().data).hexdigest()

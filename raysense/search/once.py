@@ -1,0 +1,79 @@
+"""One allocation, here and now: no search, no Ray. What `raysense try` and the benchmarks do."""
+
+from __future__ import annotations
+
+from raysense.evaluation.calibration import OWL, calibration_cost
+from raysense.evaluation.engine import Evaluator
+from raysense.evaluation.records import CALIBRATION, Task
+from raysense.pipelines.load import modules_of
+from raysense.pruning.allocation import Allocation
+from raysense.search.families import check_strategies, closed_forms, outlier_weighed
+from raysense.study import Study
+
+
+def with_strategy(study: Study, strategy: str) -> Study:
+    """The study with this strategy alone, so that what it needs is collected."""
+    return study.model_copy(update={"search": study.search.model_copy(update={"strategies": (strategy,)})})
+
+
+def try_once(study: Study, strategy: str, share: float, rung: str, directory: str) -> str:
+    """Prune to a share of the selected weights by a closed form and measure it.
+
+    Args:
+        study: What to prune, and how to measure.
+        strategy: A closed form, or ``owl``.
+        share: Zeros over the selected weights.
+        rung: Where to measure.
+        directory: The cache of dense references and statistics.
+
+    Returns:
+        A few lines: what was asked, what was counted under each denominator, each measure with its interval.
+
+    Raises:
+        RaysenseError: The study, the strategy or the method cannot be used.
+    """
+    study = with_strategy(study, strategy)
+    evaluator = Evaluator(study, directory)
+    inventory = evaluator.inventory
+    calibration_cost(study, inventory, modules_of(evaluator.pipeline))
+    asked, allocation = allocate(evaluator, share)
+    evaluation = evaluator.evaluate(Task(allocation, rung))
+    lines = [
+        f"{evaluation.method}, {strategy}: {asked:,} zeros asked, {evaluation.zeros:,} counted, steps of "
+        f"{evaluator.grid.base:,}",
+        *(f"{name:<20}{value:.4f}" for name, value in inventory.sparsities(evaluation.zeros).items()),
+        *(
+            f"{name:<20}{m.value:.4g}  [{m.low:.4g}, {m.high:.4g}]  n {m.n}, {m.extractor}"
+            for name, m in evaluation.measures.items()
+        ),
+        f"cost                {evaluation.cost:,} denoiser sample-forwards, {evaluation.seconds:.1f} s",
+        evaluator.masker.described,
+    ]
+    problems = [note for note in (evaluation.collapsed, evaluation.notes) if note]
+    return "\n".join(lines + problems)
+
+
+def allocate(evaluator: Evaluator, share: float) -> tuple[int, Allocation]:
+    """The allocation of the study's one strategy that removes a share of the selected weights.
+
+    Args:
+        evaluator: Of a study with one strategy, see `with_strategy`.
+        share: Zeros over the selected weights; more than the caps allow gives what they allow.
+
+    Returns:
+        Zeros that were asked for, and the allocation.
+
+    Raises:
+        RaysenseError: The strategy is no closed form.
+    """
+    study, grid, inventory = evaluator.study, evaluator.grid, evaluator.inventory
+    modules = modules_of(evaluator.pipeline)
+    evaluator.stand_at(Allocation())
+    families = closed_forms(inventory, grid, modules, study.search.proportions)
+    (strategy,) = study.search.strategies
+    check_strategies([strategy], (*families, OWL))
+    if strategy == OWL:
+        calibration = evaluator.evaluate(Task(Allocation(), CALIBRATION))
+        families[OWL] = outlier_weighed(inventory, grid, calibration)
+    zeros = min(round(share * grid.n), grid.max_zeros)
+    return zeros, families[strategy](zeros)
