@@ -83,7 +83,7 @@ def autoencoder(
 
 
 def decoder(
-    *, emoji: Path, out: Path, device: str, steps: int = 2200, batch: int = 64, learning_rate: float = 1e-3
+    *, emoji: Path, out: Path, device: str, steps: int = 1200, batch: int = 64, learning_rate: float = 1e-3
 ) -> None:
     """Sharpen the decoder alone, the encoder and thus the latents as they are.
 
