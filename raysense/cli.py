@@ -30,6 +30,16 @@ examples:
 A study is one YAML file; `raysense validate` checks one and prints it with every default.
 """
 
+_PLAN_EPILOG = """\
+examples:
+  raysense plan
+      the quickstart study, calibrated on this machine
+  raysense plan search/sd2_layers.yaml --evaluators 8 16 64 --price 0.75 --gpu-memory 24
+      on a machine with the GPU in question (on a cluster: ray job submit --entrypoint-num-gpus 1 -- raysense plan …)
+  raysense plan search/sd2_layers.yaml --speed 20 --evaluators 8
+      anywhere; only the pipeline's configuration is read, no weights
+"""
+
 
 def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 2 bad input, 130 interrupted.
@@ -71,6 +81,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     check = commands.add_parser("validate", help="check a study and print it with every default")
     check.set_defaults(run=_validate)
     _study_arguments(check)
+    _plan_arguments(commands.add_parser("plan", help="say what a study will cost before anything is spent"))
     layers = commands.add_parser("layers", help="print a pipeline's prunable layers as a tree")
     layers.set_defaults(run=_layers)
     _study_arguments(layers)
@@ -135,6 +146,57 @@ def _search_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--address", help="a running Ray cluster, e.g. auto; default: Ray on this machine")
     parser.add_argument("--resume", action="store_true", help="go on with the study that DIR holds, if any")
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Evaluations, images, evaluator-hours, wall time, memory and price of a study, by the main job's own "
+        "arithmetic. Without --speed a short calibration runs on this machine: some ten batches of images."
+    )
+    parser.epilog = _PLAN_EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.set_defaults(run=_plan)
+    _study_arguments(parser)
+    parser.add_argument(
+        "--evaluators",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="how many (GPUs, if they have one each); default: the study's",
+    )
+    parser.add_argument(
+        "--speed",
+        type=float,
+        metavar="F",
+        help="sample-forwards a second of one evaluator, instead of a calibration",
+    )
+    parser.add_argument("--price", type=float, metavar="P", help="of an evaluator-hour, in any currency")
+    parser.add_argument(
+        "--gpu-memory", type=float, metavar="GIB", help="say whether the study fits such a GPU"
+    )
+
+
+def _plan(args: argparse.Namespace) -> int:
+    study = load(args.study, args.set)
+    _check(study)
+    for flag, value in (("--speed", args.speed), ("--price", args.price), ("--gpu-memory", args.gpu_memory)):
+        if value is not None and value <= 0:
+            raise RaysenseError(f"`{flag}` must be > 0, but got {value:g}")
+    if any(count < 1 for count in args.evaluators or ()):
+        raise RaysenseError(f"`--evaluators` must be ≥ 1, but got {min(args.evaluators)}")
+    from rich.console import Console
+
+    from raysense.search.forecast import forecast
+
+    forecast(
+        study,
+        evaluators=args.evaluators,
+        forwards_per_second=args.speed,
+        price=args.price,
+        gpu_memory=args.gpu_memory,
+        console=Console(),
+    )
+    return 0
 
 
 def _search(args: argparse.Namespace) -> int:

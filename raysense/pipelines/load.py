@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -58,6 +60,50 @@ def load_pipeline(
         module.requires_grad_(False)
         module.eval()
     return pipeline
+
+
+def empty_components(source: str, *, revision: str | None = None) -> dict[str, nn.Module]:
+    """A pipeline's modules as its configuration describes them, without weights: nothing large is downloaded.
+
+    Args:
+        source: See `load_pipeline`.
+        revision: See `load_pipeline`.
+
+    Returns:
+        Component name -> module on the meta device.
+
+    Raises:
+        RaysenseError: No configuration is there, or it names a class that is not diffusers' or transformers'.
+    """
+    folder = pipeline_folder(source)
+    try:
+        index = DiffusionPipeline.load_config(folder, revision=revision)
+        found = {
+            name: _empty(folder, name, entry[0], entry[1], revision)
+            for name, entry in index.items()
+            if isinstance(entry, (list, tuple))
+            and len(entry) == 2
+            and entry[0] in ("diffusers", "transformers")
+        }
+    except (OSError, ValueError, ImportError, AttributeError, KeyError) as error:
+        raise RaysenseError(
+            f"`pipeline`: the configuration of `{source}` could not be read: {' '.join(str(error).split())[:200]}"
+        ) from None
+    return {name: module for name, module in found.items() if module is not None}
+
+
+def _empty(folder: str, name: str, library: str, class_name: str, revision: str | None) -> nn.Module | None:
+    """One component without weights; None if it is no module."""
+    kind: Any = getattr(importlib.import_module(library), class_name)
+    is_module: bool = isinstance(kind, type) and issubclass(kind, nn.Module)
+    if not is_module:
+        return None
+    with torch.device("meta"):
+        if library == "diffusers":
+            module: nn.Module = kind.from_config(kind.load_config(folder, subfolder=name, revision=revision))
+        else:
+            module = kind(kind.config_class.from_pretrained(folder, subfolder=name, revision=revision))
+    return module
 
 
 def modules_of(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:

@@ -41,6 +41,7 @@ class Story(Generic[Outcome]):
         outcome: What the plan returned.
         error: The `RaysenseError` that ended the plan.
         spent: Denoiser sample-forwards of all answers so far.
+        cost_of: See above.
     """
 
     def __init__(
@@ -56,7 +57,8 @@ class Story(Generic[Outcome]):
         self.outcome: Outcome | None = None
         self.error: RaysenseError | None = None
         self.spent = 0
-        self._cost_of, self._max_cost, self._reserve = cost_of, max_cost, reserve
+        self.cost_of = cost_of
+        self._max_cost, self._reserve = max_cost, reserve
         self._outstanding: dict[str, tuple[int, int]] = {}  # question -> (inquiry, cost at most)
         self._ready: deque[tuple[int, Question]] = deque()
         self._inquiries: list[Inquiry] = []
@@ -69,7 +71,7 @@ class Story(Generic[Outcome]):
         """The next question, or None while answers are outstanding or at the end."""
         while self._ready:
             number, question = self._ready.popleft()
-            cost = self._cost_of(question)
+            cost = self.cost_of(question)
             if self._affordable(question.stage, cost):
                 self._outstanding[question.name] = (number, cost)
                 return question

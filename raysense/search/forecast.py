@@ -1,0 +1,106 @@
+"""`raysense plan`: a speed, measured or given, and what the study costs at that speed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from raysense.evaluation.calibration import calibration_cost
+from raysense.evaluation.engine import inventory_and_grid
+from raysense.evaluation.speed import Measured, measure_speed
+from raysense.pipelines.load import empty_components
+from raysense.report.forecast import render
+from raysense.search.estimate import Estimate, Speed, estimate
+from raysense.study import Study
+
+START_SECONDS = 15.0
+"""From the command to the first evaluator's process on a Ray that has to be started: measured on two idle cores."""
+
+
+def forecast(
+    study: Study,
+    *,
+    evaluators: Sequence[int] | None,
+    forwards_per_second: float | None,
+    price: float | None,
+    gpu_memory: float | None,
+    console: Console,
+) -> list[Estimate]:
+    """Says what a study will cost.
+
+    Args:
+        study: The study.
+        evaluators: Numbers of evaluators to plan for; None for the study's own, or as many as this machine runs.
+        forwards_per_second: Sample-forwards a second of one evaluator; None for a calibration on this machine.
+        price: Of an evaluator-hour.
+        gpu_memory: GiB of a GPU in question.
+        console: Where it is said.
+
+    Returns:
+        One estimate for each number of evaluators.
+
+    Raises:
+        RaysenseError: The pipeline cannot be had, or does not fit.
+    """
+    empty = empty_components(study.pipeline, revision=study.revision)
+    inventory, grid = inventory_and_grid(study, empty)
+    learning = calibration_cost(study, inventory, empty)
+    wanted = study.cluster.evaluators
+    counts = list(evaluators or [here(study) if wanted == "auto" else wanted])
+    measured: Measured | None = None
+    if forwards_per_second is not None:
+        speed = given_speed(study, forwards_per_second)
+    else:
+        beside = 1 if study.cluster.gpus_per_evaluator else min(here(study), counts[0])
+        measured = measure_speed(study, beside)
+        speed = measured_speed(measured, beside)
+    estimates = [estimate(study, inventory, grid, speed, count, learning) for count in counts]
+    on_gpu = measured is not None and study.cluster.gpus_per_evaluator > 0
+    render(
+        study,
+        inventory,
+        speed,
+        estimates,
+        price=price,
+        gpu_memory=gpu_memory,
+        peak=measured.memory if measured is not None and on_gpu else None,
+        console=console,
+    )
+    return estimates
+
+
+def here(study: Study) -> int:
+    """Evaluators that this machine's cores have room for."""
+    return max(1, int((os.cpu_count() or 1) / study.cluster.cpus_per_evaluator))
+
+
+def given_speed(study: Study, forwards_per_second: float) -> Speed:
+    """From sample-forwards a second; what a calibration would add beside them is left out."""
+    guided = 2 if study.sampling.guidance > 1 else 1
+    second = 1 / forwards_per_second
+    probe = study.rungs.probe
+    return Speed(
+        image=study.sampling.steps * guided * second,
+        probe=probe.prompts * (probe.timesteps + 1) * guided * second,
+        first_probe=probe.prompts * study.sampling.steps * guided * second,
+        start=START_SECONDS,
+        told=f"at {forwards_per_second:g} sample-forwards a second; loading, decoding and judging are not in it",
+    )
+
+
+def measured_speed(measured: Measured, beside: int) -> Speed:
+    """From a calibration."""
+    return Speed(
+        image=measured.image,
+        images=measured.images,
+        probe=measured.probe,
+        first_probe=measured.first_probe,
+        load=measured.load,
+        start=START_SECONDS,
+        told=(
+            f"calibrated on {measured.device}, {beside} side by side, {measured.sampled} images: "
+            f"{measured.image:.3g} s an image, {measured.probe:.3g} s a probe, {measured.load:.0f} s to load"
+        ),
+    )
