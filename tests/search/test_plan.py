@@ -12,6 +12,7 @@ from raysense.cluster import run_in_process
 from raysense.evaluation.records import CALIBRATION, OUTLIERS, Evaluation, Measure, Task
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory, take_inventory
+from raysense.pruning.patterns import Pattern, pattern_grid
 from raysense.search.families import closed_forms
 from raysense.search.inquiry import Story
 from raysense.search.plan import Findings, make_story
@@ -162,6 +163,22 @@ def test_owl_allocates_by_what_the_calibration_found(tmp_path: Path) -> None:
     assert first.strategy == "owl"
     share = [grid.zeros_at(a, first.allocation[a]) / n for a, n in inventory.sizes]
     assert min(share[::2]) > max(share[1::2]), "layers with outliers are pruned less"
+
+
+def test_a_pattern_study_chooses_the_layers_that_follow_it(tmp_path: Path) -> None:
+    study, inventory, _, _ = made_up(bisections=3, rounds=1, offspring=2)
+    grid = pattern_grid(inventory, Pattern(2, 4))
+    story = make_story(study, inventory, grid, closed_forms(inventory, grid, {}))
+    store = Store.open(str(tmp_path), create=True)
+    store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
+    run_in_process(story, Landscape(inventory, grid), store, signature=SIGNATURE, lookahead=4)
+    assert story.error is None
+    assert story.outcome is not None
+    winner = story.outcome.winner
+    assert winner is not None
+    assert 0 < len(winner.allocation) < LAYERS
+    assert set(winner.allocation.values()) == {1}
+    assert "unet:0" not in winner.allocation, "the most sensitive layer stays whole"
 
 
 def test_impossible_bound_is_refused_with_the_dense_value(tmp_path: Path) -> None:
