@@ -204,15 +204,16 @@ class Search(_Strict):
     """How the allocation is looked for."""
 
     granularity: Literal["component", "block", "layer"] = "layer"
-    levels: int = Field(8, ge=2, le=64, description="points of a group's sensitivity curve")
+    levels: int = Field(8, ge=2, le=64, description="most points of a group's sensitivity curve")
     strategies: tuple[str, ...] = Field(("uniform", "global", "lamp", "erk", "solver"), strict=False)
     proportions: dict[str, Annotated[float, Field(ge=0)]] = Field(
         {}, description="component -> its part in the ratios of `per_component` and `recipe`; 1 where missing"
     )
     bisections: int = Field(6, ge=1, le=20)
-    rounds: int = Field(2, ge=0, description="rounds of switch search after the solver; 0: none")
+    rounds: int = Field(2, ge=0, description="joint search judges rounds x offspring candidates; 0: none")
     offspring: int = Field(8, ge=1)
     finalists: int = Field(4, ge=1)
+    compare: bool = Field(False, description="validate the best of every strategy, not only of the winner's")
     lookahead: int = Field(6, ge=1, description="W: ask t sees only results up to t - W")
 
 

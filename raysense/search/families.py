@@ -18,6 +18,12 @@ Family = Callable[[int], Allocation]
 """Wanted zeros in the selected layers -> allocation."""
 
 SOLVER = "solver"
+JOINT = "joint"
+"""What the joint search finds; it runs after the solver, unless `search.rounds` is 0."""
+
+RANDOM, SWITCHES, TPE, EVOPRESS = "random", "switches", "tpe", "evopress"
+ITERATIVE = (JOINT, RANDOM, SWITCHES, TPE, EVOPRESS)
+"""Strategies that learn from one measurement to the next; all but the first are there to be compared with."""
 
 
 def closed_forms(

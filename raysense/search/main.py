@@ -18,7 +18,7 @@ from raysense.pipelines.load import load_pipeline, modules_of
 from raysense.pruning.allocation import LevelGrid
 from raysense.pruning.layers import Inventory
 from raysense.report.summary import render, summarise
-from raysense.search.families import SOLVER, check_strategies, closed_forms
+from raysense.search.families import ITERATIVE, SOLVER, check_strategies, closed_forms
 from raysense.search.plan import make_story
 from raysense.store.disk import Disk
 from raysense.store.store import Store
@@ -54,7 +54,7 @@ def run_study(
     modules = modules_of(pipeline)
     learning = calibration_cost(study, inventory, modules)
     families = closed_forms(inventory, grid, modules, study.search.proportions)
-    check_strategies(study.search.strategies, (*families, OWL, SOLVER))
+    check_strategies(study.search.strategies, (*families, OWL, SOLVER, *ITERATIVE[1:]))
     judges(study)
     story = make_story(study, inventory, grid, families, learning)
     identity = signature(study, grid)

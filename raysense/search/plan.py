@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,8 +15,20 @@ from raysense.evaluation.records import CALIBRATION, Evaluation, Question, StopR
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory
 from raysense.search.curves import Curve, least_known, removed_energy, sparsity_removing
-from raysense.search.families import SOLVER, Family, outlier_weighed, solved
+from raysense.search.families import (
+    EVOPRESS,
+    ITERATIVE,
+    JOINT,
+    RANDOM,
+    SOLVER,
+    SWITCHES,
+    TPE,
+    Family,
+    outlier_weighed,
+    solved,
+)
 from raysense.search.inquiry import Inquiry, OutOfBudget, Plan, Story
+from raysense.search.proposers import Learned, Proposer, Random, Switches, Tpe, evopress, scaled
 from raysense.search.verdict import hopeless, is_feasible, margins
 from raysense.study import Bound, ImageRung, Study
 
@@ -31,9 +44,6 @@ total damage by more than 2 % on the bundled pipeline, at twice the probes."""
 
 SAFER = (0.8, 0.9, 0.95, 1.0)
 """Shares of the best total that are validated, least sparse first."""
-
-GROWTH = 0.06
-"""By how much switch search tries to raise the total at first, relatively."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +133,8 @@ def make_story(
 def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
     study, search = ground.study, ground.study.search
     groups = _groups(ground)
-    strategies = [name for name in search.strategies if name not in (SOLVER, OWL)]
-    climbs = len(search.strategies)
+    strategies = [name for name in search.strategies if name not in (SOLVER, OWL, *ITERATIVE)]
+    climbs = len(strategies) + (SOLVER in search.strategies) + (OWL in search.strategies)
     story.wanted = (
         3
         + bool(ground.calibration_cost)
@@ -169,46 +179,53 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
     tried = [candidate for climb in climbed for candidate in climb]
     story.headline = _headline(ground, tried)
 
-    chosen = dict(families)
-    weights: dict[str, float] = {}
-    growth = GROWTH
-    for turn in range(search.rounds if curves else 0):
-        start = _best([c for c in tried if c.strategy == SOLVER])
-        if start is None:
-            break
-        total = int(start.zeros * (1 + growth))
-        proposals = [
-            {group: w * weights.get(group, 1.0) for group, w in jolt.items()}
-            for jolt in _jolts(ground, groups, turn)
+    story.headline = "searching jointly: " + _headline(ground, tried)
+    proposers: dict[str, Proposer] = {}
+    if curves and search.rounds:
+        proposers[JOINT] = _learned(ground, curves, groups)
+    seeds = {name: [study.seed, number] for number, name in enumerate(ITERATIVE)}
+    if RANDOM in search.strategies:
+        proposers[RANDOM] = Random(ground.grid, groups, seeds[RANDOM])
+    if SWITCHES in search.strategies:
+        proposers[SWITCHES] = Switches(ground.grid, seeds[SWITCHES])
+    if TPE in search.strategies:
+        proposers[TPE] = Tpe(ground.grid, groups, study.seed)
+    inquiries: list[Inquiry] = []
+    for name, proposer in proposers.items():
+        # Everybody starts from what the closed forms gave; the joint search also from the solver's climb.
+        for known in tried:
+            if name == JOINT or known.strategy != SOLVER:
+                proposer.tell(known.allocation, load_of(known, ground.bounds, dense))
+        left = itertools.count()
+        inquiries += [
+            _lane(ground, name, proposer, left, dense)
+            for _ in range(min(search.lookahead, search.rounds * search.offspring))
         ]
-        answers: list[Candidate | None] = yield [
-            _judge(
-                ground, SOLVER, f"switch/{turn}/{number}", _solver(ground, curves, groups, proposal), total
-            )
-            for number, proposal in enumerate(proposals)
-        ]
-        judged = [(c, p) for c, p in zip(answers, proposals, strict=True) if c is not None]
-        tried += [candidate for candidate, _ in judged]
-        passing = [(c, p) for c, p in judged if c.feasible]
-        if passing:
-            _, weights = max(passing, key=lambda pair: (pair[0].zeros, _slack(ground, pair[0])))
-            chosen[SOLVER] = _solver(ground, curves, groups, weights)
-        else:
-            growth /= 2
-        story.headline = _headline(ground, tried)
+    start = _best([c for c in tried if c.strategy not in (SOLVER, JOINT)])
+    if EVOPRESS in search.strategies and start is not None:
+        inquiries.append(_evopress(ground, start.allocation, dense))
+    if inquiries:
+        more: list[list[Candidate]] = yield inquiries
+        tried += [candidate for found in more if found for candidate in found]
 
     story.headline = "validating on held-out prompts: " + _headline(ground, tried)
     best = _best(tried)
-    contenders = [] if best is None else [(best.strategy, best.zeros)]
-    plain = _best([c for c in tried if c.strategy == "uniform"])
-    if plain is not None and best is not None and best.strategy != "uniform":
-        contenders.append(("uniform", plain.zeros))
+    contenders = [] if best is None else [best]
+    names = dict.fromkeys(c.strategy for c in tried) if search.compare else ("uniform",)
+    for name in names:
+        rival = _best([c for c in tried if c.strategy == name])
+        if rival is not None and best is not None and best.strategy != name:
+            contenders.append(rival)
     tests: list[list[Candidate]] = yield [
-        _validate(ground, name, chosen[name], zeros) for name, zeros in contenders
+        _validate(ground, contender.strategy, _below(ground, contender, families), contender.zeros)
+        for contender in contenders
     ]
     winners = [_best(test) for test in tests]
     winner = winners[0] if winners else None
-    uniform = winner if winner is not None and winner.strategy == "uniform" else (winners[1:] or [None])[0]
+    plain = [
+        test for test, contender in zip(tests, contenders, strict=True) if contender.strategy == "uniform"
+    ]
+    uniform = _best(plain[0]) if plain else None
     return Findings(dense, curves, tried, [c for test in tests for c in test], winner, uniform)
 
 
@@ -277,7 +294,7 @@ def _climb(ground: _Ground, strategy: str, family: Family) -> Inquiry:
         for number in range(ground.study.search.bisections):
             middle = (low + high) / 2
             candidate = yield from _judge(
-                ground, strategy, f"{strategy}/{number}", family, ground.zeros(middle)
+                ground, strategy, f"{strategy}/{number}", family(ground.zeros(middle))
             )
             tried.append(candidate)
             low, high = (middle, high) if candidate.feasible else (low, middle)
@@ -286,14 +303,63 @@ def _climb(ground: _Ground, strategy: str, family: Family) -> Inquiry:
     return tried
 
 
-def _judge(ground: _Ground, strategy: str, name: str, family: Family, zeros: int) -> Inquiry:
+def _judge(ground: _Ground, strategy: str, name: str, allocation: Allocation) -> Inquiry:
     """One candidate climbing the rungs; returns it."""
-    allocation = family(zeros)
     tasks = (Task(allocation, "preview"), Task(allocation, "score"))
     evaluations = yield Question(f"search/{name}", "search", tasks, hopeless(ground.bounds))
-    last = evaluations[-1]
+    return _candidate(ground, strategy, allocation, evaluations[-1])
+
+
+def _candidate(ground: _Ground, strategy: str, allocation: Allocation, last: Evaluation) -> Candidate:
     feasible = last.rung == "score" and is_feasible(last, ground.bounds)
     return Candidate(strategy, allocation, ground.grid.zeros(allocation), last, feasible)
+
+
+def _lane(
+    ground: _Ground, strategy: str, proposer: Proposer, left: Iterator[int], dense: Mapping[str, Evaluation]
+) -> Inquiry:
+    """Proposes, has it judged, tells, again and again; as many lanes side by side as may be outstanding.
+
+    There are no generations: a lane goes on as soon as its own candidate is judged. Returns its candidates.
+    """
+    found: list[Candidate] = []
+    try:
+        while (number := next(left)) < ground.study.search.rounds * ground.study.search.offspring:
+            allocation = proposer.propose()
+            candidate: Candidate = yield from _judge(ground, strategy, f"{strategy}/{number}", allocation)
+            proposer.tell(allocation, load_of(candidate, ground.bounds, dense))
+            found.append(candidate)
+    except OutOfBudget:
+        pass
+    return found
+
+
+def _evopress(ground: _Ground, start: Allocation, dense: Mapping[str, Evaluation]) -> Inquiry:
+    """EvoPress's procedure on the study's rungs, for what the other iterative strategies may cost at most."""
+    study, found, spent = ground.study, list[Candidate](), 0
+    allowed = study.search.rounds * study.search.offspring * (
+        _images_cost(study, study.rungs.preview) + _images_cost(study, study.rungs.score)
+    )  # fmt: skip
+    procedure = evopress(ground.grid, start, [study.seed, len(ITERATIVE)])
+    stage, pool = next(procedure)
+    try:
+        for number in itertools.count():
+            if spent >= allowed:
+                break
+            rung = ("probe", "preview", "score")[stage]
+            name = f"search/{EVOPRESS}/{number}"
+            evaluations = yield Question(name, "search", tuple(Task(a, rung) for a in pool))
+            spent += sum(evaluation.cost for evaluation in evaluations)
+            if rung == "probe":
+                losses = [math.inf if e.failed else e.measures["probe_error"].value for e in evaluations]
+            else:
+                judged = [_candidate(ground, EVOPRESS, a, e) for a, e in zip(pool, evaluations, strict=True)]
+                found += judged if rung == "score" else []
+                losses = [load_of(candidate, ground.bounds, dense) for candidate in judged]
+            stage, pool = procedure.send(losses)
+    except OutOfBudget:
+        pass
+    return found
 
 
 def _validate(ground: _Ground, strategy: str, family: Family, zeros: int) -> Inquiry:
@@ -341,19 +407,25 @@ def _solver(
     return solved(curves, groups, ground.inventory, ground.grid, weights)
 
 
-def _jolts(ground: _Ground, groups: Mapping[str, Sequence[str]], turn: int) -> list[dict[str, float]]:
-    """Random factors on the groups' damages: what additive curves get wrong, tried end to end (as SPDY does).
+def _learned(ground: _Ground, curves: Sequence[Curve], groups: Mapping[str, Sequence[str]]) -> Learned:
+    """The joint search on the study's curves."""
+    grid = ground.grid
+    fine = [curve.refined() for curve in curves]
 
-    The first proposal is unchanged: the same curves at the higher total. Half of the log-variance is common to
-    a component, half is a group's own.
-    """
-    rng = np.random.default_rng([ground.study.seed, turn])
-    components = sorted({group.split(":")[0] for group in groups})
-    jolts: list[dict[str, float]] = [dict.fromkeys(groups, 1.0)]
-    for _ in range(ground.study.search.offspring - 1):
-        common = {component: rng.normal(0, 0.7) for component in components}
-        jolts.append({g: float(np.exp(common[g.split(":")[0]] + rng.normal(0, 0.7))) for g in groups})
-    return jolts
+    def damages(allocation: Allocation) -> list[float]:
+        zeros = [sum(grid.zeros_at(a, allocation[a]) for a in groups[c.group]) for c in fine]
+        return [float(np.interp(z, c.zeros, c.damage)) for z, c in zip(zeros, fine, strict=True)]
+
+    def solve(zeros: int, weights: Mapping[str, float]) -> Allocation:
+        return _solver(ground, curves, groups, weights)(zeros)
+
+    return Learned(grid, damages, [c.group for c in fine], solve, [ground.study.seed, 0])
+
+
+def _below(ground: _Ground, contender: Candidate, families: Mapping[str, Family]) -> Family:
+    """The contender itself, and what its strategy gives at smaller totals."""
+    smaller = families.get(contender.strategy, lambda zeros: scaled(ground.grid, contender.allocation, zeros))
+    return lambda zeros: contender.allocation if zeros >= contender.zeros else smaller(zeros)
 
 
 def _best(candidates: Sequence[Candidate]) -> Candidate | None:
@@ -361,9 +433,20 @@ def _best(candidates: Sequence[Candidate]) -> Candidate | None:
     return max(passing, key=lambda candidate: candidate.zeros, default=None)
 
 
-def _slack(ground: _Ground, candidate: Candidate) -> float:
-    """The tightest margin, relative to its bound."""
-    return min(m.margin / max(abs(m.bound.limit), 1e-9) for m in margins(candidate.evaluation, ground.bounds))
+def load_of(candidate: Candidate, bounds: Sequence[Bound], dense: Mapping[str, Evaluation]) -> float:
+    """1 minus the tightest margin in units of its bound; what fell before the score rung is above 1."""
+    last = candidate.evaluation
+    if last.failed or last.collapsed:
+        return math.inf
+    loads = []
+    for margin in margins(last, bounds):
+        limit = margin.bound.limit
+        if not margin.bound.measure.endswith(("_drop", "_rise")):
+            # The room that an absolute bound leaves is counted from the dense pipeline's value.
+            limit -= dense["score"].measures[margin.bound.measure].value
+        loads.append(1 - margin.margin / max(abs(limit), 1e-9))
+    load = max(loads)
+    return load if candidate.feasible else max(load, 1 + 1e-6)
 
 
 def _headline(ground: _Ground, tried: Sequence[Candidate]) -> str:
