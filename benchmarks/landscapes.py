@@ -68,7 +68,7 @@ class Landscape:
         self.cost = 0
 
     def sparsities(self, allocation: Allocation) -> np.ndarray[Any, Any]:
-        return np.array([self.grid.zeros_at(n, allocation[n]) for n in self.names]) / self.size
+        return np.asarray([self.grid.zeros_at(n, allocation[n]) for n in self.names] / self.size)
 
     def parts(self, sparsity: np.ndarray[Any, Any], probe: bool = False) -> np.ndarray[Any, Any]:
         """Damage of every layer; `sparsity` has shape (layers, ...)."""
@@ -77,7 +77,7 @@ class Landscape:
         damage = self.scale.reshape(shape) * energy ** self.power.reshape(shape)
         if self.kind == "dip" and not probe:
             damage = damage - 0.05 / self.layers * np.sin(np.pi * np.clip(sparsity / 0.4, 0, 1))
-        return damage if probe else damage * self.hidden.reshape(shape)
+        return np.asarray(damage if probe else damage * self.hidden.reshape(shape))
 
     def damage(self, allocation: Allocation) -> float:
         total = float(self.parts(self.sparsities(allocation)).sum())
@@ -223,11 +223,12 @@ def run(problem: Landscape, strategy: str, budget: int, seed: int) -> Run:
             # The cheap stages share the probe, the last one is the score.
             stage, pool = procedure.send([problem.probe(a) if stage < 2 else judged(a) for a in pool])
         return result
-    proposer: Proposer = {
+    makers: dict[str, Callable[[], Proposer]] = {
         "switches": lambda: Switches(grid, seed),
         "tpe": lambda: Tpe(grid, members, seed),
         "random": lambda: Random(grid, members, seed),
-    }[strategy]()
+    }
+    proposer = makers[strategy]()
     climb(uniform, proposer.tell, 8)
     while problem.cost + SCORE_COST <= budget:
         allocation = proposer.propose()

@@ -424,8 +424,14 @@ def _learned(ground: _Ground, curves: Sequence[Curve], groups: Mapping[str, Sequ
 
 def _below(ground: _Ground, contender: Candidate, families: Mapping[str, Family]) -> Family:
     """The contender itself, and what its strategy gives at smaller totals."""
-    smaller = families.get(contender.strategy, lambda zeros: scaled(ground.grid, contender.allocation, zeros))
-    return lambda zeros: contender.allocation if zeros >= contender.zeros else smaller(zeros)
+
+    def family(zeros: int) -> Allocation:
+        if zeros >= contender.zeros:
+            return contender.allocation
+        own = families.get(contender.strategy)
+        return own(zeros) if own is not None else scaled(ground.grid, contender.allocation, zeros)
+
+    return family
 
 
 def _best(candidates: Sequence[Candidate]) -> Candidate | None:
