@@ -250,7 +250,9 @@ def compare(
 ) -> dict[str, list[dict[str, Any]]]:
     """Method -> its rows, one a sparsity, in the order of `Size.sparsities`."""
     rows = {}
-    for method in (*size.ranking, *HESSIAN):
+    # Only the denoiser's steps can be weighted: for a text encoder both Hessian methods are one.
+    hessian = (SWEPT,) if scope == "text encoder" else HESSIAN
+    for method in (*size.ranking, *hessian):
         setting = Setting(scope, method, "validation", prompts, damping, size.levels)
         measure(size, setting, size.sparsities, out)
         rows[method] = rows_of(out / setting.folder)
