@@ -85,6 +85,7 @@ def run_study(
             evaluators=cluster.evaluators,
             cpus_per_evaluator=cluster.cpus_per_evaluator,
             gpus_per_evaluator=cluster.gpus_per_evaluator,
+            patience=cluster.patience,
             address=address,
             on_progress=live,
         )
