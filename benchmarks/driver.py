@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.parts import CpuSeconds
 from benchmarks.utilisation import Curves
 from raysense.evaluation.records import Evaluation, Measure, Question, Task
 
@@ -61,30 +62,26 @@ def pace(moments: Sequence[float]) -> float:
 
 def measure(evaluations: int) -> dict[str, Any]:
     """Runs the evaluations; the figures."""
-    import psutil
-
     from raysense.cluster import EvaluatorSpec, LiveView, run_on_ray
     from raysense.store import Store
 
     strategy, edge = Timed(evaluations), min(1000, evaluations // 2)
-    with tempfile.TemporaryDirectory() as folder, LiveView(plain_seconds=30) as view:
-        before = psutil.Process().cpu_times()
+    with tempfile.TemporaryDirectory() as folder, LiveView(plain_seconds=30) as view, CpuSeconds() as cpu:
         run_on_ray(
             strategy, EvaluatorSpec("benchmarks.driver:Instant"), folder, signature="driver", lookahead=32,
             evaluators=2, cpus_per_evaluator=0.5, on_progress=view,
         )  # fmt: skip
-        after = psutil.Process().cpu_times()
         started = time.monotonic()
         rows = Store.open(folder, create=True).evaluations()
         read = time.monotonic() - started
     first, last = pace(strategy.moments[:edge]), pace(strategy.moments[-edge:])
     settled = strategy.memory[len(strategy.memory) // 5]
-    cpu = after.user + after.system - before.user - before.system
     return {
         "evaluations": len({row.key for row in rows}),
         "questions_of": BATCH,
         "wall_ms_per_evaluation": round(pace(strategy.moments), 2),
-        "driver_cpu_ms_per_evaluation": round(1000 * cpu / evaluations, 2),
+        "driver_cpu_ms_per_evaluation": round(1000 * cpu.by_part["driver"] / evaluations, 2),
+        "cpu_seconds": cpu.by_part,
         "first_ms": round(first, 2),
         "last_ms": round(last, 2),
         "last_to_first": round(last / first, 2),

@@ -5,8 +5,10 @@
 
 Evaluators sleep instead of measuring, so that only raysense and Ray are on the machine's cores; the whole path is the
 real one. An evaluator writes when it began to load, was loaded, began and ended an evaluation; the busy share
-is computed from these lines alone: measuring time divided by loaded time, over all loaded evaluators.
-The last line of the output is one JSON object.
+is computed from these lines alone: measuring time divided by loaded time, over all loaded evaluators. It is taken over
+windows: with disturbances from all loaded to the first, from 20 s after each to the next, the last one until the queue
+empties; without, from 20 s after all are loaded until then. `busy_share_whole` is taken from all loaded until the queue
+empties, disturbances included. The last line of the output is one JSON object.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.parts import CpuSeconds
 from raysense.evaluation.records import Evaluation, Question, Task
 from raysense.pruning.allocation import Allocation
 from raysense.search.strategy import Strategy
@@ -164,34 +167,45 @@ def measure(case: Case) -> dict[str, Any]:
         disturber = _Disturber(case, log, cluster, nodes, events)
         if case.events:
             disturber.start()
-        driver, started = psutil.Process(), time.time()
+        started = time.time()
         psutil.cpu_percent(None)
         strategy: Strategy = Curves(case.evaluations, case.batch)
         spec = EvaluatorSpec(
             "benchmarks.utilisation:Sleeper",
             {"log": str(log), "load": case.load, "seconds": case.seconds},
         )
-        with LiveView(plain_seconds=30) as view:
+        with LiveView(plain_seconds=30) as view, CpuSeconds() as cpu:
             run_on_ray(
                 strategy, spec, f"{folder}/store", signature="utilisation", lookahead=8 * case.gpus,
                 cpus_per_evaluator=0, gpus_per_evaluator=1, on_progress=view,
             )  # fmt: skip
         machine = psutil.cpu_percent(None) / 100
-        times = driver.cpu_times()
         rows = Store.open(f"{folder}/store", create=True).evaluations()
         disturber.finish()
         ray.shutdown()
         cluster.shutdown()
-        return figures(case, lives(log), events, started) | {
+        found = figures(case, lives(log), events, started) | {
             "stored_once": len(rows) == len({row.key for row in rows}) == case.evaluations,
-            "driver_ms_per_evaluation": round(1000 * (times.user + times.system) / case.evaluations, 1),
+            "driver_ms_per_evaluation": round(1000 * cpu.by_part["driver"] / case.evaluations, 1),
             "machine_cpu_share": round(machine, 2),
-            "bottleneck": (
-                "the CPU of this machine, which all simulated nodes, trials and the driver share"
-                if machine > 0.9
-                else "the turnaround of trials: from a report over Tune's loop to the next question"
-            ),
+            "cpu_seconds": cpu.by_part,
         }
+        return found | {"bottleneck": bottleneck(found)}
+
+
+def bottleneck(found: dict[str, Any]) -> str:
+    """What keeps evaluators from being busier, by the figures."""
+    shares = found["busy_shares"]
+    if shares and min(shares) >= BAR:
+        return f"none that matters: loaded evaluators are busy {min(shares):.1%} of the time"
+    parts: dict[str, float] = found["cpu_seconds"]
+    largest = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in list(parts.items())[:3])
+    if found["machine_cpu_share"] > 0.9:
+        return f"the CPU of this machine, which all simulated nodes and the driver share ({largest})"
+    return (
+        f"the turnaround from an evaluation's end to the next one's beginning, {found['median_pause_s']} s in the "
+        f"median, by way of trial, Tune's loop and broker; CPU: {largest}"
+    )
 
 
 class _Disturber(threading.Thread):
@@ -262,6 +276,7 @@ def figures(
         "events": [what.split()[0] for what, _ in events],
         "busy_shares": shares,
         "busy_share_lowest": min(shares, default=None),
+        "busy_share_whole": round(busy_share(found, all_loaded, empty), 4),
         "loaded_once_per_life": all(life.loads <= 1 for life in found.values()),
         "lives": len(found),
         "median_pause_s": round(
@@ -285,6 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quick = parser.parse_args(arguments).quick
     if quick:
         barred, reported = [Case(2, 60, 1.0, 2.0, 4)], list[Case]()
+        print("quick: one small case, whose figures say only that everything runs")
     else:
         barred = [Case(8, 900, 2.0, 10.0, 4, events=True), Case(16, 960, 8.0, 10.0, 4)]
         reported = [Case(32, 960, 8.0, 10.0, 4)]

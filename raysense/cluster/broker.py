@@ -130,7 +130,7 @@ class Resident:
         """Measures and stores, unless an evaluator that died after storing already did."""
         assert self._evaluator is not None  # the broker hands out loaded evaluators only
         try:
-            stored = self._store.get(task.key(self._plan.signature))
+            stored = self._store.get_object(task.key(self._plan.signature))
             if stored is not None:
                 return Reply(stored)
             evaluation = signed(
@@ -346,12 +346,15 @@ class Broker:
         task.add_done_callback(self._tasks.discard)
 
     async def _bring_up(self, place: _Place) -> None:
+        patience = LOADS
         try:
             place.life, place.node = await place.actor.where.remote()
             place.started = True
             self._lives += 1
             reply: Reply = await place.actor.load.remote()
         except ray.exceptions.RayError as error:
+            # A node that leaves takes all its evaluators with it: that alone is no reason to give up.
+            patience = LOADS * max(1, self._wanted)
             reply = Reply(error=f"it died while loading: {_first_line(error)}")
         if place not in self._places:
             return
@@ -363,7 +366,7 @@ class Broker:
         self._lost(place)
         self._failed_loads += 1
         self._notices.append(f"evaluator {place.life} could not be loaded: {reply.error or reply.fatal}")
-        if reply.fatal or (self._failed_loads >= LOADS and not any(p.loaded for p in self._places)):
+        if reply.fatal or (self._failed_loads >= patience and not any(p.loaded for p in self._places)):
             await self._give_up(reply.fatal or f"no evaluator can be loaded: {reply.error}")
 
     async def _check(self, place: _Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,6 +10,8 @@ from raysense.cluster.progress import Snapshot
 from raysense.errors import RaysenseError
 from raysense.evaluation.records import Evaluation, Question, Task
 from raysense.search.strategy import Lookahead
+
+log = logging.getLogger("raysense")
 
 
 @dataclass
@@ -93,6 +96,7 @@ class Ledger:
         if any(known.key == evaluation.key for known in work.answers):
             return work.settled
         work.answers.append(evaluation)
+        log.info("%s", line_of(work.question, evaluation))
         # Another question may have had it measured in the meantime: its images are counted once.
         self._count(evaluation, replayed=evaluation.key in self._new)
         self._new[evaluation.key] = evaluation
@@ -128,3 +132,15 @@ class Ledger:
         else:
             self._images += evaluation.images
             self._cost += evaluation.cost
+
+
+def line_of(question: Question, evaluation: Evaluation) -> str:
+    """One line for the log: what was measured, and what it gave."""
+    found = ", ".join(
+        f"{name} {measure.value:.4g} [{measure.low:.4g}, {measure.high:.4g}]"
+        for name, measure in evaluation.measures.items()
+    )
+    return (
+        f"{question.name}: allocation {evaluation.allocation} on rung {evaluation.rung} in {evaluation.seconds:.1f} s "
+        f"on {evaluation.evaluator}: {evaluation.failed or evaluation.collapsed or found or 'nothing measured'}"
+    )

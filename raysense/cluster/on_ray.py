@@ -121,6 +121,7 @@ class _Run:
         self._spec = spec
         self._store = store
         self._signature = signature
+        self._lookahead = lookahead
         self._on_progress = on_progress
         self._patience = patience
         self._clock = Clock(0.5)
@@ -164,7 +165,7 @@ class _Run:
         if not here and evaluators == "auto":
             raise RaysenseError(_no_room(cpus, gpus))
         width = here if evaluators == "auto" else evaluators
-        self._width = width
+        self._widen(width)
         plan = Plan(
             spec=self._spec,
             store_uri=self._store.uri,
@@ -238,6 +239,11 @@ class _Run:
         """Tune may end once its trials have."""
         return self.ledger.finished or (self.stopping and self._draining)
 
+    @property
+    def running(self) -> int:
+        """Trials that run at the same time."""
+        return math.ceil(RUNNING_PER_EVALUATOR * self._width)
+
     def suggest(self, trial: str) -> dict[str, Any] | None:
         """The configuration of a new trial, or None: not now."""
         if self.stopping or len(self._works) >= ASKED_PER_EVALUATOR * self._width:
@@ -258,7 +264,7 @@ class _Run:
             "tasks": len(left.tasks),
             # A share of the one resource that every cluster has exactly once: it lets so many trials run
             # at the same time and keeps them on the head node, beside the driver and the broker.
-            "share": math.floor(9000 / math.ceil(RUNNING_PER_EVALUATOR * self._width)) / 10_000,
+            "share": math.floor(9000 / self.running) / 10_000,
         }
 
     def report(self, trial: str, evaluation: str) -> None:
@@ -310,7 +316,7 @@ class _Run:
             self._broker.drain.remote()
 
     def _judge(self, status: Status) -> None:
-        self._width = max(self._width, status.wanted)  # nodes have joined: keep them supplied
+        self._widen(status.wanted)
         for notice in status.notices:
             log.warning("%s", notice)
         if status.fatal:
@@ -319,6 +325,18 @@ class _Run:
             raise RaysenseError(
                 f"no evaluator found room for {self._patience:.0f} s. Add nodes, or ask for less per evaluator."
             )
+
+    def _widen(self, width: int) -> None:
+        """Nodes have joined: keep them supplied, as far as the study's look-ahead goes."""
+        if width > max(self._width, self._lookahead):
+            log.warning(
+                "search.lookahead is %d: at most so many questions are open at a time, and %d evaluators want at least "
+                "%d. Set it before a study begins: decisions depend on it.",
+                self._lookahead,
+                width,
+                ASKED_PER_EVALUATOR * width,
+            )
+        self._width = max(self._width, width)
 
     @contextlib.contextmanager
     def _caught(self) -> Iterator[None]:

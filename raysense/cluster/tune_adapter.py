@@ -52,11 +52,29 @@ class Asker(_NotSaved, Searcher):
 
 
 class StopOnRule(_NotSaved, FIFOScheduler):
-    """Stops a trial as soon as its question is settled."""
+    """Stops a trial as soon as its question is settled; keeps trial processes warm."""
 
     def __init__(self, run: _Run) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._run = run
+        self._warm: tuple[Any, int] | None = None  # resources, processes
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Has Tune keep idle trial processes for the next question.
+
+        Left to itself Tune ends all but one whenever no trial is pending, as between the steps of a bisection, and
+        starts new ones for the next questions: seconds of CPU, and of waiting, for each. Its cache of
+        processes knows a least number to keep, though not by a public name: a Ray without it runs, only slower.
+        """
+        super().on_trial_add(tune_controller, trial)
+        cache = getattr(tune_controller, "_actor_cache", None)
+        wanted = (trial.placement_group_factory, self._run.running)
+        if cache is None or wanted == self._warm:
+            return
+        if self._warm is not None:  # nodes have joined: a trial's share is another now
+            cache.decrease_max(*self._warm)
+        cache.increase_max(*wanted)
+        self._warm = wanted
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Takes the evaluation and says whether the trial goes on."""

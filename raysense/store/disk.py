@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,18 +24,25 @@ class Disk:
 
     Args:
         uri: A local path, or an address such as ``s3://bucket/folder``. S3 takes its credentials and its
-            endpoint from the AWS environment variables, or from the query
-            ``?endpoint_override=127.0.0.1:9000&scheme=http``.
+            endpoint from the AWS environment variables, or from the address itself:
+            ``s3://key:secret@bucket/folder?endpoint_override=127.0.0.1:9000&scheme=http``.
+
+    Attributes:
+        uri: The address.
+        shown: The same without credentials, for messages.
+        root: The folder, as the file system names it.
+        local: Whether it is a local path.
     """
 
     def __init__(self, uri: str) -> None:
         self.uri = str(uri)
+        self.shown = re.sub(r"//[^/@]*@", "//", self.uri)  # messages show no credentials
         if "://" in self.uri:
             try:
                 fs, root = pafs.FileSystem.from_uri(self.uri)
             except (OSError, ValueError) as error:
                 raise RaysenseError(
-                    f"store `{self.uri}`: {error}. Give a local path or an address such as s3://bucket/folder."
+                    f"store `{self.shown}`: {error}. Give a local path or an address such as s3://bucket/folder."
                 ) from error
         else:
             fs, root = pafs.LocalFileSystem(), os.path.abspath(self.uri)
@@ -57,7 +65,7 @@ class Disk:
             raise
         except OSError as error:
             raise RaysenseError(
-                f"store `{self.uri}`: cannot {doing} `{self.path(name)}`: {error}. "
+                f"store `{self.shown}`: cannot {doing} `{self.path(name)}`: {error}. "
                 "Check that the storage is there, not full, and that the credentials allow it."
             ) from error
 

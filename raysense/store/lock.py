@@ -85,7 +85,7 @@ class _FileLock:
             file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  # held open: it is the lock
         except OSError as error:
             raise RaysenseError(
-                f"store `{self._disk.uri}`: cannot be written ({error}). Choose a folder you may write to."
+                f"store `{self._disk.shown}`: cannot be written ({error}). Choose a folder you may write to."
             ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -118,7 +118,7 @@ class _Lease:
         self._renewal = threading.Thread(target=self._keep_renewing, name="raysense-lease", daemon=True)
 
     def take(self) -> None:
-        held = read_json(self._disk, NAME, f"Delete it if no driver runs on `{self._disk.uri}`.")
+        held = read_json(self._disk, NAME, f"Delete it if no driver runs on `{self._disk.shown}`.")
         if held is not None and _alive(held):
             _refuse(self._disk, held)
         self._renew()
@@ -164,6 +164,6 @@ def _alive(held: dict[str, Any]) -> bool:
 def _refuse(disk: Disk, held: dict[str, Any]) -> NoReturn:
     who = f"process {held.get('pid', '?')} on {held.get('host', '?')}"
     raise RaysenseError(
-        f"store `{disk.uri}`: {who} is running this study. "
+        f"store `{disk.shown}`: {who} is running this study. "
         "Wait for it or stop it (Ctrl-C once), then start again."
     )

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from raysense.evaluation.records import Evaluation, Measure
-from raysense.store.schema import EVALUATIONS, LATER, SCHEMA_VERSION, TABLES
+from raysense.store.schema import EVALUATIONS, LATER, SCHEMA_VERSION, TABLES, check_version
 
 _PLAIN = (
     "key",
@@ -80,11 +80,13 @@ def from_object(content: bytes) -> tuple[Evaluation, dict[str, int]]:
     """The evaluation and its allocation's levels.
 
     Raises:
-        ValueError: The content is damaged, or of another schema version.
+        ValueError: The content is damaged.
+        RaysenseError: A newer raysense wrote it.
     """
     fields = json.loads(content)
-    if not isinstance(fields, dict) or fields.pop("schema_version", None) != SCHEMA_VERSION:
-        raise ValueError(f"not an evaluation of schema version {SCHEMA_VERSION}")
+    if not isinstance(fields, dict):
+        raise ValueError("not an evaluation")
+    check_version(fields.pop("schema_version", None), f"evaluation {fields.get('key')}")
     levels = fields.pop("levels", None)
     try:
         return from_fields(fields), dict(levels)

@@ -9,7 +9,12 @@ values rows of `samples`, an allocation's layers rows of `allocations`. A pivot 
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
+
+import raysense
+from raysense.errors import RaysenseError
 
 SCHEMA_VERSION = 1
 
@@ -120,3 +125,26 @@ TABLES: dict[str, pa.Schema] = {
     "measures": MEASURES,
     "samples": SAMPLES,
 }
+
+
+def check_version(found: Any, where: str, wrote: str = "") -> None:
+    """Refuses what this raysense does not read.
+
+    Args:
+        found: The schema version that a file states.
+        where: What states it, for the message.
+        wrote: Version of raysense that wrote it, if known.
+
+    Raises:
+        ValueError: `found` is no version at all.
+        RaysenseError: It is another one than this raysense reads.
+    """
+    if type(found) is not int or found < 1:
+        raise ValueError(f"schema version {found!r}")
+    if found != SCHEMA_VERSION:
+        kind = "a newer" if found > SCHEMA_VERSION else "an older"
+        remedy = f"Use raysense {wrote}" if wrote else f"Use {kind} raysense"
+        raise RaysenseError(
+            f"{where}: schema version {found}, written by {kind} raysense; this one ({raysense.__version__}) reads "
+            f"version {SCHEMA_VERSION}. {remedy}, or another folder."
+        )

@@ -11,27 +11,15 @@ import pytest
 from raysense.errors import RaysenseError
 from raysense.evaluation.records import Evaluation
 from raysense.store import Store, lock
+from tests.s3 import s3_server
 
-server = pytest.importorskip("moto.server")
 Make = Callable[..., Evaluation]
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    import boto3
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        moto = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-        moto.start()
-        host, port = moto.get_host_and_port()
-        boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(
-            Bucket="studies"
-        )
-        yield f"s3://studies/{{}}?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-        moto.stop()
+    with s3_server() as found:
+        yield found
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +74,19 @@ def test_a_dead_process_of_this_host_holds_no_lease(bucket: str) -> None:
 def test_storage_that_is_not_there_is_named(bucket: str, make: Make) -> None:
     with pytest.raises(RaysenseError, match=r"nobucket.*Check that the storage is there"):
         Store.open(bucket.replace("studies", "nobucket").format("x"), create=True).put(make(1))
+
+
+def test_wrong_credentials_are_one_clear_error_that_does_not_show_them(
+    bucket: str, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0)  # now the server checks who asks
+    with pytest.raises(RaysenseError, match=r"store `s3://studies/five.*credentials allow it") as refused:
+        Store.open(bucket.format("five"), create=True).put(make(1))
+    assert "secret" not in str(refused.value)
+
+
+def test_an_endpoint_that_is_not_there_is_one_clear_error() -> None:
+    with pytest.raises(RaysenseError, match=r"cannot read .*Check that the storage is there"):
+        Store.open(
+            "s3://a:b@studies/x?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1", create=True
+        )

@@ -177,7 +177,7 @@ def test_a_damaged_object_is_named(store: Store, make: Make) -> None:
     store.put(make(1))
     path = Path(store.uri, "objects", f"{1:016x}.json")
     whole = path.read_bytes()
-    for content in (whole[: len(whole) // 2], b"", b"[]", b'{"schema_version": 99}'):
+    for content in (whole[: len(whole) // 2], b"", b"[]", b"{}", b'{"schema_version": "one"}'):
         path.write_bytes(content)
         with pytest.raises(RaysenseError, match=r"0001\.json.*Delete it"):
             store.evaluations()
@@ -223,8 +223,44 @@ def test_a_newer_schema_is_refused(store: Store) -> None:
     path.write_text(
         json.dumps({**json.loads(path.read_text()), "schema_version": 2, "raysense_version": "9.9"})
     )
-    with pytest.raises(RaysenseError, match=r"schema version 2.*9\.9"):
+    with pytest.raises(
+        RaysenseError, match=r"study\.json.*schema version 2.*a newer raysense.*Use raysense 9\.9"
+    ):
         Store.open(store.uri)
+
+
+def test_a_newer_schema_of_what_a_newer_worker_wrote_is_refused_not_called_damaged(
+    store: Store, make: Make
+) -> None:
+    """Whoever follows the advice for a damaged file would delete good evaluations."""
+    store.put(make(1))
+    path = Path(store.uri, "objects", f"{1:016x}.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 2}))
+    with pytest.raises(RaysenseError, match="schema version 2, written by a newer raysense") as refused:
+        store.evaluations()
+    assert "Delete" not in str(refused.value)
+    path.unlink()
+    store.put(make(1))
+    store.compact()
+    manifest = Path(store.uri, "manifest.json")
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "schema_version": 2}))
+    with pytest.raises(RaysenseError, match=r"manifest\.json.*schema version 2, written by a newer raysense"):
+        Store.open(store.uri, create=True).evaluations()
+
+
+def test_many_rows_are_indexed_right(store: Store, make: Make) -> None:
+    """Keys in no order, evaluations without a measure, several files: each finds its own measures."""
+    numbers = [(n * 7919) % 1009 for n in range(300)]
+    for batch in range(3):
+        for n in numbers[batch * 100 : batch * 100 + 100]:
+            store.put(make(n, measures={}) if n % 5 == 0 else make(n))
+        store.compact()
+    known = Store.open(store.uri, create=True).known()
+    assert set(known) == {f"{n:016x}" for n in numbers}
+    for n in numbers:
+        assert known[f"{n:016x}"] == bare(make(n, measures={}) if n % 5 == 0 else make(n))
+    assert "nobody" not in known
+    assert [e.zeros for e in store.evaluations()[:3]] == [e.zeros for e in store.evaluations()][:3]
 
 
 def test_storage_that_cannot_be_written(tmp_path: Path, make: Make) -> None:
