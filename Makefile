@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: search test long check setup lock bundle help
+.PHONY: search test long check setup lock bundle cluster-test help
 
 search: $(READY)  ## run the main job on the default study
 	$(BIN)/python -m raysense.search --resume
@@ -41,5 +41,9 @@ bundle: $(READY)  ## dist/cluster: what `ray up` copies to every node, the same 
 	rm -f dist/cluster/.gitignore
 	cp -R deploy/cluster.lock search dist/cluster/
 
+cluster-test: $(READY) bundle  ## a real `ray up` on this machine, then autoscaling from zero and back (Linux, root)
+	$(BIN)/python -m tests.deploy.rehearsal
+	$(BIN)/python -m tests.deploy.autoscaling
+
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/'

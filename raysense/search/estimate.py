@@ -24,7 +24,7 @@ from raysense.pruning import priors
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory
 from raysense.search.curves import SLOPE, removed_energy
-from raysense.search.families import SOLVER, Family
+from raysense.search.families import ITERATIVE, SOLVER, Family
 from raysense.search.inquiry import Story
 from raysense.search.plan import Findings, make_story
 from raysense.search.strategy import Lookahead
@@ -298,7 +298,9 @@ class _Assumed(Mapping[str, Measure]):
 
 def _without_weights(study: Study) -> Study:
     """The study under names of families that need no measurement of the weights; see `_Uniform`."""
-    names = tuple(name if name in (SOLVER, "uniform") else f"as {name}" for name in study.search.strategies)
+    names = tuple(
+        name if name in (SOLVER, "uniform", *ITERATIVE) else f"as {name}" for name in study.search.strategies
+    )
     return study.model_copy(update={"search": study.search.model_copy(update={"strategies": names})})
 
 
