@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -78,6 +79,9 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"raysense {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _search_arguments(commands.add_parser("search", help="run a study: the main job"))
+    _resolve_arguments(
+        commands.add_parser("resolve", help="answer a finished study for another budget, unmeasured")
+    )
     check = commands.add_parser("validate", help="check a study and print it with every default")
     check.set_defaults(run=_validate)
     _study_arguments(check)
@@ -117,6 +121,33 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     show.add_argument("--out", type=Path, metavar="PNG", help="default: RUN/comparison.png")
     show.add_argument("--images", type=int, default=12, help="images a row (default: %(default)s)")
     return parser
+
+
+def _resolve_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Answer a study anew for other bounds, fewer components or a lower cap, from its stored evaluations: no image "
+        "is made, so the answer is a prediction, and says so."
+    )
+    parser.set_defaults(run=_resolve, verbose=False)
+    parser.add_argument(
+        "run_folder", metavar="RUN", help=f"a study with measured curves, e.g. {RUNS}/quickstart"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="constraints.…, prune.components or prune.cap, e.g. constraints.clip_score.max_drop=0.005",
+    )
+    parser.add_argument("--json", action="store_true", help="print everything, the levels included, as JSON")
+
+
+def _resolve(args: argparse.Namespace) -> int:
+    from raysense.search.resolve import in_words, resolve
+
+    answer = resolve(args.run_folder, args.set)
+    print(json.dumps(answer, indent=2) if args.json else in_words(answer, args.run_folder))
+    return 0
 
 
 def _study_arguments(parser: argparse.ArgumentParser) -> None:

@@ -297,6 +297,14 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Study:
     return parse(data)
 
 
+def revise(study: Study, overrides: Sequence[str]) -> Study:
+    """The study with some values changed; see `load`."""
+    data = study.model_dump(mode="json")
+    for override in overrides:
+        _override(data, override)
+    return parse(data)
+
+
 def parse(data: Mapping[str, Any]) -> Study:
     """Build a study from plain data; see `load`."""
     try:

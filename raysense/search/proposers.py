@@ -123,6 +123,19 @@ class Learned:
             self._rows.append(np.asarray(self._damages(allocation), dtype=np.float64))
             self._loads.append(max(load, 0.0))
 
+    def factors(self) -> dict[str, float]:
+        """Group -> mean factor, as weights for the solver."""
+        mean, _ = self._posterior()
+        mean = np.maximum(mean, _LEAST_FACTOR * max(float(mean.mean()), 1e-12))
+        return dict(zip(self._groups, (mean / mean.mean()).tolist(), strict=True))
+
+    def predict(self, allocation: Allocation) -> tuple[float, float]:
+        """The load that the surrogate expects, and its standard deviation."""
+        mean, covariance = self._posterior()
+        row = np.asarray(self._damages(allocation), dtype=np.float64)
+        load = float(row @ mean)
+        return load, float(np.sqrt(max(float(row @ covariance @ row), 0.0) + (LOAD_SD * max(load, 0.3)) ** 2))
+
     def _posterior(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Mean and covariance of the factors."""
         rows, loads = np.array(self._rows), np.array(self._loads)

@@ -1,0 +1,224 @@
+"""Another budget, fewer components, a lower cap: answered from stored evaluations, without a new image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from raysense.errors import RaysenseError
+from raysense.evaluation.records import Evaluation
+from raysense.pruning.allocation import Allocation, LevelGrid
+from raysense.search.curves import Curve
+from raysense.search.plan import Candidate, load_of
+from raysense.search.proposers import Learned
+from raysense.search.solver import solve
+from raysense.search.verdict import is_feasible
+from raysense.store.store import Store
+from raysense.study import Study, parse, revise
+
+CHANGEABLE = ("constraints", "prune.components", "prune.cap", "budget", "name")
+_BISECTIONS = 20
+
+
+def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The sparsest allocation that the study's measured curves and candidates predict to be inside other bounds.
+
+    The probe curves say what each group costs, the candidates of the search what the probe gets wrong about it (see
+    `Learned`); the solver does the rest. Measured candidates that meet the new bounds are named beside it.
+
+    Args:
+        run: A study's folder or address.
+        overrides: ``key=value`` pairs below `CHANGEABLE`.
+
+    Returns:
+        Plain data: ``predicted`` (sparsities, levels, expected load and its 95 % interval; a load of 1 lies on
+        the bound) and ``measured`` (the sparsest stored candidate inside the bounds, or None).
+
+    Raises:
+        RaysenseError: No study, no curves, something else is changed, or the dense pipeline misses a bound.
+    """
+    store = Store.open(run)
+    record = store.study
+    assert record is not None
+    old = parse(record["definition"])
+    study = revise(old, overrides)
+    _check_changes(old, study)
+    layers = store.table("layers").to_pylist()
+    grid = LevelGrid([(row["layer"], row["weights"]) for row in layers], old.prune.cap)
+    if any(row["levels"] and grid.step(row["layer"]) != row["step"] for row in layers):
+        raise RaysenseError("`prune` gives layers fixed levels in this study; there is nothing to solve anew")
+    levels: dict[str, dict[str, int]] = {}
+    for row in store.table("allocations").to_pylist():
+        levels.setdefault(row["allocation"], {})[row["layer"]] = row["level"]
+    evaluations = store.evaluations()
+    own = set(grid.addresses)
+    groups: dict[str, list[str]] = {}
+    for row in layers:
+        if row["layer"] in own:
+            groups.setdefault(row["group"], []).append(row["layer"])
+    curves = _curves(evaluations, levels, groups, grid)
+    if not curves:
+        raise RaysenseError(
+            f"`{run}` has no sensitivity curves; run the study with `solver` in `search.strategies`"
+        )
+
+    allowed = set(study.prune.components)
+    fine = [curve.refined() for curve in curves]
+    free = [_up_to(c, study.prune.cap) for c in fine if c.group.split(":")[0] in allowed]
+    most = sum(max(curve.zeros) for curve in free)
+
+    def solved(zeros: int, weights: Mapping[str, float]) -> Allocation:
+        chosen = solve(free, min(zeros, most), weights).sparsity
+        wish = {a: chosen[g] * grid.weights(a) for g in chosen for a in groups[g]}
+        return grid.nearest(wish, min(zeros, most), among=[a for g in chosen for a in groups[g]])
+
+    def damages(allocation: Allocation) -> list[float]:
+        zeros = [sum(grid.zeros_at(a, allocation[a]) for a in groups[c.group]) for c in fine]
+        return [float(np.interp(z, c.zeros, c.damage)) for z, c in zip(zeros, fine, strict=True)]
+
+    learned = Learned(grid, damages, [c.group for c in fine], solved, study.seed)
+    bounds = study.constraints.bounds()
+    nothing = Allocation().key
+    dense = {e.rung: e for e in evaluations if e.stage == "baseline" and e.allocation == nothing}
+    if "score" not in dense:
+        raise RaysenseError(f"`{run}` has no dense baseline on the score rung yet; go on with it first")
+    if (
+        load_of(
+            Candidate("dense", Allocation(), 0, dense["score"], is_feasible(dense["score"], bounds)),
+            bounds,
+            dense,
+        )
+        > 1
+    ):
+        raise RaysenseError("`constraints`: the dense pipeline itself misses a bound; loosen it")
+    measured: Candidate | None = None
+    for evaluation in evaluations:
+        if evaluation.stage != "search" or evaluation.rung != "score":
+            continue
+        allocation = Allocation(levels.get(evaluation.allocation, {}))
+        inside = is_feasible(evaluation, bounds)
+        candidate = Candidate("", allocation, grid.zeros(allocation), evaluation, inside)
+        learned.tell(allocation, load_of(candidate, bounds, dense))
+        fits = all(
+            a.split(":")[0] in allowed and _share(grid, a, allocation) <= study.prune.cap for a in allocation
+        )
+        if inside and fits and (measured is None or candidate.zeros > measured.zeros):
+            measured = candidate
+
+    weights = learned.factors()
+    low, high, best = 0, most, Allocation()
+    for _ in range(_BISECTIONS):
+        middle = (low + high + 1) // 2
+        allocation = solved(middle, weights)
+        if learned.predict(allocation)[0] <= 1:
+            low, best = middle, allocation
+        else:
+            high = middle
+    load, sd = learned.predict(best)
+    return {
+        "study": study.name,
+        "constraints": study.model_dump(mode="json")["constraints"],
+        "components": list(study.prune.components),
+        "predicted": {
+            **_shares(grid.zeros(best), record["denominators"]),
+            "load": load,
+            "load_low": load - 1.96 * sd,
+            "load_high": load + 1.96 * sd,
+            "allocation": best.key,
+            "levels": dict(best),
+        },
+        "measured": None
+        if measured is None
+        else {
+            **_shares(measured.evaluation.zeros, record["denominators"]),
+            "allocation": measured.allocation.key,
+        },
+    }
+
+
+def in_words(answer: Mapping[str, Any], run: str) -> str:
+    """What a person reads."""
+    predicted, measured = answer["predicted"], answer["measured"]
+    lines = [
+        f"predicted, not measured: {predicted['sparsity_components']:.1%} of the parameters of the studied components "
+        f"({predicted['zeros']:,} zeros)",
+        f"expected load {predicted['load']:.2f} [{predicted['load_low']:.2f}, {predicted['load_high']:.2f}], "
+        "1 being the bound",
+    ]
+    if measured is not None:
+        lines.append(
+            f"measured on the search's prompts, inside these bounds: {measured['sparsity_components']:.1%} "
+            f"({measured['zeros']:,} zeros)"
+        )
+    lines.append(
+        f"To measure and validate, run the study with these bounds; levels: raysense resolve {run} --json"
+    )
+    return "\n".join(lines)
+
+
+def _check_changes(old: Study, new: Study) -> None:
+    """Only what stored rows can answer may change."""
+    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    for key in before.keys() | after.keys():
+        if before.get(key) != after.get(key) and not key.startswith(CHANGEABLE):
+            raise RaysenseError(
+                f"`{key}` changes what was measured; without new images only {', '.join(CHANGEABLE)} may change"
+            )
+    if extra := sorted(set(new.prune.components) - set(old.prune.components)):
+        raise RaysenseError(
+            f"`prune.components` has {extra[0]!r}, which the study did not measure; leave some out only"
+        )
+    if new.prune.cap > old.prune.cap:
+        raise RaysenseError(
+            f"`prune.cap` must be at most the study's {old.prune.cap:g}, but got {new.prune.cap:g}"
+        )
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _curves(
+    evaluations: Sequence[Evaluation],
+    levels: Mapping[str, Mapping[str, int]],
+    groups: Mapping[str, Sequence[str]],
+    grid: LevelGrid,
+) -> list[Curve]:
+    group_of = {a: group for group, members in groups.items() for a in members}
+    points: dict[str, dict[int, float]] = {}
+    for evaluation in evaluations:
+        if evaluation.stage != "sensitivity" or evaluation.failed or "probe_error" not in evaluation.measures:
+            continue
+        allocation = levels[evaluation.allocation]
+        group = group_of[next(iter(allocation))]
+        points.setdefault(group, {})[grid.zeros(allocation)] = evaluation.measures["probe_error"].value
+    curves = []
+    for group, measured in points.items():
+        size = sum(grid.weights(a) for a in groups[group])
+        zeros = sorted(measured)
+        # Past the first point at which nothing is left of the group's work, nothing is read (as in the plan).
+        gone = next((i for i, z in enumerate(zeros) if measured[z] > 1.0), len(zeros) - 1)
+        zeros = zeros[: gone + 1]
+        damage = (0.0, *(measured[z] for z in zeros))
+        curves.append(Curve(group, (0.0, *(z / size for z in zeros)), (0, *zeros), damage))
+    return curves
+
+
+def _up_to(curve: Curve, cap: float) -> Curve:
+    """The points of a curve up to a sparsity."""
+    kept = sum(s <= cap + 1e-9 for s in curve.sparsity)
+    return Curve(curve.group, curve.sparsity[:kept], curve.zeros[:kept], curve.damage[:kept])
+
+
+def _share(grid: LevelGrid, address: str, allocation: Allocation) -> float:
+    return grid.zeros_at(address, allocation[address]) / grid.weights(address)
+
+
+def _shares(zeros: int, denominators: Mapping[str, int]) -> dict[str, Any]:
+    names = ("selected", "prunable", "components", "pipeline")
+    return {"zeros": zeros, **{f"sparsity_{name}": zeros / denominators[f"n_{name}"] for name in names}}
