@@ -10,14 +10,15 @@ from tests.cluster.curves import Chain
 LENGTH, WIDTH, LOOKAHEAD = 10, 4, 4
 
 
-def main(address: str, uri: str, log: str) -> None:
+def main(address: str, uri: str, log: str, gpus: str = "0") -> None:
     run_on_ray(
         Chain(LENGTH, WIDTH),
         EvaluatorSpec("tests.cluster.sleepers:sleeper", {"seconds": 0.15, "log": log}),
         uri,
         signature="s",
         lookahead=LOOKAHEAD,
-        evaluators=2,
+        evaluators="auto" if float(gpus) else 2,
+        gpus_per_evaluator=float(gpus),
         address=address,
     )
 
