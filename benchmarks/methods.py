@@ -89,7 +89,7 @@ FULL = Size(
     levels=32,
 )
 QUICK = Size(
-    sparsities=(0.3, 0.6),
+    sparsities=(0.3, 0.5),
     prompts=8,
     steps=2,
     calibration=4,
@@ -188,7 +188,7 @@ def sweep(size: Size, scope: str, out: Path) -> tuple[int, float]:
         for damping in dampings:
             setting = Setting(scope, SWEPT, "preview", prompts, damping, SWEEP_LEVELS)
             measure(size, setting, (middle,), out)
-            (row,) = rows_of(out / setting.folder)
+            (row,) = rows_of(out / setting.folder, [question_of(SWEPT, middle)])
             print(
                 f"  {prompts:>4} prompts, damping {damping:<6g} {row['value']:.4f} "
                 f"[{row['low']:.4f}, {row['high']:.4f}] {row['notes']}",
@@ -203,7 +203,8 @@ def measure(size: Size, setting: Setting, sparsities: Sequence[float], out: Path
     """Measure what the setting's store lacks."""
     study = setting.study(size)
     store = Store.open(str(out / setting.folder), create=True)
-    if len(store.evaluations()) >= len(sparsities):
+    stored = {evaluation.question for evaluation in store.evaluations()}
+    if stored.issuperset(question_of(setting.method, sparsity) for sparsity in sparsities):
         return
     evaluator = Evaluator(study, str(out))
     identity = signature(study, evaluator.grid)
@@ -216,7 +217,7 @@ def measure(size: Size, setting: Setting, sparsities: Sequence[float], out: Path
     store.write_table("layers", layer_rows(evaluator.inventory, evaluator.grid, "layer"))
     for sparsity in sparsities:
         task = Task(allocate(evaluator, sparsity)[1], setting.rung)
-        question = Question(f"{setting.method}/{sparsity:g}", "search", (task,))
+        question = Question(question_of(setting.method, sparsity), "search", (task,))
         if store.get(task.key(identity)) is None:
             answer = signed(
                 evaluator.evaluate(task),
@@ -230,16 +231,22 @@ def measure(size: Size, setting: Setting, sparsities: Sequence[float], out: Path
     store.compact()
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """A store's evaluations from its Parquet tables, sparsest last: zeros, share, value, low, high, base, notes."""
+def question_of(method: str, sparsity: float) -> str:
+    """The name of the one question of a method and a sparsity."""
+    return f"{method}/{sparsity:g}"
+
+
+def rows_of(folder: Path, questions: Sequence[str]) -> list[dict[str, Any]]:
+    """The answers to some questions, from a store's Parquet tables, sparsest last."""
     tables = folder / "tables"
     found = duckdb.connect().execute(
         f"""
         SELECT zeros, zeros / n_selected AS share, value, low, high, notes,
                (SELECT min(step) FROM '{tables}/layers/*.parquet' WHERE step > 0) AS base, n_selected
         FROM '{tables}/evaluations/*.parquet' JOIN '{tables}/measures/*.parquet' USING (key)
-        WHERE metric = '{MEASURE}' ORDER BY zeros
-        """
+        WHERE metric = '{MEASURE}' AND list_contains(?, question) ORDER BY zeros
+        """,
+        [list(questions)],
     )
     names = [column[0] for column in found.description or ()]
     return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
@@ -255,7 +262,8 @@ def compare(
     for method in (*size.ranking, *hessian):
         setting = Setting(scope, method, "validation", prompts, damping, size.levels)
         measure(size, setting, size.sparsities, out)
-        rows[method] = rows_of(out / setting.folder)
+        wanted = [question_of(method, sparsity) for sparsity in size.sparsities]
+        rows[method] = rows_of(out / setting.folder, wanted)
     return rows
 
 
