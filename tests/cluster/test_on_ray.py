@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import raysense
+from raysense.cli import main
 from raysense.cluster import EvaluatorSpec, Outcome, Snapshot, run_in_process, run_on_ray
 from raysense.cluster.broker import room
 from raysense.errors import RaysenseError
@@ -122,6 +125,44 @@ def test_bad_input_is_one_clear_error(tmp_path: Path, arguments: dict[str, Any],
         run(Curves(2, 2), tmp_path, count="auto", **arguments)  # type: ignore[arg-type]
     with Store.open(str(tmp_path), create=True).lock():
         pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "cluster.gpus_per_evaluator=1"], "gpus_per_evaluator: 1"),
+        (["--out", "/proc/nobody/run"], "cannot be written"),
+    ],
+)
+def test_the_command_line_says_it_in_one_line_and_exits_with_2(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the cluster that this process is connected to, which has no GPU; and on a disk that takes no files."""
+    assert main(["search", "--out", str(tmp_path / "run"), *arguments]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert line.startswith("raysense: error: ")
+    assert message in line
+    assert "Traceback" not in line
+
+
+def test_trial_processes_are_kept_for_the_next_question(tmp_path: Path) -> None:
+    """A chain leaves no trial pending; Tune alone would end idle processes and start others again and again."""
+    before = trial_processes()
+    seen: set[int] = set()
+    run(Chain(16), tmp_path, seconds=0.1, on_progress=lambda snapshot: seen.update(trial_processes()))
+    assert (
+        1 <= len(seen - before) <= 4
+    )  # 3 run at once; one more may be asked for before there is an idle one
+
+
+def trial_processes() -> set[int]:
+    """Tune's trials on this machine that descend from this process."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "Trainable" in " ".join(process.cmdline()):
+                found.add(process.pid)
+    return found
 
 
 def test_a_worker_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
