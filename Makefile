@@ -3,21 +3,37 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: search test long check setup lock bundle cluster-test help
+.PHONY: search test long check setup lock bundle cluster-test browser reference help
 
 search: $(READY)  ## run the main job on the default study
 	$(BIN)/python -m raysense.search --resume
 
-test: $(READY) check  ## ruff, mypy and the tests
+test: $(READY) browser check  ## ruff, mypy and the tests
 	$(BIN)/python -m pytest -m "not long"
 
-long: $(READY)  ## what takes longer: soak tests, many kills
+long: $(READY) browser  ## what takes longer: soak tests, many kills
 	$(BIN)/python -m pytest -m long --timeout 3600
 
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+browser:  # the page is tested in Chromium; nothing happens where there is one
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || { \
+		command -v apt-get >/dev/null || { echo "The tests need Chromium and there is no apt-get here: \
+install Chromium so that \`chromium\` is found, then run again." >&2; exit 1; }; \
+		root=""; [ "$$(id -u)" = 0 ] || root=sudo; \
+		$$root apt-get update -qq && \
+		$$root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; }
+
+reference: $(READY)  ## run the committed reference study and its notebook anew
+	rm -rf reports/runs/reference reports/reference
+	$(BIN)/python -m raysense.search reports/reference.yaml --out reports/runs/reference
+	mkdir reports/reference
+	cp -R reports/runs/reference/study.json reports/runs/reference/manifest.json \
+		reports/runs/reference/summary.json reports/runs/reference/tables reports/reference/
+	$(BIN)/jupyter-execute --inplace reports/analysis.ipynb
 
 setup: $(READY)  ## only install
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from raysense import __version__
 from raysense.errors import RaysenseError
@@ -120,6 +121,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     )
     show.add_argument("--out", type=Path, metavar="PNG", help="default: RUN/comparison.png")
     show.add_argument("--images", type=int, default=12, help="images a row (default: %(default)s)")
+    _reading_commands(commands)
     return parser
 
 
@@ -148,6 +150,31 @@ def _resolve(args: argparse.Namespace) -> int:
     answer = resolve(args.run_folder, args.set)
     print(json.dumps(answer, indent=2) if args.json else in_words(answer, args.run_folder))
     return 0
+
+
+def _reading_commands(commands: Any) -> None:
+    """The commands that read a study's folder."""
+    report = commands.add_parser("report", help="write one self-contained HTML page about a study")
+    report.set_defaults(run=_report, verbose=False)
+    report.add_argument("run_folder", metavar="RUN", help=f"a study, finished or not, e.g. {RUNS}/quickstart")
+    report.add_argument(
+        "--out", type=Path, metavar="HTML", help="default: RUN/report.html, written anew each time"
+    )
+    report.add_argument(
+        "--images", type=int, default=6, help="prompts in the pictures (default: %(default)s)"
+    )
+    report.add_argument("--force", action="store_true", help="replace a file that is there")
+    compare = commands.add_parser("compare", help="set two studies side by side")
+    compare.set_defaults(run=_compare, verbose=False)
+    compare.add_argument("a", metavar="A", help="a study's folder")
+    compare.add_argument("b", metavar="B", help="another one")
+    query = commands.add_parser("query", help="run a DuckDB query over a study's tables")
+    query.set_defaults(run=_query, verbose=False)
+    query.add_argument("run_folder", metavar="RUN", help=f"a study, e.g. {RUNS}/quickstart")
+    query.add_argument(
+        "sql", metavar="SQL", help="a .sql file such as reports/queries/pareto.sql, or a query"
+    )
+    query.add_argument("--csv", action="store_true", help="print CSV instead of a table")
 
 
 def _study_arguments(parser: argparse.ArgumentParser) -> None:
@@ -281,6 +308,51 @@ def _show(args: argparse.Namespace) -> int:
     out = args.out or args.run_folder / "comparison.png"
     paint_comparison(args.run_folder, out, args.images)
     print(out)
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from raysense.report.page import NAME, build, refuse_to_replace, replaceable, write_page
+
+    if args.out is None:
+        own = Path(args.run_folder) / NAME
+        refuse_to_replace(own, args.force or replaceable(own))
+        print(write_page(args.run_folder, images=args.images))
+        return 0
+    from raysense.report.frames import Run
+
+    refuse_to_replace(args.out, args.force)
+    page = build(Run(args.run_folder), images=args.images)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(page, encoding="utf-8")
+    print(args.out)
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from raysense.report.compare import compare, render
+    from raysense.report.frames import Run
+
+    a, b = Run(args.a), Run(args.b)
+    render(compare(a, b), a, b, Console())
+    return 0
+
+
+def _query(args: argparse.Namespace) -> int:
+    from raysense.report.frames import Run
+
+    text = args.sql
+    if text.endswith(".sql"):
+        try:
+            text = Path(text).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RaysenseError(f"cannot read the query `{args.sql}`: {error}") from None
+    found = Run(args.run_folder).sql(text)
+    print(
+        found.to_csv(index=False) if args.csv else found.to_string(index=False), end="" if args.csv else "\n"
+    )
     return 0
 
 

@@ -50,6 +50,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = raysense("search", *with_set(TINY), "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "of the parameters of the studied components can go" in " ".join(done.stdout.split())
+    assert f"Page:    {out / 'report.html'}" in done.stdout
+    assert (out / "report.html").stat().st_size > 500_000
     return out
 
 

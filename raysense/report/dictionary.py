@@ -4,12 +4,34 @@ from __future__ import annotations
 
 from raysense.store.schema import SCHEMA_VERSION, TABLES
 
-_HEAD = f"""# The tables
+_HEAD = f"""# Reports
 
-A study writes `tables/<name>/*.parquet` in its folder (`reports/runs/<study>/`, or wherever `--out` points), and
-`summary.json` with the answer. Schema version {SCHEMA_VERSION}; the same descriptions stand in each Parquet field's
-metadata. Tables join on `key` (an evaluation) and on `allocation`. This page is written by
-`python -m raysense.report.dictionary > reports/README.md`; a test keeps it true.
+What is done with a study's results. A study writes into its folder (`reports/runs/<study>/`, or wherever `--out`
+points):
+
+| | |
+|---|---|
+| `report.html` | one self-contained page for people, written by the study itself and by `raysense report RUN` |
+| `summary.json` | the answer |
+| `tables/<name>/*.parquet` | every row, described below |
+
+In this folder:
+
+| | |
+|---|---|
+| `queries/*.sql` | ten questions users ask, as DuckDB queries: `raysense query RUN reports/queries/methods.sql` |
+| `analysis.ipynb` | the tables as data frames (`raysense.report.frames.Run`), with output |
+| `reference/`, `reference.yaml` | a small finished study that all output shown here comes from; `make reference` |
+
+The queries stand on the tables below and on two views, `bounds` and `verdicts` (`raysense/report/views.sql`). In any
+other DuckDB: create a view for each table, `CREATE VIEW evaluations AS FROM 'RUN/tables/evaluations/*.parquet'`, then
+read `views.sql`. pandas, polars and Spark read the same files. `raysense compare A B` sets two studies side by side.
+
+# The tables
+
+Schema version {SCHEMA_VERSION}; the same descriptions stand in each Parquet field's metadata. Tables join on `key` (an
+evaluation) and on `allocation`. This page is written by `python -m raysense.report.dictionary > reports/README.md`; a
+test keeps it true.
 """
 
 

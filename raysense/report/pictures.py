@@ -3,26 +3,225 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from raysense.errors import RaysenseError
+from raysense.evaluation.blobs import Blobs
 from raysense.evaluation.calibration import Calibration
-from raysense.evaluation.engine import inventory_and_grid
+from raysense.evaluation.engine import Evaluator, inventory_and_grid
+from raysense.evaluation.records import content_key
 from raysense.pipelines.load import load_pipeline
-from raysense.pipelines.prompts import load_prompts
+from raysense.pipelines.prompts import Prompt, load_prompts
 from raysense.pipelines.sample import call_pipeline
 from raysense.pruning.allocation import Allocation
 from raysense.pruning.priors import uniform
+from raysense.report.frames import Run
 from raysense.store.disk import Disk
 from raysense.store.store import Store
-from raysense.study import parse
+from raysense.study import Study, parse
 
 LABEL_HEIGHT = 22
 SMALLEST_TILE = 96
+LARGEST_THUMBNAIL = 256
+"""Pixels, the longer side; larger images are made smaller for the page."""
+
+MILDER, BEYOND = (0.5, 0.8), 3
+"""Shares of the winner's zeros shown beside it, and how many rows over the cliff."""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One row of the page's pictures.
+
+    Attributes:
+        label: The allocation in words.
+        note: What was measured of it.
+        kind: How the page marks the row.
+        prompts: One a picture.
+        pixels: uint8 (n, height, width, 3).
+    """
+
+    label: str
+    note: str
+    kind: Literal["dense", "inside", "winner", "outside", "compared"]
+    prompts: tuple[str, ...]
+    pixels: npt.NDArray[np.uint8]
+
+
+def strips(run: Run, candidates: pd.DataFrame, count: int, paint: bool) -> list[Strip]:
+    """Dense, then the winner's strategy from mild to over the cliff, then one ratio for all at the winner's sparsity.
+
+    Everything is painted once, by the real pipeline from the stored allocations, with the prompts and the noise
+    of the validation rung, and kept in the study's cache.
+
+    Args:
+        run: The study.
+        candidates: `Run.candidates`.
+        count: Prompts.
+        paint: Whether what is not in the cache may be painted now; otherwise its absence gives no strips.
+
+    Raises:
+        RaysenseError: The pipeline or the prompts cannot be had.
+    """
+    chosen = choose_rows(candidates, (run.summary or {}).get("allocation"))
+    if not chosen:
+        return []
+    prompts = load_prompts(run.study.prompts).validation[:count]
+    painter = _Painter(run, prompts)
+    found = []
+    for row in chosen:
+        allocation = run.allocation(row["allocation"])
+        pixels = painter.pixels(allocation, paint)
+        if pixels is None:
+            return []
+        found.append(_strip(row, prompts, pixels))
+        if row["kind"] == "winner" and row["strategy"] != "uniform":
+            same = _uniform_like(run, painter, allocation, paint)
+            if same is not None:
+                pixels = painter.pixels(same, paint)
+                if pixels is not None:
+                    label = f"{row['sparsity_components']:.0%}, one ratio for all layers"
+                    note = "same sparsity as the winner, shared out evenly"
+                    texts = tuple(p.text for p in prompts)
+                    found.append(Strip(label, note, "compared", texts, pixels))
+    return found
+
+
+def choose_rows(candidates: pd.DataFrame, winner: str | None) -> list[dict[str, Any]]:
+    """Which stored allocations to show, least sparse first: dense, milder ones, the winner, ones over the cliff.
+
+    Each is a row of `candidates` with its ``kind``. Without a winner, the strategy with the sparsest feasible
+    allocation is shown, or the one that was tried most.
+    """
+    if candidates.empty:
+        return []
+    preference = {"validation": 0, "score": 1}
+    ranked = candidates.assign(rank=[preference.get(rung, 2) for rung in candidates["rung"]]).sort_values(
+        ["zeros", "rank"]
+    )
+    once = ranked.drop_duplicates("allocation")
+    dense = once[once["strategy"] == "dense"].head(1)
+    pruned = once[once["strategy"] != "dense"]
+    if pruned.empty:
+        return []
+    won = pruned[pruned["allocation"] == winner]
+    feasible = pruned[pruned["feasible"]]
+    if len(won):
+        strategy, top = won["strategy"].iloc[0], float(won["zeros"].iloc[0])
+    elif len(feasible):
+        strategy, top = feasible["strategy"].iloc[-1], float(feasible["zeros"].iloc[-1])
+    else:
+        strategy, top = pruned["strategy"].mode().iloc[0], 0.0
+    own = pruned[pruned["strategy"] == strategy]
+    milder = own[own["feasible"] & (own["zeros"] < top)]
+    near = [int((milder["zeros"] - share * top).abs().idxmin()) for share in MILDER if len(milder)]
+    beyond = own[~own["feasible"] & (own["zeros"] > top)].drop_duplicates("zeros").head(BEYOND)
+    here = own[own["zeros"] == top] if not len(won) else won
+    shown = pd.concat([milder.loc[list(dict.fromkeys(near))], here.head(1), beyond]).sort_values("zeros")
+    records = pd.concat([dense, shown]).to_dict("records")
+    return [{**{str(k): v for k, v in row.items()}, "kind": _kind(row, winner)} for row in records]
+
+
+def _kind(row: dict[Any, Any], winner: str | None) -> str:
+    if row["strategy"] == "dense":
+        return "dense"
+    if row["allocation"] == winner:
+        return "winner"
+    return "inside" if row["feasible"] else "outside"
+
+
+def _strip(row: dict[str, Any], prompts: tuple[Prompt, ...], pixels: npt.NDArray[np.uint8]) -> Strip:
+    share = f"{row['sparsity_components']:.0%}"
+    where = "held-out prompts" if row["rung"] == "validation" else "the search's prompts"
+    label, note = {
+        "dense": ("dense", "nothing removed"),
+        "winner": (f"{share} removed", f"the winner: inside the budget on {where}"),
+        "inside": (f"{share} removed", f"inside the budget on {where}"),
+        "outside": (
+            f"{share} removed",
+            f"images collapsed on {where}" if row["collapsed"] else f"outside the budget on {where}",
+        ),
+    }[row["kind"]]
+    return Strip(label, note, row["kind"], tuple(prompt.text for prompt in prompts), pixels)
+
+
+def _uniform_like(run: Run, painter: _Painter, winner: Allocation, paint: bool) -> Allocation | None:
+    """One ratio for all layers with the winner's zeros; needs the pipeline's inventory, so only where painting may."""
+    zeros = run.grid.zeros(winner)
+    key = content_key("uniform", run.record["signature"], zeros)
+    stored = painter.blobs.get(key)
+    if stored is None:
+        if not paint:
+            return None
+        evaluator = painter.evaluator()
+        levels = uniform(evaluator.inventory, evaluator.grid, zeros)
+        values = torch.tensor([levels[layer] for layer in run.grid.layers], dtype=torch.int64)
+        painter.blobs.put(key, {"levels": values})
+        return levels
+    return Allocation(dict(zip(run.grid.layers, stored["levels"].tolist(), strict=True)))
+
+
+class _Painter:
+    """Pictures of a study's allocations, from its cache or from the pipeline, which is loaded when first needed."""
+
+    def __init__(self, run: Run, prompts: tuple[Prompt, ...]) -> None:
+        self.blobs = Blobs(run.disk)
+        self._run, self._prompts = run, prompts
+        self._evaluator: Evaluator | None = None
+
+    def evaluator(self) -> Evaluator:
+        if self._evaluator is None:
+            self._evaluator = Evaluator(on_this_machine(self._run.study), self._run.uri)
+        return self._evaluator
+
+    def pixels(self, allocation: Allocation, paint: bool) -> npt.NDArray[np.uint8] | None:
+        seeds = [self._run.study.seed * 10_000_000] * len(self._prompts)
+        ids = [prompt.id for prompt in self._prompts]
+        key = content_key(
+            "picture", self._run.record["signature"], allocation.key, ids, seeds, LARGEST_THUMBNAIL
+        )
+        stored = self.blobs.get(key)
+        if stored is None:
+            if not paint:
+                return None
+            images = self.evaluator().sample(allocation, self._prompts, seeds)
+            stored = {"pixels": thumbnails(images)}
+            self.blobs.put(key, stored)
+        pixels: npt.NDArray[np.uint8] = stored["pixels"].numpy()
+        return pixels
+
+
+def thumbnails(images: Tensor) -> Tensor:
+    """Images for a page: uint8 (n, height, width, 3), at most `LARGEST_THUMBNAIL` pixels on the longer side.
+
+    Args:
+        images: Float (n, 3, height, width) in [0, 1]; what is not finite is shown black.
+    """
+    images = images.nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
+    longest = max(images.shape[-2:])
+    if longest > LARGEST_THUMBNAIL:
+        factor = LARGEST_THUMBNAIL / longest
+        images = interpolate(images, scale_factor=factor, mode="bilinear", antialias=True)
+    return (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).contiguous()
+
+
+def on_this_machine(study: Study) -> Study:
+    """The study with its evaluator on the CPU where this machine has no GPU."""
+    if study.cluster.gpus_per_evaluator and not torch.cuda.is_available():
+        return study.model_copy(
+            update={"cluster": study.cluster.model_copy(update={"gpus_per_evaluator": 0.0})}
+        )
+    return study
 
 
 def paint_comparison(run: Path, out: Path, count: int = 12) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 from rich.console import Console
 
 from raysense.cluster import EvaluatorSpec, LiveView, run_on_ray
@@ -17,6 +18,8 @@ from raysense.evaluation.engine import inventory_and_grid, judges, signature
 from raysense.pipelines.load import load_pipeline, modules_of
 from raysense.pruning.allocation import LevelGrid
 from raysense.pruning.layers import Inventory
+from raysense.report.page import write_page
+from raysense.report.refresh import PageWhileRunning
 from raysense.report.summary import render, summarise
 from raysense.search.families import ITERATIVE, SOLVER, check_strategies, closed_forms
 from raysense.search.plan import make_story
@@ -75,7 +78,7 @@ def run_study(
         "raysense.evaluation.engine:build",
         {"study": study.model_dump(mode="json"), "directory": directory, "threads": threads},
     )
-    with LiveView(console) as live:
+    with LiveView(console) as live, PageWhileRunning(out):
         run = run_on_ray(
             story,
             spec,
@@ -99,6 +102,14 @@ def run_study(
     summary = summarise(study, inventory, story.outcome, store, run.snapshot.seconds)
     Disk(out).write("summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
     render(summary, out, console)
+    # Pictures are painted on this machine: where the study needed a GPU, only if there is one here.
+    can_paint = not cluster.gpus_per_evaluator or torch.cuda.is_available()
+    try:
+        page = write_page(out, paint=can_paint)
+    except RaysenseError as error:
+        console.print(f"The page could not be written: {error}", markup=False, highlight=False)
+    else:
+        console.print(f"Page:    {page}", markup=False, highlight=False, soft_wrap=True)
     return summary
 
 
