@@ -14,7 +14,7 @@ from typing import Any
 
 from raysense import __version__
 from raysense.errors import RaysenseError
-from raysense.study import Study, load
+from raysense.study import BUNDLED, Study, load
 
 RUNS = Path("reports/runs")
 
@@ -87,6 +87,14 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     check.set_defaults(run=_validate)
     _study_arguments(check)
     _plan_arguments(commands.add_parser("plan", help="say what a study will cost before anything is spent"))
+    ready = commands.add_parser(
+        "prepare", help="fetch and check all that a study needs, once, so that workers start warm and offline"
+    )
+    ready.set_defaults(run=_prepare)
+    _study_arguments(ready)
+    ready.add_argument(
+        "--out", metavar="DIR", help=f"the study's folder; default: {RUNS}/<name of the study>"
+    )
     layers = commands.add_parser("layers", help="print a pipeline's prunable layers as a tree")
     layers.set_defaults(run=_layers)
     _study_arguments(layers)
@@ -278,6 +286,26 @@ def _validate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _prepare(args: argparse.Namespace) -> int:
+    study = load(args.study, args.set)
+    warnings = _check(study)
+    from raysense.evaluation.prepare import prepare, without_token
+
+    try:
+        for found in prepare(study, args.out or str(RUNS / study.name)):
+            print(f"{found.what:10} {found.text}", flush=True)
+            if found.advice:
+                warnings.append(f"{found.what}: {found.advice}")
+    except RaysenseError as error:
+        raise RaysenseError(without_token(str(error))) from None
+    for warning in warnings:
+        print(f"raysense: warning: {warning}", file=sys.stderr)
+    print(
+        "Ready. Workers that share this hub cache need no network: HF_HUB_OFFLINE=1 keeps them from asking."
+    )
+    return 0
+
+
 def _layers(args: argparse.Namespace) -> int:
     overrides = [*args.set, *([f"pipeline={args.pipeline}"] if args.pipeline else [])]
     study = load(args.study, overrides)
@@ -362,9 +390,23 @@ def _check(study: Study) -> list[str]:
 
     rungs = study.rungs
     check_counts(study.prompts, {name: rung.prompts for name, rung in rungs})
+    reference = study.metrics.reference.path
+    if reference is not None and not Path(reference).exists():
+        raise RaysenseError(
+            f"`metrics.reference.path`: there is no {reference}; give a folder, a table or .npz"
+        )
+    return _doubts(study)
+
+
+def _doubts(study: Study) -> list[str]:
     doubts = []
-    constraints = study.constraints
-    if (constraints.frechet or constraints.kid) and not (constraints.clip_score or constraints.closeness):
+    rungs, constraints = study.rungs, study.constraints
+    if constraints.frechet is not None and constraints.clip_score is None:
+        doubts.append(
+            "`constraints.frechet` stands without `constraints.clip_score`: the Fréchet distance is not monotone and "
+            "can improve while images stop showing what the prompt says"
+        )
+    elif (constraints.kid or constraints.cmmd) and not (constraints.clip_score or constraints.closeness):
         doubts.append(
             "`constraints` bounds a distribution distance but neither clip_score nor closeness: distances can "
             "improve while images get worse"
@@ -374,6 +416,17 @@ def _check(study: Study) -> list[str]:
         doubts.append(
             f"`constraints.frechet` stands on {images} images, fewer than most extractors have dimensions: "
             "the distance is biased (less so its rise); `constraints.kid` is not"
+        )
+    if constraints.precision is not None or constraints.recall is not None:
+        doubts.append(
+            "`constraints` bounds precision or recall: both depend strongly on the number of images, so a bound "
+            "holds for this study's rungs only"
+        )
+    commit = study.revision is not None and len(study.revision) == 40
+    if study.pipeline != BUNDLED and not Path(study.pipeline).exists() and not commit:
+        doubts.append(
+            f"`revision` names no commit of {study.pipeline}: a push to the hub changes the study; `raysense prepare` "
+            "says which commit to pin"
         )
     return doubts
 

@@ -20,7 +20,28 @@ from raysense.errors import RaysenseError
 BUNDLED = "bundled"
 Kind = Literal["linear", "conv1d", "conv2d", "conv3d", "transformers_conv1d"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+MetricName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
+DottedPath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*([.:][A-Za-z_]\w*)+$")]
+Extra = Literal["cmmd", "precision", "recall", "ssim", "lpips"]
 
+ALWAYS = ("clip_score", "frechet", "kid", "closeness")
+"""Metrics of every image rung."""
+
+MEASURED = (
+    *ALWAYS,
+    "cmmd",
+    "precision",
+    "recall",
+    "ssim",
+    "lpips",
+    "probe_error",
+    "text_error",
+    "layer_error",
+)
+"""Names of raysense's own."""
+
+NEEDS_IMAGES = ("kid", "cmmd", "precision", "recall")
+"""Metrics that a mean and a covariance are not enough for."""
 
 AnyBound = TypeVar("AnyBound", bound=BaseModel)
 
@@ -80,16 +101,42 @@ class Clip(_Strict):
 
 
 class Frechet(_Strict):
-    """The feature extractor behind the Fréchet distance; its reference are dense images of other seeds."""
+    """The feature extractor behind the Fréchet distance, KID, precision, recall and closeness."""
 
     extractor: str = "efficientnet-lite0"
 
 
+class Reference(_Strict):
+    """What the distribution metrics compare with; dense images of other seeds unless a path is given."""
+
+    path: str | None = Field(
+        None, description="folder of images, .parquet/.jsonl/.csv table, or .npz statistics"
+    )
+    limit: int | None = Field(None, ge=2, description="use only the first so many images")
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether only a mean and a covariance are known: enough for the Fréchet distance, not for others."""
+        return self.path is not None and self.path.lower().endswith(".npz")
+
+
 class Metrics(_Strict):
-    """Which networks judge."""
+    """Which networks judge, and by what beside the default metrics and those that `constraints` bounds."""
 
     clip: Clip = Clip()
     frechet: Frechet = Frechet()
+    reference: Reference = Reference()
+    also: tuple[Extra, ...] = Field((), strict=False)
+    custom: dict[MetricName, DottedPath] = Field(
+        default_factory=dict, description="name: package.module.function; see raysense/metrics/custom.py"
+    )
+
+    @model_validator(mode="after")
+    def _apart(self) -> Metrics:
+        for name in self.custom:
+            if name in MEASURED:
+                raise ValueError(f"custom must not reuse the name {name!r} of a metric of raysense's own")
+        return self
 
 
 class ClipScoreBound(_Strict):
@@ -104,7 +151,7 @@ class ClipScoreBound(_Strict):
 
 
 class DistanceBound(_Strict):
-    """Bounds on the Fréchet distance or KID to dense images of other seeds."""
+    """Bounds on the Fréchet distance, KID or CMMD to the reference."""
 
     max_rise: float | None = Field(None, ge=0, description="pruned minus dense, against the same reference")
     max: float | None = Field(None, ge=0)
@@ -114,10 +161,40 @@ class DistanceBound(_Strict):
         return _some_bound(self)
 
 
+class ShareBound(_Strict):
+    """Bounds on precision or recall, shares of images."""
+
+    max_drop: float | None = Field(
+        None, ge=0, le=1, description="dense minus pruned, against the same reference"
+    )
+    min: float | None = Field(None, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> ShareBound:
+        return _some_bound(self)
+
+
 class ClosenessBound(_Strict):
-    """Bound on the mean feature cosine between pruned and dense image of the same noise."""
+    """Bound on the mean likeness (feature cosine, SSIM) of pruned and dense image of the same noise."""
 
     min: float = Field(ge=-1, le=1)
+
+
+class UnlikenessBound(_Strict):
+    """Bound on the mean LPIPS distance between pruned and dense image of the same noise."""
+
+    max: float = Field(ge=0)
+
+
+class CustomBound(_Strict):
+    """Bounds on the mean of a metric of the user's own, higher being better."""
+
+    max_drop: float | None = Field(None, ge=0, description="dense minus pruned, paired by prompt and seed")
+    min: float | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> CustomBound:
+        return _some_bound(self)
 
 
 def _some_bound(bound: AnyBound) -> AnyBound:
@@ -132,22 +209,32 @@ class Constraints(_Strict):
     clip_score: ClipScoreBound | None = None
     frechet: DistanceBound | None = None
     kid: DistanceBound | None = None
+    cmmd: DistanceBound | None = None
+    precision: ShareBound | None = None
+    recall: ShareBound | None = None
     closeness: ClosenessBound | None = None
+    ssim: ClosenessBound | None = None
+    lpips: UnlikenessBound | None = None
+    custom: dict[MetricName, CustomBound] = Field(
+        default_factory=dict, description="by name of a metric in metrics.custom"
+    )
 
     @model_validator(mode="after")
     def _any(self) -> Constraints:
-        if all(bound is None for bound in dict(self).values()):
+        if not any(dict(self).values()):
             raise ValueError(f"must name at least one of {', '.join(dict(self))}")
         return self
 
     def bounds(self) -> list[Bound]:
         """Every single bound, as (measure, direction, limit)."""
+        by_metric = {metric: (metric, bound) for metric, bound in self if metric != "custom"}
+        by_metric |= {f"custom.{name}": (name, bound) for name, bound in self.custom.items()}
         found: list[Bound] = []
-        for metric, bound in self:
+        for place, (metric, bound) in by_metric.items():
             for field, limit in dict(bound or ()).items():
                 if limit is not None:
                     measure = metric + {"max_drop": "_drop", "max_rise": "_rise"}.get(field, "")
-                    found.append(Bound(f"constraints.{metric}.{field}", measure, field != "min", limit))
+                    found.append(Bound(f"constraints.{place}.{field}", measure, field != "min", limit))
         return found
 
 
@@ -171,11 +258,24 @@ class Bound:
         return self.limit - high if self.is_upper else low - self.limit
 
 
+class LayerRung(_Strict):
+    """Error of the pruned layers' own outputs on the dense pipeline's inputs; the denoiser itself does not run."""
+
+    prompts: int = Field(2, ge=2)
+    timesteps: int = Field(2, ge=1)
+
+
 class ProbeRung(_Strict):
     """Denoiser-output error against the dense pipeline on cached inputs; no sampling loop."""
 
     prompts: int = Field(16, ge=2)
     timesteps: int = Field(4, ge=1)
+    tilt: float = Field(
+        0.0,
+        ge=-8,
+        le=8,
+        description="weight of a timestep: exp(tilt x position), +1/2 the noisiest, -1/2 the last",
+    )
 
 
 class ImageRung(_Strict):
@@ -188,6 +288,7 @@ class ImageRung(_Strict):
 class Rungs(_Strict):
     """The fidelities, cheapest first; each one's prompts are a prefix of the next one's, except validation's."""
 
+    layer: LayerRung = LayerRung()
     probe: ProbeRung = ProbeRung()
     preview: ImageRung = ImageRung(prompts=32)
     score: ImageRung = ImageRung(prompts=128)
@@ -241,6 +342,12 @@ class Study(_Strict):
     pipeline: str = BUNDLED
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    channels_last: bool = Field(
+        False, description="convolutions with channels innermost: faster on most GPUs"
+    )
+    compile: bool = Field(
+        False, description="torch.compile the denoiser; pays off over hundreds of evaluations"
+    )
     prompts: str = BUNDLED
     prune: Prune = Prune()
     sampling: Sampling = Sampling()
@@ -251,6 +358,36 @@ class Study(_Strict):
     budget: Budget = Budget()
     cluster: Cluster = Cluster()
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _measurable(self) -> Study:
+        for name in self.constraints.custom:
+            if name not in self.metrics.custom:
+                known = ", ".join(self.metrics.custom) or "none yet"
+                raise RaysenseError(
+                    f"`constraints.custom.{name}` bounds a metric that `metrics.custom` does not define (known "
+                    f"there: {known}); add `metrics.custom.{name}: package.module.function`"
+                )
+        if self.metrics.reference.is_saved:
+            for metric in NEEDS_IMAGES:
+                if getattr(self.constraints, metric, None) is not None or metric in self.metrics.also:
+                    raise RaysenseError(
+                        f"`metrics.reference.path` is {self.metrics.reference.path!r}, saved statistics, which "
+                        f"{metric} cannot be measured against; give the reference's images"
+                    )
+        return self
+
+    def measured(self) -> tuple[str, ...]:
+        """The metrics of an image rung, those of `metrics.custom` left out."""
+        chosen = [
+            name
+            for name in MEASURED
+            if name in ALWAYS
+            or name in self.metrics.also
+            or getattr(self.constraints, name, None) is not None
+        ]
+        saved = self.metrics.reference.is_saved
+        return tuple(name for name in chosen if not (saved and name in NEEDS_IMAGES))
 
     def identity(self) -> dict[str, Any]:
         """What decides the rows: the definition less what may be changed on ``--resume``."""
@@ -372,6 +509,8 @@ def _explain(error: ValidationError) -> str:
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:
     model: Any = Study
     for part in location:
+        if part not in model.model_fields:
+            continue  # the user's own name in a mapping whose values are sections
         annotation = model.model_fields[part].annotation
         options = getattr(annotation, "__args__", (annotation,))
         model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))

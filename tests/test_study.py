@@ -70,6 +70,44 @@ def test_bounds_name_field_measure_and_direction() -> None:
     }
 
 
+ALL_METRICS = {
+    "name": "s",
+    "metrics": {"also": ["ssim"], "custom": {"sharpness": "my.metrics.sharpness"}},
+    "constraints": {
+        "cmmd": {"max_rise": 0.5},
+        "precision": {"max_drop": 0.1},
+        "recall": {"min": 0.3},
+        "lpips": {"max": 0.4},
+        "custom": {"sharpness": {"max_drop": 0.2, "min": 1.0}},
+    },
+}
+
+
+def test_every_metric_can_be_bound_and_what_is_bound_is_measured() -> None:
+    study = parse(ALL_METRICS)
+    found = {(b.field, b.measure, b.is_upper) for b in study.constraints.bounds()}
+    assert found == {
+        ("constraints.cmmd.max_rise", "cmmd_rise", True),
+        ("constraints.precision.max_drop", "precision_drop", True),
+        ("constraints.recall.min", "recall", False),
+        ("constraints.lpips.max", "lpips", True),
+        ("constraints.custom.sharpness.max_drop", "sharpness_drop", True),
+        ("constraints.custom.sharpness.min", "sharpness", False),
+    }
+    assert {"clip_score", "frechet", "kid", "closeness", "cmmd", "precision", "recall", "lpips", "ssim"} == {
+        *study.measured()
+    }
+    assert parse(yaml.safe_load(study.to_yaml())) == study
+    assert set(parse(MINIMAL).measured()) == {"clip_score", "frechet", "kid", "closeness"}
+
+
+def test_saved_statistics_serve_the_frechet_distance_only() -> None:
+    saved = {"metrics": {"reference": {"path": "coco.npz"}}}
+    assert "kid" not in parse({**MINIMAL, **saved}).measured()
+    with pytest.raises(RaysenseError, match=r"`metrics.reference.path` is 'coco.npz'.* kid cannot"):
+        parse({**MINIMAL, **saved, "constraints": {"kid": {"max_rise": 1.0}}})
+
+
 def test_margin_uses_the_bad_end_of_the_interval() -> None:
     upper, lower = parse(
         {"name": "s", "constraints": {"clip_score": {"max_drop": 0.5, "min": 0.5}}}
@@ -91,6 +129,16 @@ def test_margin_uses_the_bad_end_of_the_interval() -> None:
         ("prune.kinds=[lin]", ["`prune.kinds.0`", "'linear'", 'got "lin"']),
         ("cluster.evaluators=many", ["`cluster.evaluators`", "'auto'", '"many"']),
         ("seed=1.5", ["`seed` must be a valid integer", "1.5"]),
+        ("constraints.lpips.max=-1", ["`constraints.lpips.max` must be ≥ 0, but got -1"]),
+        ("constraints.ssim={}", ["`constraints.ssim.min` is required"]),
+        ("constraints.recall={}", ["`constraints.recall` must set one of max_drop, min"]),
+        ("constraints.custom.sharp.min=1", ["`constraints.custom.sharp`", "`metrics.custom.sharp:"]),
+        ("constraints.custom.sharp.mni=1", ["`constraints.custom.sharp.mni`", "did you mean `min`"]),
+        ("metrics.custom.kid=my.kid", ["`metrics` custom must not reuse the name 'kid'"]),
+        ("metrics.custom.sharp=nodots", ["`metrics.custom.sharp`", "nodots"]),
+        ("metrics.also=[lpipss]", ["`metrics.also.0`", "'lpips'", "lpipss"]),
+        ("metrics.reference.limit=1", ["`metrics.reference.limit` must be ≥ 2"]),
+        ("rungs.probe.tilt=9", ["`rungs.probe.tilt` must be ≤ 8"]),
         ("constraints={}", ["`constraints` must name at least one of clip_score"]),
         ("constraints.clip_score={}", ["`constraints.clip_score` must set one of max_drop, min"]),
         ("constraints=null", ["`constraints`"]),

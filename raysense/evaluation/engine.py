@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,49 +17,37 @@ import raysense
 from raysense.errors import RaysenseError
 from raysense.evaluation.blobs import Blobs
 from raysense.evaluation.calibration import OWL, Calibration, method_of
+from raysense.evaluation.judges import DISTANCES, Judged, Judges, Reference, joined, measure
+from raysense.evaluation.layer_outputs import LayerOutputs
 from raysense.evaluation.probe import Probe
 from raysense.evaluation.records import CALIBRATION, OUTLIERS, Evaluation, Measure, Task, content_key
-from raysense.metrics import features as feature_networks
-from raysense.metrics.clip_score import clip_scores
-from raysense.metrics.closeness import feature_closeness
-from raysense.metrics.collapsed import why_collapsed
-from raysense.metrics.frechet import frechet_interval, frechet_rise
-from raysense.metrics.frechet import statistics as frechet_statistics
-from raysense.metrics.kid import kid_interval, kid_rise
-from raysense.metrics.statistics import Interval, mean_interval, paired_drop
-from raysense.pipelines.load import load_pipeline
+from raysense.metrics import frechet
+from raysense.metrics.references import fingerprint
+from raysense.metrics.statistics import Estimate, mean_interval
+from raysense.pipelines.load import compile_denoiser, load_pipeline
 from raysense.pipelines.prompts import Prompt, load_prompts
 from raysense.pipelines.sample import call_pipeline, metered
+from raysense.pipelines.texts import TextCache
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory, take_inventory
 from raysense.pruning.masks import Pruner
 from raysense.pruning.patterns import Pattern, pattern_grid
 from raysense.pruning.saliency import UPDATING
 from raysense.store.disk import Disk
-from raysense.study import BUNDLED, ImageRung, Study, parse
+from raysense.study import ImageRung, Study, parse
 
 logger = logging.getLogger(__name__)
 
 REFERENCE_SEEDS = 2
 """Dense images a prompt in the reference of the distribution metrics."""
 
+Pairs = tuple[list[Prompt], list[int]]
+"""Prompts and, for each, a seed."""
+
+Work = TypeVar("Work")
+
 _FIRST_REFERENCE_SEED = 1_000_000
 _SEEDS_A_DRAW = 1_000
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Features of a set of images, row by row the same prompts and seeds as every set of its rung.
-
-    Attributes:
-        clip: (n,) cosine of each image with its prompt, float64.
-        features: (n, d) features for the distribution metrics and closeness, float32.
-        collapsed: Why the images are broken, or an empty string.
-    """
-
-    clip: Tensor
-    features: Tensor
-    collapsed: str = ""
 
 
 class Evaluator:
@@ -74,6 +63,7 @@ class Evaluator:
         grid: Their levels.
         calibration: What the study's method learns from the dense pipeline.
         pipeline: The live pipeline.
+        texts: Text embeddings that were computed.
     """
 
     def __init__(self, study: Study, directory: str, threads: int | None = None) -> None:
@@ -82,11 +72,15 @@ class Evaluator:
         self.study = study
         self.device = "cuda" if study.cluster.gpus_per_evaluator > 0 else "cpu"
         self.pipeline = load_pipeline(
-            study.pipeline, revision=study.revision, dtype=study.dtype, device=self.device
+            study.pipeline,
+            revision=study.revision,
+            dtype=study.dtype,
+            device=self.device,
+            channels_last=study.channels_last,
         )
         self.inventory, self.grid = inventory_and_grid(study, self.pipeline.components)
         self.prompts = load_prompts(study.prompts)
-        self._clip, self._features = judges(study, self.device)
+        self._judges = Judges(study, self.device)
         self._blobs = Blobs(Disk(directory))
         self.calibration = Calibration(
             study,
@@ -98,15 +92,23 @@ class Evaluator:
         )
         self._masker: Pruner | None = None
         self._signature = signature(study, self.grid)
-        self._probe: Probe | None = None
         self._batch = study.sampling.batch
         self._notes: list[str] = []
+        self._probes: list[Probe] = []
+        self._known: dict[str, dict[str, Tensor]] = {}
+        self._references: dict[tuple[str, int], Reference] = {}
+        self._layers: LayerOutputs | None = None
+        self._seen: tuple[Allocation, dict[tuple[str, int], tuple[Judged, int]]] = (Allocation(), {})
+        self.texts = TextCache(self.pipeline, self._state)
+        if study.compile:
+            compile_denoiser(self.pipeline)
 
     @property
     def masker(self) -> Pruner:
         """Holds the dense master; restores it exactly. Made when first needed: its method may have to learn."""
         if self._masker is None:
-            self._masker = self.calibration.pruner()
+            with self._watchable():
+                self._masker = self.calibration.pruner()
             if self._masker.place == "mapped":
                 self._notes.append(self._masker.described)
         return self._masker
@@ -115,6 +117,16 @@ class Evaluator:
         """Bring the pipeline to an allocation; it stands at the dense one from the start."""
         if allocation or self._masker is not None:
             self.masker.apply(allocation)
+
+    @property
+    def _standing(self) -> Allocation:
+        return Allocation() if self._masker is None else self._masker.current
+
+    @contextmanager
+    def _watchable(self) -> Iterator[None]:
+        """While this is open, hooks on the layers inside text encoders and denoiser see every call."""
+        with self.texts.bypassed(), torch.compiler.set_stance("force_eager"):
+            yield
 
     @torch.inference_mode()
     def evaluate(self, task: Task) -> Evaluation:
@@ -133,16 +145,21 @@ class Evaluator:
                 images = self.calibration.images
             elif task.rung == "probe":
                 measures = self._probed(task.allocation)
+            elif task.rung == "layer":
+                measures, forwards = self._layered(task.allocation)
+                meter.forwards += forwards
             else:
                 rung = self._rung(task.rung)
                 pairs = self._pairs(task.rung, rung, task.draw)
                 dense = self._dense(task.rung, rung, task.draw)
-                reference = self._reference(task.rung)
+                reference = self._reference(task.rung, task.draw, dense)
                 self.stand_at(task.allocation)
-                pruned = dense if not task.allocation else self._judge(*pairs)
+                pruned = self._judge(pairs, dense, task.rung, task.draw) if task.allocation else dense
                 images, collapsed = len(pairs[0]), pruned.collapsed
-                measures = self._compare(pairs[0], pruned, dense, reference)
-                samples = _sample_rows(pairs, pruned, dense)
+                if not task.allocation and (cut := self._judges.truncated([p.text for p in pairs[0]])):
+                    self._notes.append(f"{len(cut)} prompts are longer than the CLIP model reads")
+                measures, values = self._judges.compare(pairs[0], pruned, dense, reference)
+                samples = _sample_rows(pairs, values)
         return Evaluation(
             key=task.key(self._signature),
             question="",
@@ -164,15 +181,28 @@ class Evaluator:
     def sample(self, allocation: Allocation, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Tensor:
         """Images of an allocation: float32 (n, 3, height, width) in [0, 1], on the CPU."""
         self.stand_at(allocation)
+        pairs = (list(prompts), list(seeds))
         with torch.inference_mode():
-            return torch.cat([images for images, _ in self._batches(prompts, seeds)])
+            return torch.cat(
+                [images for _, images in self._batches(pairs, range(len(prompts)), _as_they_are)]
+            )
+
+    def _state(self, component: str) -> Any:
+        """What a component's weights are determined by: its own part of the allocation."""
+        prefix = f"{component}:"
+        return tuple(item for item in self._standing.items() if item[0].startswith(prefix))
+
+    def forget(self) -> None:
+        """Drop what was kept of the last climb, so that the next evaluation samples all of its images."""
+        self._seen = (Allocation(), {})
 
     # --- learning -------------------------------------------------------------------------------------
 
     def _calibrated(self) -> dict[str, Measure]:
         """Learn what the study's method needs; gives the outlier ratios where the study allocates by them."""
         self.stand_at(Allocation())
-        self.calibration.learn()
+        with self._watchable():
+            self.calibration.learn()
         self._notes += self.calibration.notes
         if OWL not in self.study.search.strategies:
             return {}
@@ -185,21 +215,67 @@ class Evaluator:
     # --- the probe ------------------------------------------------------------------------------------
 
     def _probed(self, allocation: Allocation) -> dict[str, Measure]:
-        if self._probe is None:
-            self.stand_at(Allocation())
-            rung = self.study.rungs.probe
-            prompts = self.prompts.of("probe", rung.prompts)
-            self._probe = Probe(
-                self.pipeline,
-                prompts,
-                [self._seed(0, 0)] * len(prompts),
-                self.study.sampling,
-                rung.timesteps,
-                decodes="vae" in self.study.prune.components,
+        while True:
+            try:
+                if not self._probes:
+                    self.stand_at(Allocation())
+                    self._probes = self._make_probes()
+                self.stand_at(allocation)
+                found = [probe.errors() for probe in self._probes]
+                break
+            except torch.OutOfMemoryError:
+                self._probes = []
+                self._halve()
+        tuples = sum(probe.tuples for probe in self._probes)
+        return {
+            name: measure(mean_interval(torch.cat([errors[name] for errors in found]).numpy()), what, n=n)
+            for name, what, n in (
+                ("probe_error", "denoiser output", tuples),
+                ("text_error", "text embeddings", None),
             )
+            if all(name in errors for errors in found)
+        }
+
+    def _make_probes(self) -> list[Probe]:
+        """One probe for as many prompts as fit into a batch."""
+        rung, study = self.study.rungs.probe, self.study
+        prompts = self.prompts.of("probe", rung.prompts)
+        return [
+            Probe(
+                self.pipeline,
+                prompts[start : start + self._batch],
+                [self._seed(0, 0)] * len(prompts[start : start + self._batch]),
+                study.sampling,
+                rung.timesteps,
+                decodes="vae" in study.prune.components,
+                tilt=rung.tilt,
+            )
+            for start in range(0, len(prompts), self._batch)
+        ]
+
+    def _layered(self, allocation: Allocation) -> tuple[dict[str, Measure], int]:
+        """Error of the layers' own outputs, and what it cost in denoiser sample-forwards, by share of weights."""
+        rung, study = self.study.rungs.layer, self.study
+        if self._layers is None:
+            self.stand_at(Allocation())
+            prompts = self.prompts.of("layer", rung.prompts)
+            with self._watchable():
+                self._layers = LayerOutputs(
+                    self.pipeline,
+                    self.inventory,
+                    prompts,
+                    [self._seed(0, 0)] * len(prompts),
+                    study.sampling,
+                    rung.timesteps,
+                )
         self.stand_at(allocation)
-        errors = self._probe.errors().numpy()
-        return {"probe_error": _measure(mean_interval(errors), "denoiser output", n=self._probe.tuples)}
+        pruned = {a for host in allocation for a in self.grid.members(host)}
+        errors = self._layers.errors(pruned)
+        share = sum(layer.n for layer in self.inventory.layers if layer.address in pruned) / self.grid.n
+        guided = 2 if study.sampling.guidance > 1 else 1
+        return {"layer_error": measure(mean_interval(errors.numpy()), "layer outputs")}, math.ceil(
+            share * rung.prompts * rung.timesteps * guided
+        )
 
     # --- images ---------------------------------------------------------------------------------------
 
@@ -207,14 +283,14 @@ class Evaluator:
         rung = getattr(self.study.rungs, name, None)
         if not isinstance(rung, ImageRung):
             raise RaysenseError(
-                f"`rungs` has no rung {name!r}; there are probe, preview, score and validation"
+                f"`rungs` has no rung {name!r}; there are layer, probe, preview, score and validation"
             )
         return rung
 
     def _seed(self, draw: int, number: int) -> int:
         return self.study.seed * 10_000_000 + draw * _SEEDS_A_DRAW + number
 
-    def _pairs(self, name: str, rung: ImageRung, draw: int) -> tuple[list[Prompt], list[int]]:
+    def _pairs(self, name: str, rung: ImageRung, draw: int) -> Pairs:
         prompts = self.prompts.of(name, rung.prompts)
         # Seed by seed, so that a rung with fewer seeds is a prefix of one with more.
         seeds = [self._seed(draw, number) for number in range(rung.seeds) for _ in prompts]
@@ -222,80 +298,153 @@ class Evaluator:
 
     def _dense(self, name: str, rung: ImageRung, draw: int) -> Judged:
         """The dense pipeline on the same prompts and seeds; sampled once a study."""
-        return self._remembered("dense", *self._pairs(name, rung, draw))
+        return self._sampled_once("dense", self._pairs(name, rung, draw), name, draw)
 
-    def _reference(self, name: str) -> Tensor:
-        """Features of dense images under seeds that no evaluation uses, (n, d)."""
+    def _reference(self, name: str, draw: int, dense: Judged) -> Reference:
+        """What distribution metrics compare with, and the dense pipeline's own distances to it."""
+        if (name, draw) not in self._references:
+            self._references[name, draw] = self._make_reference(name, draw, dense)
+        return self._references[name, draw]
+
+    def _make_reference(self, name: str, draw: int, dense: Judged) -> Reference:
+        judges, external = self._judges, self._judges.external
+        content = "dense" if external.path is None else fingerprint(Path(external.path))
+        features: Mapping[str, Tensor] = {}
+        if external.is_saved:
+            gaussian = judges.saved_reference()
+        else:
+            if external.path is None:
+                features = self._dense_reference(name).features
+            else:
+                features = self._remembered(
+                    external_key(judges, dense.size), lambda: judges.external_features(dense.size)
+                )
+            gaussian = frechet.statistics(features["frechet"])
+        metrics = [metric for metric in DISTANCES if metric in judges.measured]
+
+        def estimate() -> dict[str, Tensor]:
+            found = {metric: judges.estimate(metric, dense, features, gaussian) for metric in metrics}
+            tensors = {}
+            for metric, estimate in found.items():
+                tensors[f"{metric}/value"] = torch.tensor(estimate.value, dtype=torch.float64)
+                tensors[f"{metric}/influence"] = torch.from_numpy(estimate.influence)
+            return tensors
+
+        key = content_key("distances", self._signature, name, draw, content, metrics)
+        stored = self._remembered(key, estimate)
+        distances = {
+            metric: Estimate(float(stored[f"{metric}/value"]), stored[f"{metric}/influence"].numpy())
+            for metric in metrics
+        }
+        return Reference(gaussian, features, distances)
+
+    def _dense_reference(self, name: str) -> Judged:
+        """Dense images under seeds that no evaluation uses."""
         largest = "validation" if name == "validation" else "score"
         prompts = self.prompts.of(largest, self._rung(largest).prompts)
         seeds = [self._seed(0, _FIRST_REFERENCE_SEED + i) for i in range(REFERENCE_SEEDS) for _ in prompts]
-        return self._remembered("reference", list(prompts) * REFERENCE_SEEDS, seeds).features
+        return self._sampled_once("reference", (list(prompts) * REFERENCE_SEEDS, seeds))
 
-    def _remembered(self, what: str, prompts: list[Prompt], seeds: list[int]) -> Judged:
-        # Not under the study's signature: studies of one pipeline that share a folder share its dense images.
-        key = content_key(what, dense_identity(self.study), [(p.id, p.text) for p in prompts], seeds)
-        stored = self._blobs.get(key)
-        if stored is None:
+    def _sampled_once(self, what: str, pairs: Pairs, rung: str = "", draw: int = 0) -> Judged:
+        def sample() -> dict[str, Tensor]:
             self.stand_at(Allocation())
-            judged = self._judge(prompts, seeds)
+            judged = self._judge(pairs, None, rung, draw)
             if judged.collapsed:
                 raise RaysenseError(
                     f"`pipeline`: the dense pipeline's own images are broken ({judged.collapsed}); check `dtype`, "
                     "`sampling.steps` and the weights"
                 )
-            stored = {"clip": judged.clip, "features": judged.features}
-            self._blobs.put(key, stored)
-        return Judged(stored["clip"], stored["features"])
+            return judged.to_tensors()
 
-    def _judge(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Judged:
-        """Sample and extract features batch by batch; only features are kept."""
-        clip, features, broken = [], [], []
-        for images, chosen in self._batches(prompts, seeds):
-            reason = why_collapsed(images)
-            broken.append(reason)
-            images = images.nan_to_num(0.0).clamp(0, 1)
-            texts = self._clip.texts([prompt.text for prompt in chosen])
-            clip.append(clip_scores(self._clip.images(images), texts))
-            features.append(self._features.images(images))
-        reasons = sorted({reason for reason in broken if reason})
-        collapsed = "; ".join(reasons) if sum(map(bool, broken)) * 2 > len(broken) else ""
-        return Judged(torch.cat(clip), torch.cat(features), collapsed)
+        prompts, seeds = pairs
+        # Not under the study's signature: studies of one pipeline that share a folder share its dense images.
+        key = content_key(what, dense_identity(self.study), [(p.id, p.text) for p in prompts], seeds)
+        return Judged.from_tensors(self._remembered(key, sample))
 
-    def _batches(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Any:
-        """Images and their prompts, a batch at a time; a batch that does not fit is halved for good."""
+    def _remembered(self, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Tensors from memory, from the cache, or made now, whichever comes first."""
+        if key not in self._known:
+            stored = self._blobs.get(key)
+            if stored is None:
+                stored = make()
+                self._blobs.put(key, stored)
+            self._known[key] = stored
+        return self._known[key]
+
+    def _judge(self, pairs: Pairs, dense: Judged | None, rung: str, draw: int) -> Judged:
+        """Sample and extract features batch by batch.
+
+        Images of the preview rung are judged apart from the others, in batches of their own: a candidate that
+        climbs from preview to score is not sampled twice, and what it gets there is the same to the bit as
+        without the preview.
+        """
+        prompts, seeds = pairs
+        names = [(prompt.id, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        current = self._standing
+        if self._seen[0] != current:
+            self._seen = (current, {})
+        seen = self._seen[1]
+        first = set()
+        if rung in ("preview", "score"):
+            previewed = self._pairs("preview", self.study.rungs.preview, draw)
+            first = {(prompt.id, seed) for prompt, seed in zip(*previewed, strict=True)}
+        parts: list[Judged] = []
+        order: list[int] = []
+        for chosen in (
+            [i for i, name in enumerate(names) if name in first],
+            [i for i, name in enumerate(names) if name not in first],
+        ):
+            if chosen and all(names[i] in seen for i in chosen):
+                parts += [seen[names[i]][0].rows([seen[names[i]][1]]) for i in chosen]
+                order += chosen
+                continue
+
+            def judge(images: Tensor, indices: Sequence[int]) -> Judged:
+                against = None if dense is None or not len(dense.images) else dense.images[list(indices)]
+                return self._judges.judge(images, [prompts[i] for i in indices], against)
+
+            for indices, judged in self._batches(pairs, chosen, judge):
+                parts.append(judged)
+                order += indices
+                if first and names[indices[0]] in first:
+                    seen.update({names[i]: (judged, row) for row, i in enumerate(indices)})
+        places = sorted(range(len(order)), key=order.__getitem__)
+        return joined(parts).rows(places)
+
+    def _batches(
+        self, pairs: Pairs, chosen: Sequence[int], work: Callable[[Tensor, Sequence[int]], Work]
+    ) -> Iterator[tuple[list[int], Work]]:
+        """Sample the chosen pairs a batch at a time and work on the images; what does not fit is halved for good."""
+        prompts, seeds = pairs
         start = 0
-        while start < len(prompts):
-            stop = min(start + self._batch, len(prompts))
+        while start < len(chosen):
+            indices = list(chosen[start : start + self._batch])
             try:
                 images = call_pipeline(
-                    self.pipeline, prompts[start:stop], seeds[start:stop], self.study.sampling
+                    self.pipeline,
+                    [prompts[i] for i in indices],
+                    [seeds[i] for i in indices],
+                    self.study.sampling,
                 )
+                done = work(images, indices)
             except torch.OutOfMemoryError:
-                if self._batch == 1:
-                    raise
-                self._notes.append(f"out of memory: batch {self._batch} -> {self._batch // 2}")
-                self._batch //= 2
-                torch.cuda.empty_cache()
+                self._halve()
                 continue
-            yield images, prompts[start:stop]
-            start = stop
+            yield indices, done
+            start += len(indices)
 
-    def _compare(
-        self, prompts: Sequence[Prompt], pruned: Judged, dense: Judged, reference: Tensor
-    ) -> dict[str, Measure]:
-        ids = [prompt.id for prompt in prompts]
-        network, clip = self._features.name, self._clip.name
-        gaussian = frechet_statistics(reference)
-        close = feature_closeness(pruned.features, dense.features, reference.mean(0))
-        return {
-            "clip_score": _measure(mean_interval(pruned.clip.numpy(), ids), clip),
-            "clip_score_drop": _measure(paired_drop(dense.clip.numpy(), pruned.clip.numpy(), ids), clip),
-            "frechet": _measure(frechet_interval(pruned.features, gaussian, ids), network),
-            "frechet_rise": _measure(frechet_rise(pruned.features, dense.features, gaussian, ids), network),
-            "kid": _measure(kid_interval(pruned.features, reference, ids), network),
-            "kid_rise": _measure(kid_rise(pruned.features, dense.features, reference, ids), network),
-            "closeness": _measure(mean_interval(close.numpy(), ids), network),
-        }
+    def _halve(self) -> None:
+        """Go on with half the batch after running out of memory, and record it.
+
+        Raises:
+            torch.OutOfMemoryError: A batch of one does not fit either; to be called while handling the error.
+        """
+        if self._batch == 1:
+            raise
+        self._notes.append(f"out of memory: batch {self._batch} -> {self._batch // 2}")
+        self._batch //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def inventory_and_grid(study: Study, components: Mapping[str, object]) -> tuple[Inventory, LevelGrid]:
@@ -316,9 +465,17 @@ def inventory_and_grid(study: Study, components: Mapping[str, object]) -> tuple[
 
 def dense_identity(study: Study) -> str:
     """What the dense pipeline's images and their features follow from, prompts and seeds aside."""
-    sampling, metrics = study.sampling.model_dump(), study.metrics.model_dump()
     return content_key(
-        raysense.__version__, study.pipeline, study.revision, study.dtype, sampling, metrics, study.seed
+        raysense.__version__,
+        study.pipeline,
+        study.revision,
+        study.dtype,
+        study.channels_last,
+        study.compile,
+        study.sampling.model_dump(),
+        study.metrics.model_dump(),
+        study.measured(),
+        study.seed,
     )
 
 
@@ -327,20 +484,11 @@ def signature(study: Study, grid: LevelGrid) -> str:
     return content_key(raysense.__version__, study.identity(), grid.signature())
 
 
-def judges(
-    study: Study, device: str = "cpu"
-) -> tuple[feature_networks.ClipFeatures, feature_networks.FeatureExtractor]:
-    """The networks that judge the study's images: for the CLIP score, and for everything else.
-
-    Raises:
-        RaysenseError: One is unknown or cannot be had.
-    """
-    clip = study.metrics.clip
-    model = clip.model
-    if model == BUNDLED:
-        model = f"local-dir:{files('raysense.bundled') / 'scorer'}"
-    network = feature_networks.ClipFeatures(model, clip.pretrained, device)
-    return network, feature_networks.extractor(study.metrics.frechet.extractor, device)
+def external_key(judges: Judges, size: int) -> str:
+    """The cache's name for the features of a study's own reference images."""
+    assert judges.external.path is not None
+    content = fingerprint(Path(judges.external.path))
+    return content_key("external", judges.identity, content, judges.external.limit, size)
 
 
 def build(study: Mapping[str, Any], directory: str, threads: int | None = None) -> Evaluator:
@@ -348,15 +496,18 @@ def build(study: Mapping[str, Any], directory: str, threads: int | None = None) 
     return Evaluator(parse(study), directory, threads)
 
 
-def _measure(interval: Interval, extractor: str, n: int | None = None) -> Measure:
-    return Measure(interval.value, interval.low, interval.high, n or interval.n, extractor)
+def _as_they_are(images: Tensor, indices: Sequence[int]) -> Tensor:
+    return images
 
 
-def _sample_rows(
-    pairs: tuple[list[Prompt], list[int]], pruned: Judged, dense: Judged
-) -> list[dict[str, Any]]:
-    drops = (dense.clip - pruned.clip).tolist()
+def _sample_rows(pairs: Pairs, values: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    columns = {name: value.tolist() for name, value in values.items()}
     return [
-        {"prompt_id": p.id, "prompt": p.text, "seed": seed, "clip_score": score, "clip_score_drop": drop}
-        for p, seed, score, drop in zip(*pairs, pruned.clip.tolist(), drops, strict=True)
+        {
+            "prompt_id": prompt.id,
+            "prompt": prompt.text,
+            "seed": seed,
+            **{name: column[row] for name, column in columns.items()},
+        }
+        for row, (prompt, seed) in enumerate(zip(*pairs, strict=True))
     ]

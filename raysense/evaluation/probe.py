@@ -3,40 +3,50 @@
 Inputs of the denoiser are recorded once from dense sampling at a few timesteps. An evaluation replays them
 through the pruned denoiser, under the condition that the pruned text encoders give, and compares the *guided*
 prediction (unconditional + guidance x difference), which is what the sampler follows. Where the VAE is pruned,
-the error of the decoded final latents is added.
+the error of the decoded final latents is added. The error of the text embeddings themselves, the null prompt's
+included, is measured beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from raysense.pipelines.load import denoiser_of, modules_of
 from raysense.pipelines.prompts import Prompt
 from raysense.pipelines.sample import call_pipeline
 from raysense.study import Sampling
 
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
 
 class _FirstCallSeen(Exception):
     """Ends a sampling call as soon as the denoiser's condition is known."""
 
 
-class _Recorder:
-    """Records the calls of the denoiser: (positional, keyword arguments) and what it gave."""
+@contextmanager
+def _recorded(denoiser: nn.Module, *, only_first: bool = False) -> Iterator[list[Call]]:
+    """The calls of the denoiser; with `only_first`, sampling ends at the first one, before it runs or counts."""
+    calls: list[Call] = []
 
-    def __init__(self, denoiser: nn.Module) -> None:
-        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        self._handle = denoiser.register_forward_pre_hook(self._record, with_kwargs=True)
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append((args, kwargs))
+        if only_first:
+            raise _FirstCallSeen
 
-    def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.calls.append((args, kwargs))
-
-    def close(self) -> None:
-        self._handle.remove()
+    handle = denoiser.register_forward_pre_hook(record, with_kwargs=True, prepend=True)
+    try:
+        with suppress(_FirstCallSeen):
+            yield calls
+    finally:
+        handle.remove()
 
 
 class Probe:
@@ -49,6 +59,7 @@ class Probe:
         sampling: How the recorded trajectories are made.
         timesteps: How many steps of the trajectory are kept, spread evenly.
         decodes: Also compare decoded images (for a pruned VAE).
+        tilt: Weight of a timestep, exp(tilt · position), from +½ (the noisiest) to −½ (the last), normalised.
     """
 
     def __init__(
@@ -59,18 +70,19 @@ class Probe:
         sampling: Sampling,
         timesteps: int,
         decodes: bool,
+        tilt: float = 0.0,
     ) -> None:
         self._pipeline, self._prompts, self._seeds, self._sampling = pipeline, prompts, seeds, sampling
         self._denoiser = denoiser_of(pipeline)
-        recorder = _Recorder(self._denoiser)
-        try:
+        with _recorded(self._denoiser) as calls:
             call_pipeline(pipeline, prompts, seeds, sampling)
-        finally:
-            recorder.close()
-        count = min(timesteps, len(recorder.calls))
+        count = min(timesteps, len(calls))
         # Centres of `count` equal slices of the trajectory: neither pure noise nor the finished image only.
-        chosen = [int((i + 0.5) * len(recorder.calls) / count) for i in range(count)]
-        self._calls = [recorder.calls[i] for i in chosen]
+        places = [(i + 0.5) / count for i in range(count)]
+        self._calls = [calls[int(place * len(calls))] for place in places]
+        weights = torch.tensor([math.exp(tilt * (0.5 - place)) for place in places], dtype=torch.float64)
+        self._weights = (weights / weights.sum()).tolist()
+        self._embeddings = self._texts(self._condition())
         self._dense = [self._guided(self._denoiser(*args, **kwargs)) for args, kwargs in self._calls]
         self._vae = modules_of(pipeline).get("vae") if decodes else None
         self._decoded = self._decode()
@@ -80,38 +92,51 @@ class Probe:
         """How many (latent, timestep, condition) tuples an evaluation compares."""
         return len(self._calls) * len(self._prompts)
 
-    def errors(self) -> Tensor:
+    def errors(self) -> dict[str, Tensor]:
         """Relative squared errors of the pipeline as it is now.
 
         Returns:
-            Float64 tensor of shape (prompts,): |guided - dense guided|² / |dense guided|², averaged over the
-            timesteps, plus the same ratio for decoded images where the VAE is studied.
+            Float64 tensors of shape (prompts,). ``probe_error``: |guided − dense guided|² / |dense guided|²,
+            weighted over the timesteps, plus the same ratio for decoded images where the VAE is studied.
+            ``text_error``: the same ratio of the condition that the text encoders give, averaged over the
+            prompt and, where guidance runs it, the null prompt; left out where there is no such condition.
         """
         condition = self._condition()
         total = torch.zeros(len(self._prompts), dtype=torch.float64)
-        for (args, kwargs), dense in zip(self._calls, self._dense, strict=True):
+        for (args, kwargs), dense, weight in zip(self._calls, self._dense, self._weights, strict=True):
             guided = self._guided(self._denoiser(*args, **{**kwargs, **condition}))
-            total += _relative_error(guided, dense) / len(self._calls)
+            total += weight * _relative_error(guided, dense)
         if self._decoded is not None:
             decoded = self._decode()
             assert decoded is not None
             total += _relative_error(decoded, self._decoded)
-        return total
+        errors = {"probe_error": total}
+        if self._embeddings:
+            now = self._texts(condition)
+            parts = [_relative_error(a, b) for a, b in zip(now, self._embeddings, strict=True)]
+            rows = torch.stack(parts).mean(0)
+            errors["text_error"] = rows.view(-1, len(self._prompts)).mean(0)
+        return errors
 
     def _condition(self) -> dict[str, Any]:
         """The keyword arguments of the denoiser that come from the text encoders, as they are now."""
-        recorder = _Recorder(self._denoiser)
-        stop = self._denoiser.register_forward_pre_hook(_stop)
-        try:
+        with _recorded(self._denoiser, only_first=True) as calls:
             call_pipeline(self._pipeline, self._prompts, self._seeds, self._sampling)
-        except _FirstCallSeen:
-            pass
-        finally:
-            stop.remove()
-            recorder.close()
-        _, kwargs = recorder.calls[0]
+        _, kwargs = calls[0]
         latent_names = ("sample", "hidden_states", "timestep")
         return {name: value for name, value in kwargs.items() if name not in latent_names}
+
+    def _texts(self, condition: dict[str, Any]) -> list[Tensor]:
+        """The embeddings in a condition: its sequences of vectors, (prompts or twice as many, tokens, width)."""
+        n = len(self._prompts)
+        return [
+            leaf.double().cpu()
+            for leaf in tree_flatten(condition)[0]
+            if isinstance(leaf, Tensor)
+            and leaf.is_floating_point()
+            and leaf.ndim == 3
+            and len(leaf) in (n, 2 * n)
+        ]
 
     def _guided(self, output: Any) -> Tensor:
         prediction: Tensor = output[0] if isinstance(output, tuple) else output.sample
@@ -128,10 +153,6 @@ class Probe:
         latents = sample[: len(self._prompts)]
         decoded: Tensor = self._vae.decode(latents, return_dict=False)[0]  # type: ignore[operator]
         return decoded.double().cpu()
-
-
-def _stop(module: nn.Module, args: tuple[Any, ...]) -> None:
-    raise _FirstCallSeen
 
 
 def _relative_error(now: Tensor, dense: Tensor) -> Tensor:

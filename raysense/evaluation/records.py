@@ -53,18 +53,25 @@ class StopRule:
     Attributes:
         above: Metric name -> stop once the measure's interval lies wholly above this value.
         below: Metric name -> stop once the measure's interval lies wholly below this value.
+        stretch: How many times wider than the reported 95 % intervals those are that decide here: more than 1
+            where several looks share the error of one.
     """
 
     above: Mapping[str, float] = field(default_factory=dict)
     below: Mapping[str, float] = field(default_factory=dict)
+    stretch: float = 1.0
 
     def says_stop(self, evaluation: Evaluation) -> bool:
         """Whether `evaluation` settles the question; a failed or collapsed one always does."""
         if evaluation.failed or evaluation.collapsed:
             return True
         measures = evaluation.measures
-        over = any(name in measures and measures[name].low > bound for name, bound in self.above.items())
-        under = any(name in measures and measures[name].high < bound for name, bound in self.below.items())
+
+        def reach(name: str, end: float) -> float:
+            return measures[name].value + self.stretch * (end - measures[name].value)
+
+        over = any(n in measures and reach(n, measures[n].low) > bound for n, bound in self.above.items())
+        under = any(n in measures and reach(n, measures[n].high) < bound for n, bound in self.below.items())
         return over or under
 
 

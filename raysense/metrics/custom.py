@@ -1,6 +1,7 @@
 """A metric of the user's own, named by dotted path.
 
-It is a function of three things, row by row the same prompt and noise, and returns one number an image:
+It is a function of three things, row by row the same prompt and noise, and returns one number an image, higher
+being better:
 
     def sharpness(images: Tensor, prompts: Sequence[str], dense: Tensor) -> Tensor: ...
 
@@ -24,11 +25,12 @@ from .statistics import Floats
 CustomMetric = Callable[[Tensor, Sequence[str], Tensor], npt.ArrayLike]
 
 
-def custom_metric(path: str) -> Callable[[Tensor, Sequence[str], Tensor], Floats]:
+def custom_metric(path: str, field: str = "metric") -> Callable[[Tensor, Sequence[str], Tensor], Floats]:
     """The metric at a dotted path, its answers checked.
 
     Args:
         path: ``package.module.function``.
+        field: Which field of the study holds the path, for error messages.
 
     Returns:
         A function of images (n, 3, h, w) in [0, 1], their n prompts, and the dense pipeline's images of the
@@ -38,17 +40,17 @@ def custom_metric(path: str) -> Callable[[Tensor, Sequence[str], Tensor], Floats
         RaysenseError: If the path names nothing callable; on a call, if the answer is not one finite number
             an image.
     """
-    metric: CustomMetric = resolve(path, "metric")
+    metric: CustomMetric = resolve(path, field)
 
     def measure(images: Tensor, prompts: Sequence[str], dense: Tensor) -> Floats:
         answer = metric(images, prompts, dense)
         values = np.asarray(answer.cpu() if isinstance(answer, Tensor) else answer, dtype=np.float64)
         if values.shape != (len(images),):
             raise RaysenseError(
-                f"metric {path!r}: must return one number an image, shape ({len(images)},), but gave {values.shape}."
+                f"{field} {path!r}: must return one number an image, shape ({len(images)},), but gave {values.shape}."
             )
         if not np.isfinite(values).all():
-            raise RaysenseError(f"metric {path!r}: returned NaN or infinity for images that are neither.")
+            raise RaysenseError(f"{field} {path!r}: returned NaN or infinity for images that are neither.")
         return values
 
     return measure

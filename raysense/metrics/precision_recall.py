@@ -9,7 +9,7 @@ numbers.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,7 +56,7 @@ def precision_recall(features: Tensor, reference: Tensor, neighbours: int = NEIG
     return PrecisionRecall(float(metric[KEY_METRIC_PRECISION]), float(metric[KEY_METRIC_RECALL]))
 
 
-def precision_recall_drop(
+def precision_recall_intervals(
     dense: Tensor,
     pruned: Tensor,
     reference: Tensor,
@@ -64,8 +64,8 @@ def precision_recall_drop(
     neighbours: int = NEIGHBOURS,
     groups: int = GROUPS,
     level: float = LEVEL,
-) -> tuple[Interval, Interval]:
-    """How much precision and recall fall from the dense to the pruned pipeline, same prompts and seeds.
+) -> dict[str, Interval]:
+    """Precision and recall of the pruned pipeline, and how much they fall from the dense one's.
 
     Args:
         dense: (n, d) features of the dense pipeline's images.
@@ -77,25 +77,33 @@ def precision_recall_drop(
         level: Two-sided confidence.
 
     Returns:
-        The drop of precision and the drop of recall; positive is worse.
+        ``precision``, ``recall``, ``precision_drop``, ``recall_drop``; a positive drop is worse.
 
     Raises:
         RaysenseError: If the two sets do not pair up; see also `precision_recall`.
     """
     if dense.shape != pruned.shape:
         raise RaysenseError(f"`dense` {tuple(dense.shape)} and `pruned` {tuple(pruned.shape)} must pair up.")
-    known: dict[bytes, PrecisionRecall] = {}
+    known: dict[bytes, dict[str, float]] = {}
 
-    def drop(kept: Integers) -> PrecisionRecall:
-        # Both jackknives ask for the same subsets, and a subset costs four distance matrices.
+    def values(kept: Integers) -> dict[str, float]:
+        # All four jackknives ask for the same subsets, and a subset costs four distance matrices.
         key = kept.tobytes()
         if key not in known:
             rows = torch.from_numpy(kept)
             before = precision_recall(dense[rows], reference, neighbours)
             after = precision_recall(pruned[rows], reference, neighbours)
-            known[key] = PrecisionRecall(before.precision - after.precision, before.recall - after.recall)
+            known[key] = {
+                "precision": after.precision,
+                "recall": after.recall,
+                "precision_drop": before.precision - after.precision,
+                "recall_drop": before.recall - after.recall,
+            }
         return known[key]
 
+    def value_of(name: str) -> Callable[[Integers], float]:
+        return lambda kept: values(kept)[name]
+
     units = len(dense) if prompt_ids is None else prompt_ids
-    precision = jackknife(lambda kept: drop(kept).precision, units, groups, level)
-    return precision, jackknife(lambda kept: drop(kept).recall, units, groups, level)
+    names = ("precision", "recall", "precision_drop", "recall_drop")
+    return {name: jackknife(value_of(name), units, groups, level) for name in names}

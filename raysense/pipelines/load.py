@@ -26,7 +26,12 @@ def pipeline_folder(source: str) -> str:
 
 
 def load_pipeline(
-    source: str, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu"
+    source: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    channels_last: bool = False,
 ) -> DiffusionPipeline:
     """Load a pipeline for inference.
 
@@ -35,6 +40,7 @@ def load_pipeline(
         revision: A hub commit, branch or tag.
         dtype: ``float32``, ``bfloat16`` or ``float16``, for every component.
         device: A torch device.
+        channels_last: Lay out the weights of two-dimensional convolutions with channels innermost.
 
     Raises:
         RaysenseError: Nothing loadable is there.
@@ -59,6 +65,10 @@ def load_pipeline(
     for module in modules_of(pipeline).values():
         module.requires_grad_(False)
         module.eval()
+        if channels_last:
+            for weight in module.parameters():
+                if weight.ndim == 4:
+                    weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     return pipeline
 
 
@@ -124,3 +134,17 @@ def denoiser_of(pipeline: DiffusionPipeline) -> nn.Module:
     raise RaysenseError(
         f"`pipeline`: found no denoiser (`unet`, `transformer` or `prior`) among the components {sorted(modules)}"
     )
+
+
+def compile_denoiser(pipeline: DiffusionPipeline, backend: str = "inductor") -> None:
+    """Compile the denoiser's `forward` in place, so that weights may change and hooks on it still run.
+
+    The graph takes the weights as inputs: masking them in place compiles nothing anew. (`nn.Module.compile`
+    would compile the hooks in and overlook those that are added later.) Hooks on the modules *inside* do not run.
+
+    Args:
+        pipeline: Whose denoiser.
+        backend: Of `torch.compile`.
+    """
+    denoiser = denoiser_of(pipeline)
+    denoiser.forward = torch.compile(denoiser.forward, backend=backend)

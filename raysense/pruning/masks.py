@@ -88,6 +88,7 @@ class Pruner(ABC):
         log.info("%s", self.described)
         self._master = {address: _keep(weight, self.place) for address, weight in self._live.items()}
         self.current = Allocation()
+        self._zeros: dict[str, int] = {}
 
     def apply(self, allocation: Allocation) -> None:
         """Bring the live weights to an allocation, rewriting only layers whose level changes.
@@ -99,6 +100,7 @@ class Pruner(ABC):
         for host in self._grid.addresses:
             if allocation[host] != self.current[host]:
                 for address in self._grid.members(host):
+                    self._zeros.pop(address, None)
                     self._write(address, allocation[host])
         self.current = allocation
 
@@ -106,11 +108,15 @@ class Pruner(ABC):
         """Bring back every dense weight, bit for bit."""
         for address, master in self._master.items():
             self._live[address].copy_(master)
+        self._zeros.clear()
         self.current = Allocation()
 
     def count_zeros(self) -> int:
-        """Zeros among the selected layers' live weights, counted."""
-        return sum(count_zeros(weight) for weight in self._live.values())
+        """Zeros among the selected layers' live weights, counted: each layer once after it was written."""
+        for address, weight in self._live.items():
+            if address not in self._zeros:
+                self._zeros[address] = count_zeros(weight)
+        return sum(self._zeros.values())
 
     @abstractmethod
     def _write(self, address: str, level: int) -> None:

@@ -14,7 +14,8 @@ from rich.console import Console
 from raysense.cluster import EvaluatorSpec, LiveView, run_on_ray
 from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import OWL, calibration_cost
-from raysense.evaluation.engine import inventory_and_grid, judges, signature
+from raysense.evaluation.engine import inventory_and_grid, signature
+from raysense.evaluation.judges import Judges
 from raysense.pipelines.load import load_pipeline, modules_of
 from raysense.pruning.allocation import LevelGrid
 from raysense.pruning.layers import Inventory
@@ -31,6 +32,10 @@ logger = logging.getLogger(__name__)
 
 EXTENSIONS = ("budget", "cluster", "name")
 """Parts of a study that may change between a run and its resumption: see `Study.identity`."""
+
+
+PREPARED = ("cache", "partial")
+"""What `raysense prepare` may have left in a study's folder."""
 
 
 def run_study(
@@ -58,7 +63,7 @@ def run_study(
     learning = calibration_cost(study, inventory, modules)
     families = closed_forms(inventory, grid, modules, study.search.proportions)
     check_strategies(study.search.strategies, (*families, OWL, SOLVER, *ITERATIVE[1:]))
-    judges(study)
+    Judges(study)
     story = make_story(study, inventory, grid, families, learning)
     identity = signature(study, grid)
 
@@ -128,7 +133,8 @@ def refuse_to_overwrite(out: str, resume: bool) -> None:
         raise RaysenseError(
             f"`--out {out}` already holds a study; add --resume to go on with it, or give another folder"
         )
-    if local and folder.is_dir() and any(folder.iterdir()) and not holds_study:
+    others = [entry for entry in folder.iterdir() if entry.name not in PREPARED] if folder.is_dir() else []
+    if local and others and not holds_study:
         raise RaysenseError(f"`--out {out}` holds other files, but no study; give an empty or a new folder")
 
 

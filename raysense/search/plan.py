@@ -306,7 +306,8 @@ def _climb(ground: _Ground, strategy: str, family: Family) -> Inquiry:
 def _judge(ground: _Ground, strategy: str, name: str, allocation: Allocation) -> Inquiry:
     """One candidate climbing the rungs; returns it."""
     tasks = (Task(allocation, "preview"), Task(allocation, "score"))
-    evaluations = yield Question(f"search/{name}", "search", tasks, hopeless(ground.bounds))
+    stop = hopeless(ground.bounds, ground.study.rungs)
+    evaluations = yield Question(f"search/{name}", "search", tasks, stop)
     return _candidate(ground, strategy, allocation, evaluations[-1])
 
 

@@ -17,6 +17,7 @@ from raysense.study import Study, load
 
 SMALL = [
     "rungs.probe={prompts: 4, timesteps: 2}",
+    "rungs.layer={prompts: 2, timesteps: 2}",
     "rungs.preview.prompts=8",
     "rungs.score.prompts=12",
     "rungs.validation.prompts=8",
@@ -118,21 +119,78 @@ def test_another_evaluator_agrees(evaluator: Evaluator, study: Study, tmp_path: 
         assert math.isclose(measure.value, theirs.measures[name].value, rel_tol=1e-3, abs_tol=1e-4), name
 
 
-def test_out_of_memory_halves_the_batch_and_says_so(
-    evaluator: Evaluator, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from raysense.evaluation import engine
+def test_out_of_memory_halves_the_batch_and_says_so(evaluator: Evaluator) -> None:
+    # Memory that ends at ten samples in the denoiser: a real raise out of a real forward pass.
+    def narrow(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if len(args[0]) > 10:
+            raise torch.OutOfMemoryError("fake memory holds 10 samples")
 
-    small = Evaluator(study, str(tmp_path))
-    small.evaluate(Task(Allocation(), "preview"))
-    real = engine.call_pipeline
+    task = Task(uniform(evaluator, 0.45), "preview")
+    roomy = evaluator.evaluate(task)
+    evaluator.forget()
+    handle = evaluator.pipeline.unet.register_forward_pre_hook(narrow)
+    try:
+        tight = evaluator.evaluate(task)
+        probed = evaluator.evaluate(Task(uniform(evaluator, 0.45), "probe"))
+    finally:
+        handle.remove()
+    assert (
+        tight.notes
+        == "out of memory: batch 32 -> 16; out of memory: batch 16 -> 8; out of memory: batch 8 -> 4"
+    )
+    assert tight.images == roomy.images == 8
+    for name, measure in roomy.measures.items():
+        assert math.isclose(measure.value, tight.measures[name].value, rel_tol=1e-3, abs_tol=1e-4), name
+    assert probed.measures["probe_error"].n == 8
+    assert probed.notes == ""  # the batch stays halved
 
-    def narrow(pipeline: object, prompts: list[Prompt], *rest: object) -> torch.Tensor:
-        if len(prompts) > 5:
-            raise torch.OutOfMemoryError("too many")
-        return real(pipeline, prompts, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(engine, "call_pipeline", narrow)
-    evaluation = small.evaluate(Task(uniform(small, 0.5), "preview"))
-    assert "out of memory: batch 32 -> 16" in evaluation.notes
-    assert evaluation.images == 8
+def test_a_climb_does_not_sample_the_preview_twice_and_gets_the_same_bits(evaluator: Evaluator) -> None:
+    climber = uniform(evaluator, 0.35)
+    cold = evaluator.evaluate(Task(climber, "score"))
+    evaluator.forget()
+    evaluator.evaluate(Task(climber, "preview"))
+    warm = evaluator.evaluate(Task(climber, "score"))
+    assert warm.measures == cold.measures
+    assert warm.cost == cold.cost * 4 / 12
+
+
+def test_text_embeddings_are_remembered_by_prompt_and_state_of_the_encoder(evaluator: Evaluator) -> None:
+    encoder, texts = evaluator.pipeline.text_encoder, evaluator.texts
+    prompts = ["a big cat on a red background", "", "a small dog", ""]
+    ids = evaluator.pipeline.tokenizer(
+        prompts, padding="max_length", max_length=24, return_tensors="pt"
+    ).input_ids
+    with torch.inference_mode():
+        evaluator.masker.apply(uniform(evaluator, 0.5, "text_encoder"))
+        with texts.bypassed():
+            fresh = torch.cat([encoder(row[None])[0] for row in ids])
+        first = encoder(ids)[0]
+        misses = texts.misses
+        again = encoder(ids[[3, 2]])[0]  # another batch, another order
+        evaluator.masker.apply(uniform(evaluator, 0.5, "unet"))
+        dense = encoder(ids)[0]
+        evaluator.masker.apply(uniform(evaluator, 0.5, "text_encoder"))
+        back = encoder(ids)[0]
+    assert torch.equal(first, fresh)
+    assert torch.equal(again, fresh[[3, 2]])
+    assert torch.equal(back, fresh)
+    assert not torch.equal(dense, fresh)
+    assert texts.misses - misses <= 3  # the dense encoder's own; all else was remembered
+
+
+def test_the_layer_rung_grows_and_asks_nothing_of_the_denoiser(evaluator: Evaluator) -> None:
+    found = [evaluator.evaluate(Task(uniform(evaluator, s), "layer")) for s in (0.0, 0.3, 0.8)]
+    values = [evaluation.measures["layer_error"].value for evaluation in found]
+    assert values[0] == 0
+    assert 0 < values[1] < values[2] < 1
+    assert found[2].cost <= 2 * 2 * 2
+    encoder = evaluator.evaluate(Task(uniform(evaluator, 0.5, "text_encoder"), "layer"))
+    assert encoder.measures["layer_error"].value > 0
+
+
+def test_the_null_prompt_counts_in_the_text_error(evaluator: Evaluator) -> None:
+    pruned = evaluator.evaluate(Task(uniform(evaluator, 0.6, "text_encoder"), "probe")).measures
+    assert 0 < pruned["text_error"].value < 1
+    other = evaluator.evaluate(Task(uniform(evaluator, 0.6, "unet"), "probe")).measures
+    assert other["text_error"].value == 0

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from raysense.errors import RaysenseError
-from raysense.metrics.precision_recall import precision_recall, precision_recall_drop
+from raysense.metrics.precision_recall import precision_recall, precision_recall_intervals
 
 
 def sample(n: int, seed: int, scale: float = 1.0) -> Tensor:
@@ -37,10 +37,12 @@ def test_narrow_images_are_precise_and_cover_little() -> None:
 
 def test_a_narrower_set_drops_in_recall() -> None:
     dense, reference = sample(96, 4), sample(150, 5)
-    precision, recall = precision_recall_drop(dense, dense * 0.3, reference, groups=12)
-    assert recall.low > 0.3
-    assert precision.high < 0
-    assert recall.n == 96
+    found = precision_recall_intervals(dense, dense * 0.3, reference, groups=12)
+    assert found["recall_drop"].low > 0.3
+    assert found["precision_drop"].high < 0
+    assert found["recall_drop"].n == 96
+    whole = precision_recall(dense * 0.3, reference)
+    assert (found["precision"].value, found["recall"].value) == (whole.precision, whole.recall)
 
 
 def test_too_few_images_for_the_neighbours() -> None:
@@ -49,4 +51,4 @@ def test_too_few_images_for_the_neighbours() -> None:
     with pytest.raises(RaysenseError, match="one extractor"):
         precision_recall(sample(9, 6), sample(20, 7)[:, :2])
     with pytest.raises(RaysenseError, match="pair up"):
-        precision_recall_drop(sample(9, 6), sample(8, 6), sample(20, 7))
+        precision_recall_intervals(sample(9, 6), sample(8, 6), sample(20, 7))

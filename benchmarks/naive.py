@@ -1,0 +1,270 @@
+"""The recipe a researcher would write, against the engine: the same images, the same networks, the same decisions.
+
+    python -m benchmarks.naive            # 256 images an evaluation; a sweep of 4 groups × 6 levels
+    python -m benchmarks.naive --quick    # 12 images, 4 steps; 1 group × 3 levels
+
+The recipe: for every configuration load the pipeline, prune with `torch.nn.utils.prune`, generate one image after
+the other, save PNG files, FID-style distance by torch-fidelity from the folder (the reference's statistics cached),
+CLIP score in a loop of single images with a freshly loaded model. The engine: `Evaluator.evaluate`, reference
+cached too. The recipe's steps are timed apart, so each saving is itemised.
+
+The sweep: one group at a time over its levels. The recipe measures every level in full and takes the last one
+before the CLIP score has fallen by more than the bound as the cliff. The engine bisects, looks at the preview first,
+and measures in full only where the preview does not decide; its cliff must lie within one level of the recipe's.
+The last line of the output is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torch_fidelity
+from PIL import Image
+from torch.nn.utils import prune
+
+from raysense.evaluation.engine import Evaluator
+from raysense.evaluation.records import Evaluation, Task
+from raysense.metrics.features import extractor
+from raysense.pipelines.load import modules_of
+from raysense.pipelines.sample import noise_seed
+from raysense.pruning.allocation import Allocation
+from raysense.search.verdict import hopeless
+from raysense.study import Bound, Study, load
+
+cut: Any = prune.l1_unstructured  # untyped
+keep: Any = prune.remove
+BAR_EVALUATION, BAR_SWEEP = 2.0, 20.0
+SPARSITIES = (0.3, 0.5, 0.65, 0.8, 0.9, 0.95)
+REFERENCE = "raysense-naive-reference"
+
+
+class Recipe:
+    """The researcher's script, timed step by step.
+
+    Args:
+        study: Prompts, steps, guidance, networks.
+        evaluator: Only asked for prompts, seeds and addresses.
+        folder: Where images go.
+    """
+
+    def __init__(self, study: Study, evaluator: Evaluator, folder: Path) -> None:
+        self.study, self.evaluator, self.folder = study, evaluator, folder
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.prompts = evaluator.prompts.of("score", study.rungs.score.prompts)
+        self.features = extractor(study.metrics.frechet.extractor).name  # registers it with torch-fidelity
+        self.generate({}, folder / "reference", seed=1_000_000)
+        self.distance(folder / "reference")  # caches the reference's features
+        self.seconds.clear()
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Adds to a step's seconds."""
+        began = time.perf_counter()
+        yield
+        self.seconds[step].append(time.perf_counter() - began)
+
+    def evaluate(self, sparsity: dict[str, float]) -> dict[str, float]:
+        """Prune layers, given their sparsities, and measure."""
+        target = self.folder / "images"
+        self.generate(sparsity, target)
+        with self.timed("distance"):
+            distance = self.distance(target)
+        with self.timed("clip"):
+            score = self.clip_score(target)
+        return {"frechet": distance, "clip_score": score}
+
+    def generate(self, sparsity: dict[str, float], target: Path, seed: int = 0) -> None:
+        """One image after the other, saved as PNG."""
+        from diffusers import DiffusionPipeline
+
+        target.mkdir(exist_ok=True)
+        with self.timed("load"):
+            pipeline = DiffusionPipeline.from_pretrained(files("raysense.bundled") / "pipeline")
+            pipeline.set_progress_bar_config(disable=True)
+        with self.timed("prune"):
+            for address, rate in sparsity.items():
+                component, _, path = address.partition(":")
+                module = modules_of(pipeline)[component].get_submodule(path)
+                cut(module, "weight", rate)
+                keep(module, "weight")
+        sampling = self.study.sampling
+        for number, prompt in enumerate(self.prompts):
+            with self.timed("sample"):
+                generator = torch.Generator().manual_seed(noise_seed(prompt.id, seed))
+                image = pipeline(
+                    prompt.text,
+                    generator=generator,
+                    num_inference_steps=sampling.steps,
+                    guidance_scale=sampling.guidance,
+                ).images[0]
+            with self.timed("save"):
+                image.save(target / f"{number:05d}.png")
+
+    def distance(self, target: Path) -> float:
+        """Fréchet distance of a folder by torch-fidelity."""
+        found = torch_fidelity.calculate_metrics(
+            input1=str(target),
+            input2=str(self.folder / "reference"),
+            input2_cache_name=REFERENCE,
+            cache_root=str(self.folder / "cache"),
+            feature_extractor=self.features,
+            fid=True,
+            cuda=False,
+            verbose=False,
+        )
+        return float(found["frechet_inception_distance"])
+
+    def clip_score(self, target: Path) -> float:
+        """Mean cosine of image and prompt, image by image."""
+        source = f"local-dir:{files('raysense.bundled') / 'scorer'}"
+        model, _, transform = open_clip.create_model_and_transforms(source)
+        tokenizer = open_clip.get_tokenizer(source)
+        model.eval()
+        scores = []
+        with torch.no_grad():
+            for number, prompt in enumerate(self.prompts):
+                image = transform(Image.open(target / f"{number:05d}.png"))[None]
+                a, b = model.encode_image(image), model.encode_text(tokenizer([prompt.text]))
+                scores.append(float(torch.cosine_similarity(a, b)))
+        return statistics.mean(scores)
+
+
+def one_evaluation(recipe: Recipe, evaluator: Evaluator, pairs: int) -> dict[str, Any]:
+    """Interleaved pairs of one evaluation each, and where the recipe's time goes."""
+    ratios, engine = [], []
+    for number in range(pairs):
+        allocation = level(evaluator, list(evaluator.grid.addresses), 0.1 + 0.02 * number)
+        began = time.perf_counter()
+        theirs = recipe.evaluate(rates(evaluator, allocation))
+        middle = time.perf_counter()
+        mine = evaluator.evaluate(Task(allocation, "score"))
+        end = time.perf_counter()
+        ratios.append((middle - began) / (end - middle))
+        engine.append(end - middle)
+        gap = abs(theirs["clip_score"] - mine.measures["clip_score"].value)
+        assert gap < 0.02, f"the two sides measure different things: CLIP scores differ by {gap}"
+    steps = {step: round(sum(values) / pairs, 3) for step, values in recipe.seconds.items()}
+    return {
+        "images": len(recipe.prompts),
+        "pairs": pairs,
+        "ratios": [round(ratio, 2) for ratio in ratios],
+        "recipe_to_engine": round(statistics.median(ratios), 2),
+        "recipe_seconds_by_step": steps,
+        "engine_seconds": round(statistics.median(engine), 2),
+    }
+
+
+def level(evaluator: Evaluator, addresses: Sequence[str], sparsity: float) -> Allocation:
+    """The same sparsity in some layers."""
+    return Allocation({a: evaluator.grid.level_for(a, sparsity) for a in addresses})
+
+
+def rates(evaluator: Evaluator, allocation: Allocation) -> dict[str, float]:
+    """Sparsity of every pruned layer, as the recipe's tool takes it."""
+    grid, sizes = evaluator.grid, {layer.address: layer.n for layer in evaluator.inventory.layers}
+    return {
+        a: grid.removed(a, allocation[host]) / sizes[a] for host in allocation for a in grid.members(host)
+    }
+
+
+def sweep(
+    recipe: Recipe,
+    evaluator: Evaluator,
+    groups: Mapping[str, Sequence[str]],
+    levels: Sequence[float],
+    bound: float,
+) -> dict[str, Any]:
+    """Cliffs by both, and the ratio of their times."""
+    cliffs: dict[str, tuple[int, int]] = {}
+    theirs = mine = 0.0
+    dense = evaluator.evaluate(Task(Allocation(), "score")).measures["clip_score"].value
+    evaluator.evaluate(Task(Allocation(), "preview"))
+    for name, addresses in groups.items():
+        steps = [level(evaluator, addresses, sparsity) for sparsity in levels]
+        began = time.perf_counter()
+        drops = [dense - recipe.evaluate(rates(evaluator, step))["clip_score"] for step in steps]
+        middle = time.perf_counter()
+        # The last level before the first fall beyond the bound; 0: none holds.
+        naive = next((k for k, drop in enumerate(drops) if drop > bound), len(steps))
+        found = bisect(evaluator, steps, bound)
+        theirs += middle - began
+        mine += time.perf_counter() - middle
+        cliffs[name] = (naive, found)
+    return {
+        "groups": len(groups),
+        "levels": len(levels),
+        "cliffs_recipe_engine": cliffs,
+        "agree_within_one_level": all(abs(a - b) <= 1 for a, b in cliffs.values()),
+        "recipe_seconds": round(theirs, 1),
+        "engine_seconds": round(mine, 1),
+        "recipe_to_engine": round(theirs / mine, 1),
+    }
+
+
+def bisect(evaluator: Evaluator, steps: Sequence[Allocation], bound: float) -> int:
+    """How many levels hold, by bisection; a level that the preview decides is not measured further."""
+    limit = Bound("constraints.clip_score.max_drop", "clip_score_drop", True, bound)
+    stop = hopeless([limit], evaluator.study.rungs)
+    low, high = 0, len(steps)
+    while low < high:
+        middle = (low + high) // 2
+        evaluation = evaluator.evaluate(Task(steps[middle], "preview"))
+        if not (stop.says_stop(evaluation) or clears(evaluation, bound, stop.stretch)):
+            evaluation = evaluator.evaluate(Task(steps[middle], "score"))
+        holds = not evaluation.collapsed and evaluation.measures["clip_score_drop"].value <= bound
+        low, high = (middle + 1, high) if holds else (low, middle)
+    return low
+
+
+def clears(evaluation: Evaluation, bound: float, stretch: float) -> bool:
+    """Whether the preview's widened interval lies wholly inside the bound."""
+    drop = evaluation.measures["clip_score_drop"]
+    return drop.value + stretch * (drop.high - drop.value) <= bound
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs and prints the result as JSON on the last line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--quick", action="store_true", help="12 images, 4 steps, one group")
+    quick = parser.parse_args(arguments).quick
+    sizes = ["rungs.preview.prompts=32", "rungs.score.prompts=256", "prune.cap=0.99"]
+    if quick:
+        sizes = ["rungs.preview.prompts=8", "rungs.score.prompts=12", "sampling.steps=4", "prune.cap=0.99"]
+    study = load(overrides=sizes)
+    with tempfile.TemporaryDirectory() as folder:
+        evaluator = Evaluator(study, f"{folder}/engine")
+        evaluator.evaluate(Task(Allocation(), "score"))
+        evaluator.evaluate(Task(Allocation(), "preview"))
+        recipe = Recipe(study, evaluator, Path(folder))
+        evaluation = one_evaluation(recipe, evaluator, 1 if quick else 5)
+        blocks = evaluator.inventory.groups("component" if quick else "block")
+        large = sorted(blocks, key=lambda name: -len(blocks[name]))[: 1 if quick else 4]
+        own = set(evaluator.grid.addresses)
+        groups = {name: [a for a in blocks[name] if a in own] for name in large}
+        found = sweep(recipe, evaluator, groups, SPARSITIES[::2] if quick else SPARSITIES, 0.02)
+    holds = (
+        evaluation["recipe_to_engine"] >= BAR_EVALUATION
+        and found["recipe_to_engine"] >= BAR_SWEEP
+        and found["agree_within_one_level"]
+    )
+    figures = {"evaluation": evaluation, "sweep": found}
+    bar = {"evaluation": BAR_EVALUATION, "sweep": BAR_SWEEP}
+    print(json.dumps({"benchmark": "naive", "figures": figures, "bar": bar, "holds": holds}))
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""The cheapest rung: how wrong each pruned layer's own output is, on inputs of the dense pipeline.
+
+Nothing is sampled and the denoiser does not run: only the pruned layers do, each on inputs that it saw while the
+pipeline was dense. What errors do to later layers is not seen; that is what the probe is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from raysense.pipelines.load import denoiser_of, modules_of
+from raysense.pipelines.prompts import Prompt
+from raysense.pipelines.sample import call_pipeline
+from raysense.pruning.layers import Inventory
+from raysense.study import Sampling
+
+
+class LayerOutputs:
+    """Inputs and outputs of the selected layers of a pipeline while it is dense.
+
+    Args:
+        pipeline: Dense at this moment.
+        inventory: Its selected layers.
+        prompts: One starting noise each.
+        seeds: One seed a prompt.
+        sampling: How the recorded trajectory is made.
+        timesteps: How many calls of the denoiser are kept, spread evenly; of other components, all.
+    """
+
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        inventory: Inventory,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        timesteps: int,
+    ) -> None:
+        self._count, self._selected = len(prompts), len(inventory.layers)
+        modules, denoiser = modules_of(pipeline), denoiser_of(pipeline)
+        self._layers = {
+            layer.address: modules[layer.component].get_submodule(layer.path) for layer in inventory.layers
+        }
+        self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {address: [] for address in self._layers}
+        steps = min(timesteps, sampling.steps)
+        wanted = {int((i + 0.5) * sampling.steps / steps) for i in range(steps)}
+        step = -1
+
+        def count(module: nn.Module, args: Any) -> None:
+            nonlocal step
+            step += 1
+
+        def watch(address: str, of_denoiser: bool) -> Callable[..., None]:
+            def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+                if not of_denoiser or step in wanted:
+                    given = args[0] if args else next(iter(kwargs.values()))
+                    self._seen[address].append((given, output))
+
+            return keep
+
+        handles = [denoiser.register_forward_pre_hook(count)]
+        for layer in inventory.layers:
+            keep = watch(layer.address, modules[layer.component] is denoiser)
+            handles.append(self._layers[layer.address].register_forward_hook(keep, with_kwargs=True))
+        try:
+            call_pipeline(pipeline, prompts, seeds, sampling)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def errors(self, addresses: Collection[str]) -> Tensor:
+        """Relative squared errors of the outputs of layers as they are now.
+
+        Args:
+            addresses: The pruned layers; all others count as exact.
+
+        Returns:
+            Float64 tensor of shape (prompts,): |output − dense|² / |dense|², averaged over all *selected* layers.
+            A layer that never ran counts as exact.
+        """
+        total = torch.zeros(self._count, dtype=torch.float64)
+        for address in sorted(addresses):
+            calls = self._seen[address]
+            for given, dense in calls:
+                total += self._by_prompt(self._layers[address](given), dense) / len(calls)
+        return total / self._selected
+
+    def _by_prompt(self, now: Tensor, dense: Tensor) -> Tensor:
+        """(prompts,) relative squared error; rows beyond one a prompt are those of guidance."""
+        difference = (now - dense).double().flatten(1).square().sum(1).cpu()
+        error = difference / dense.double().flatten(1).square().sum(1).clamp_min(1e-12).cpu()
+        if len(error) % self._count:
+            return error.mean().expand(self._count)
+        return error.view(-1, self._count).mean(0)

@@ -1,0 +1,141 @@
+"""Text embeddings, once for every prompt and state of the text encoders: many candidates share one encoder.
+
+A text encoder's call is answered row by row. Each row (one tokenised prompt, the null prompt included) is
+encoded alone, so its embedding depends on nothing but the encoder's weights and the prompt: not on the batch it
+came in, and therefore not on whether it was remembered. The memory is this process's own: encoding a prompt
+anew costs less than a thousandth of sampling its image, so nothing is written to disk.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from raysense.pipelines.load import modules_of
+
+LIMIT = 256 << 20
+"""Bytes of embeddings that are kept; the longest unused go first."""
+
+State = Callable[[str], Hashable]
+"""Component name -> what its weights are determined by, e.g. its part of the allocation."""
+
+
+class TextCache:
+    """Remembers what the text encoders of a pipeline said.
+
+    Installing it changes the encoders' `forward`; while gradients are wanted it steps aside.
+
+    Args:
+        pipeline: Whose text encoders: every component whose `forward` takes ``input_ids``.
+        state: What each encoder's weights are determined by at the time of a call.
+        limit: Bytes to keep.
+
+    Attributes:
+        hits: Rows that were remembered.
+        misses: Rows that were encoded.
+    """
+
+    def __init__(self, pipeline: DiffusionPipeline, state: State, limit: int = LIMIT) -> None:
+        self.hits = self.misses = 0
+        self._state, self._limit, self._size = state, limit, 0
+        self._rows: OrderedDict[Hashable, Any] = OrderedDict()
+        self._bypassed = False
+        for name, module in text_encoders(pipeline).items():
+            module.forward = self._remembering(name, module.forward)
+
+    @contextmanager
+    def bypassed(self) -> Iterator[None]:
+        """While this is open every call runs its encoder, so that hooks inside it see it work."""
+        self._bypassed = True
+        try:
+            yield
+        finally:
+            self._bypassed = False
+
+    def _remembering(self, name: str, encode: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+            call = (input_ids, args, kwargs)
+            if self._bypassed or torch.is_grad_enabled() or not _is_plain(call):
+                return encode(input_ids, *args, **kwargs)
+            state, rows = self._state(name), []
+            for index in range(len(input_ids)):
+                row = _row(call, index)
+                key = (name, state, _content(row))
+                if key in self._rows:
+                    self.hits += 1
+                    self._rows.move_to_end(key)
+                else:
+                    self.misses += 1
+                    ids, more, named = row
+                    output = encode(ids, *more, **named)
+                    if not _is_plain(output):
+                        return encode(input_ids, *args, **kwargs)
+                    self._rows[key] = output
+                    self._size += _bytes(output)
+                rows.append(self._rows[key])
+            self._shrink()
+            return _stacked(rows)
+
+        return forward
+
+    def _shrink(self) -> None:
+        while self._size > self._limit and self._rows:
+            self._size -= _bytes(self._rows.popitem(last=False)[1])
+
+
+def text_encoders(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
+    """The components of `pipeline` that turn token ids into embeddings, by name."""
+    return {
+        name: module
+        for name, module in modules_of(pipeline).items()
+        if "input_ids" in inspect.signature(module.forward).parameters
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is made of nothing but tensors and plain values, so that it can be cut into rows."""
+    return all(
+        leaf is None or isinstance(leaf, (Tensor, bool, int, float, str)) for leaf in tree_flatten(value)[0]
+    )
+
+
+def _row(call: Any, index: int) -> Any:
+    """The arguments of a call for one of its prompts alone."""
+    count = len(call[0])
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.ndim and len(value) == count:
+            return value[index : index + 1]
+        return value
+
+    return tree_map(cut, call)
+
+
+def _content(arguments: Any) -> Hashable:
+    leaves, structure = tree_flatten(arguments)
+    return (str(structure), *(_of_tensor(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves))
+
+
+def _of_tensor(tensor: Tensor) -> Hashable:
+    data = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return str(tensor.dtype), tuple(tensor.shape), data
+
+
+def _stacked(rows: list[Any]) -> Any:
+    """The outputs of single rows as the output of one call."""
+    flat = [tree_flatten(row) for row in rows]
+    columns = zip(*(leaves for leaves, _ in flat), strict=True)
+    joined = [torch.cat(same) if isinstance(same[0], Tensor) else same[0] for same in columns]
+    return tree_unflatten(joined, flat[0][1])
+
+
+def _bytes(output: Any) -> int:
+    return sum(leaf.nbytes for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor))
