@@ -221,10 +221,10 @@ def rehearse(folder: Path) -> None:
     )
     # The terminal that submitted is closed; everything from here on is a new connection.
     status = ""
-    while "SUCCEEDED" not in status:
+    while "Job 'rehearsal' succeeded" not in status:
         time.sleep(5)
         status = laptop.exec(f"{venv}/ray job status --address http://127.0.0.1:8265 rehearsal", quiet=True)
-        if "FAILED" in status or "STOPPED" in status:
+        if "Job 'rehearsal' failed" in status or "Job 'rehearsal' was stopped" in status:
             log = laptop.exec(f"{venv}/ray job logs --address http://127.0.0.1:8265 rehearsal", quiet=True)
             raise AssertionError(f"the study failed:\n{log[-6000:]}")
     laptop.exec(f"{venv}/ray job logs --address http://127.0.0.1:8265 rehearsal")
