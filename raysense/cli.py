@@ -172,6 +172,17 @@ def _reading_commands(commands: Any) -> None:
         "--images", type=int, default=6, help="prompts in the pictures (default: %(default)s)"
     )
     report.add_argument("--force", action="store_true", help="replace a file that is there")
+    export = commands.add_parser("export", help="write a pruned pipeline that diffusers loads unchanged")
+    export.set_defaults(run=_export, verbose=False)
+    export.add_argument("run_folder", metavar="RUN", help=f"a study, e.g. {RUNS}/quickstart")
+    export.add_argument("--allocation", metavar="ID", help="a stored allocation; default: the winner")
+    export.add_argument("--out", type=Path, metavar="DIR", required=True, help="the folder to write")
+    export.add_argument(
+        "--compressed",
+        action="store_true",
+        help="masks and values; load with raysense.export.load_compressed",
+    )
+    export.add_argument("--force", action="store_true", help="replace an older export")
     compare = commands.add_parser("compare", help="set two studies side by side")
     compare.set_defaults(run=_compare, verbose=False)
     compare.add_argument("a", metavar="A", help="a study's folder")
@@ -354,6 +365,25 @@ def _report(args: argparse.Namespace) -> int:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(page, encoding="utf-8")
     print(args.out)
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from raysense.export import export
+
+    done = export(
+        args.run_folder, args.out, allocation=args.allocation, compressed=args.compressed, force=args.force
+    )
+    table = Table("weight files", "bytes", "of dense")
+    for form, size in done.sizes.items():
+        table.add_row(form, f"{size:,}", f"{size / done.sizes['dense']:.1%}")
+    console = Console()
+    console.print(table)
+    console.print(f"Allocation {done.allocation}: {done.zeros:,} zeros counted in what was written.")
+    print(done.out)
     return 0
 
 

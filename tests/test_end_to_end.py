@@ -9,11 +9,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from diffusers import DiffusionPipeline
 
+from raysense.evaluation.engine import Evaluator
+from raysense.evaluation.records import Task
+from raysense.export import export, load_compressed, weight_bytes
 from raysense.pipelines.load import pipeline_folder
+from raysense.pipelines.prompts import load_prompts
+from raysense.pipelines.sample import call_pipeline
+from raysense.pruning.allocation import Allocation
+from raysense.report.frames import Run
+from raysense.report.pictures import strips, thumbnails
 
 TINY = [
     "name=tiny",
@@ -90,6 +100,76 @@ def test_the_tables_hold_every_evaluation_once_answered_by_tune_trials(finished:
     winner = allocations[allocations["allocation"] == summary_of(finished)["allocation"]]
     # A layer that moves with another has no row of its own; its zeros stand with the layer that leads it.
     assert winner["zeros"].sum() == summary_of(finished)["zeros"]
+
+
+def test_from_the_tables_to_a_page_an_export_and_its_images(finished: Path, tmp_path: Path) -> None:
+    """Zeros, metrics and images agree from the study's rows to what a user samples from the exported pipeline."""
+    summary, run = summary_of(finished), Run(str(finished))
+    for query in sorted((Path(__file__).parents[1] / "reports" / "queries").glob("*.sql")):
+        assert len(run.sql(query.read_text())) > 0, query
+    page = (finished / "report.html").read_text()
+    assert f"{summary['sparsity_components']:.1%}" in page
+    assert f"{summary['zeros']:,}" in page
+    shown = strips(run, run.candidates(), 6, paint=False)  # the pictures on the page
+    assert {"dense", "winner"} <= {strip.kind for strip in shown}
+
+    out = tmp_path / "pruned"
+    exported = raysense("export", str(finished), "--out", str(out))
+    assert exported.returncode == 0, exported.stderr
+    pipeline = DiffusionPipeline.from_pretrained(out)
+    zeros = run.layer_sparsity(run.allocation(summary["allocation"])).set_index("layer")["zeros"]
+    record = json.loads((out / "allocation.json").read_text())
+    for layer, count in zeros.items():
+        component, path = str(layer).split(":")
+        weight = getattr(pipeline, component).get_submodule(path).weight
+        assert int((weight == 0).sum()) == record["zeros_by_layer"][layer] >= count
+    assert record["zeros"] == summary["zeros"] == sum(record["zeros_by_layer"].values())
+    prompts = load_prompts("bundled").validation[:6]
+    images = call_pipeline(pipeline, prompts, [0] * 6, run.study.sampling)
+    winner = next(strip for strip in shown if strip.kind == "winner")
+    assert np.abs(thumbnails(images).numpy().astype(int) - winner.pixels.astype(int)).max() <= 1
+
+    study = run.study.model_copy(update={"pipeline": str(out)})
+    again = Evaluator(study, str(tmp_path / "again")).evaluate(Task(Allocation(), "validation"))
+    assert again.zeros == summary["zeros"]
+    assert again.measures["clip_score"].value == pytest.approx(
+        summary["metrics"]["clip_score"]["value"], abs=1e-4
+    )
+
+
+def test_a_compressed_export_is_smaller_and_comes_back_bit_for_bit(finished: Path, tmp_path: Path) -> None:
+    plain = export(str(finished), tmp_path / "plain")
+    small = export(str(finished), tmp_path / "small", compressed=True)
+    assert small.zeros == plain.zeros == summary_of(finished)["zeros"]
+    assert small.sizes["compressed"] == weight_bytes(tmp_path / "small")
+    assert small.sizes["pruned"] == weight_bytes(tmp_path / "plain")
+    assert (
+        small.sizes["compressed"]
+        < small.sizes["pruned, zstd"]
+        < small.sizes["pruned"]
+        == small.sizes["dense"]
+    )
+    one, two = DiffusionPipeline.from_pretrained(tmp_path / "plain"), load_compressed(tmp_path / "small")
+    for component in ("text_encoder", "unet", "vae"):
+        ours, theirs = getattr(one, component).state_dict(), getattr(two, component).state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_an_export_overwrites_nothing_and_names_what_is_wrong(finished: Path, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "thesis.tex").write_text("years of work")
+    for arguments, words in (
+        (["--out", str(there)], "is there already"),
+        (["--out", str(there), "--force"], "holds no export of raysense"),
+        (["--out", str(tmp_path / "new"), "--allocation", "0123"], "no such allocation"),
+    ):
+        refused = raysense("export", str(finished), *arguments)
+        assert refused.returncode == 2
+        assert words in refused.stderr
+        assert "Traceback" not in refused.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == ["there", "thesis.tex"]
 
 
 def test_resuming_a_finished_study_measures_nothing_and_says_the_same(finished: Path) -> None:

@@ -80,7 +80,7 @@ def sensitivity_map(run: Run, chosen: pd.DataFrame | None) -> Spec | None:
                 "word:N",
                 title="damage, pruned alone",
                 scale=alt.Scale(domain=[n for _, n, _ in DAMAGE], range=[c for _, _, c in DAMAGE]),
-                legend=alt.Legend(orient="top", columns=3, symbolType="square"),
+                legend=alt.Legend(orient="top", columns=3, symbolType="square", offset=34),
             ),
             tooltip=[
                 alt.Tooltip("group:N", title="pruned alone"),

@@ -25,7 +25,8 @@ In this folder:
 
 The queries stand on the tables below and on two views, `bounds` and `verdicts` (`raysense/report/views.sql`). In any
 other DuckDB: create a view for each table, `CREATE VIEW evaluations AS FROM 'RUN/tables/evaluations/*.parquet'`, then
-read `views.sql`. pandas, polars and Spark read the same files. `raysense compare A B` sets two studies side by side.
+read `views.sql`. pandas, polars and Spark read the same files. `raysense compare A B` sets two studies side by side;
+`raysense export RUN --out DIR` writes the winner as a pipeline that diffusers loads.
 
 # The tables
 
