@@ -159,8 +159,9 @@ def test_the_aws_cluster_starts_in_a_simulated_account(cloud: Any) -> None:
     assert set(groups) == {"default", "raysense"}
     sources = [r["CidrIp"] for rule in groups["raysense"]["IpPermissions"] for r in rule["IpRanges"]]
     assert sources == ["203.0.113.7/32"]
-    (bucket,) = cloud.client("s3").list_buckets()["Buckets"]
-    assert bucket["Name"] == "raysense-123456789012-us-west-2"
+    # Other tests of this process may have left buckets in the simulated account.
+    buckets = {bucket["Name"] for bucket in cloud.client("s3").list_buckets()["Buckets"]}
+    assert "raysense-123456789012-us-west-2" in buckets
 
     worker = types["gpu"]["node_config"]
     with pytest.raises(Exception, match="InstanceTyp"):
