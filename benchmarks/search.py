@@ -90,9 +90,8 @@ def run(study: Study, folder: Path) -> list[dict[str, Any]]:
     from raysense.evaluation.engine import Evaluator, signature
     from raysense.pipelines.load import modules_of
     from raysense.search.families import closed_forms
-    from raysense.search.main import EXTENSIONS, denominators, layer_rows
+    from raysense.search.main import begin_store
     from raysense.search.plan import make_story
-    from raysense.store.store import Store
 
     evaluator = Evaluator(study, str(folder))
     inventory, grid, modules = evaluator.inventory, evaluator.grid, modules_of(evaluator.pipeline)
@@ -100,14 +99,7 @@ def run(study: Study, folder: Path) -> list[dict[str, Any]]:
     families = closed_forms(inventory, grid, modules, study.search.proportions)
     story = make_story(study, inventory, grid, families, learning)
     identity = signature(study, grid)
-    store = Store.open(str(folder), create=True)
-    store.begin(
-        study.model_dump(mode="json"),
-        signature=identity,
-        denominators=denominators(inventory),
-        extensions=EXTENSIONS,
-    )
-    store.write_table("layers", layer_rows(inventory, grid, study.search.granularity))
+    store = begin_store(study, str(folder), inventory, grid)
     run_in_process(story, evaluator, store, signature=identity, lookahead=study.search.lookahead)
     if story.error is not None:
         raise story.error

@@ -220,6 +220,7 @@ def main() -> None:
     measured("frechet_to_real", lambda: frechet_to_real(painter, pipeline, many))
     if args.pruned_scenes:
         few = chosen[: args.pruned_scenes]
+        measured("pruned_scenes", lambda: len(few))
         measured("degradation_unet", lambda: degradation(pipeline, scorer, texts, few, "unet"))
         measured(
             "degradation_text_encoder", lambda: degradation(pipeline, scorer, texts, few, "text_encoder")

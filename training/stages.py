@@ -40,6 +40,12 @@ def _draw(rng: np.random.Generator, pool: list[Scene], count: int) -> list[Scene
     return [pool[i] for i in rng.choice(len(pool), count, replace=count > len(pool))]
 
 
+def _difference(restored: Tensor, images: Tensor) -> Tensor:
+    """L1 of the pixels and of the slopes between neighbours in both directions."""
+    slope_x, slope_y = ((restored.diff(dim=d) - images.diff(dim=d)).abs().mean() for d in (2, 3))
+    return (restored - images).abs().mean() + slope_x + slope_y
+
+
 def autoencoder(
     *, emoji: Path, out: Path, device: str, steps: int = 4500, batch: int = 64, learning_rate: float = 2e-3
 ) -> None:
@@ -54,9 +60,8 @@ def autoencoder(
         log_variance = log_variance.clamp(-30, 20)
         latent = mean + (0.5 * log_variance).exp() * noise
         restored = vae.decoder(vae.post_quant_conv(latent)).float()
-        slope_x, slope_y = ((restored.diff(dim=d) - images.diff(dim=d)).abs().mean() for d in (2, 3))
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=(1, 2, 3)).mean()
-        return cast(Tensor, (restored - images).abs().mean() + slope_x + slope_y + 1e-6 * divergence)
+        return cast(Tensor, _difference(restored, images) + 1e-6 * divergence)
 
     def loss_at(rng: np.random.Generator) -> Tensor:
         images = to_tensor(painter.batch(_draw(rng, pool, batch), rng), device)
@@ -109,8 +114,7 @@ def decoder(
             spread = 0.1 * unit * torch.rand(batch, 1, 1, 1, device=device)
             latent = latent + spread * torch.randn_like(latent)
         restored: Tensor = decode(latent.contiguous(memory_format=torch.channels_last))
-        slope_x, slope_y = ((restored.diff(dim=d) - images.diff(dim=d)).abs().mean() for d in (2, 3))
-        plain = (restored - images).abs().mean() + slope_x + slope_y
+        plain = _difference(restored, images)
         # The critic judges here, and does not learn: its weights are constants of this term.
         fixed = {name: weight.detach() for name, weight in critic.named_parameters()}
         verdict, seen = functional_call(critic, fixed, (restored,))
@@ -281,7 +285,6 @@ def unpack(*, emoji: Path, out: Path, device: str) -> None:
 def export(*, emoji: Path, out: Path, device: str) -> None:
     """Assemble the averaged weights of whatever has been trained so far under ``raysense/bundled``, in fp16."""
     del emoji, device
-    bundle = BUNDLE
     words = models.tokenizer()
     both = nn.ModuleDict({"unet": models.unet(), "text_encoder": models.text_encoder(words)})
     both.load_state_dict(_average(out, "diffusion"))
@@ -294,26 +297,26 @@ def export(*, emoji: Path, out: Path, device: str) -> None:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).to(dtype=torch.float16).save_pretrained(bundle / "pipeline")
-    described = bundle / "pipeline" / "vae" / "config.json"
+    ).to(dtype=torch.float16).save_pretrained(BUNDLE / "pipeline")
+    described = BUNDLE / "pipeline" / "vae" / "config.json"
     config = json.loads(described.read_text())
     config.pop("_name_or_path", None)  # a path of this machine
     described.write_text(json.dumps(config, indent=2) + "\n")
     # Plain `from_pretrained` gives transformers' part the type written here and diffusers' parts float32.
-    described = bundle / "pipeline" / "text_encoder" / "config.json"
+    described = BUNDLE / "pipeline" / "text_encoder" / "config.json"
     described.write_text(
         json.dumps(json.loads(described.read_text()) | {"dtype": "float32"}, indent=2) + "\n"
     )
-    models.write_scorer_config(bundle / "scorer", words)
+    models.write_scorer_config(BUNDLE / "scorer", words)
     half = {
         k: v.half().contiguous() if v.is_floating_point() else v for k, v in _average(out, "scorer").items()
     }
-    save_file(half, bundle / "scorer" / "open_clip_model.safetensors")
-    (bundle / "scorer" / "open_clip_model.safetensors").chmod(0o644)
+    save_file(half, BUNDLE / "scorer" / "open_clip_model.safetensors")
+    (BUNDLE / "scorer" / "open_clip_model.safetensors").chmod(0o644)
     rng = np.random.default_rng(11)
     pool = scenes(held_out=True)
     order = rng.permutation(len(pool))
-    with (bundle / "prompts.jsonl").open("w") as file:
+    with (BUNDLE / "prompts.jsonl").open("w") as file:
         for position, index in enumerate(order[:1200]):
             split = "search" if position < 600 else "validation"
             row = {"id": f"emoji-{index:04d}", "prompt": pool[index].caption, "split": split}

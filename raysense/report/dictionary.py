@@ -23,10 +23,11 @@ In this folder:
 | `analysis.ipynb` | the tables as data frames (`raysense.report.frames.Run`), with output |
 | `reference/`, `reference.yaml` | a small finished study that all output shown here comes from; `make reference` |
 
-The queries stand on the tables below and on two views, `bounds` and `verdicts` (`raysense/report/views.sql`). In any
-other DuckDB: create a view for each table, `CREATE VIEW evaluations AS FROM 'RUN/tables/evaluations/*.parquet'`, then
-read `views.sql`. pandas, polars and Spark read the same files. `raysense compare A B` sets two studies side by side;
-`raysense export RUN --out DIR` writes the winner as a pipeline that diffusers loads.
+The queries stand on the tables below and on three views, `bounds`, `verdicts` and `curves`
+(`raysense/report/views.sql`). In any other DuckDB: create a view for each table, `CREATE VIEW evaluations AS FROM
+'RUN/tables/evaluations/*.parquet'`, then read `views.sql`. pandas, polars and Spark read the same files. `raysense
+compare A B` sets two studies side by side; `raysense export RUN --out DIR` writes the winner as a pipeline that
+diffusers loads.
 
 # The tables
 

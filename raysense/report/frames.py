@@ -80,7 +80,7 @@ class Run:
         return self._tables[name]
 
     def sql(self, query: str) -> pd.DataFrame:
-        """What a DuckDB query over the tables (and the views `bounds` and `verdicts`) gives.
+        """What a DuckDB query over the tables (and the views `bounds`, `verdicts` and `curves`) gives.
 
         Raises:
             RaysenseError: DuckDB refuses the query.

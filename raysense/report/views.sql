@@ -34,3 +34,15 @@ SELECT
     ) AS feasible
 FROM evaluations e
 WHERE e.images > 0 AND e.failed = '' AND e.rung NOT IN ('probe', 'calibration');
+
+-- Sensitivity: what removing so many weights of one group alone does; one row a level and metric.
+CREATE VIEW curves AS
+SELECT
+    l."group", min(l.component) AS component, e.key, sum(a.zeros) AS zeros,
+    m.metric, any_value(m.value) AS damage, any_value(m.low) AS low, any_value(m.high) AS high
+FROM evaluations e
+JOIN measures m USING (key)
+JOIN allocations a ON a.allocation = e.allocation
+JOIN layers l ON l.layer = a.layer
+WHERE e.stage = 'sensitivity' AND e.failed = ''
+GROUP BY l."group", e.key, m.metric;

@@ -16,7 +16,7 @@ from raysense.search.estimate import Estimate, Speed, estimate
 from raysense.study import Study
 
 START_SECONDS = 15.0
-"""From the command to the first evaluator's process on a Ray that has to be started: measured on two idle cores."""
+"""From the command to the first evaluator's process on a Ray that has to be started: a guess, not measured yet."""
 
 
 def forecast(

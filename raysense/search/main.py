@@ -66,15 +66,7 @@ def run_study(
     Judges(study)
     story = make_story(study, inventory, grid, families, learning)
     identity = signature(study, grid)
-
-    store = Store.open(out, create=True)
-    store.begin(
-        study.model_dump(mode="json"),
-        signature=identity,
-        denominators=denominators(inventory),
-        extensions=EXTENSIONS,
-    )
-    store.write_table("layers", layer_rows(inventory, grid, study.search.granularity))
+    store = begin_store(study, out, inventory, grid)
 
     cluster = study.cluster
     threads = max(1, round(cluster.cpus_per_evaluator))
@@ -136,6 +128,23 @@ def refuse_to_overwrite(out: str, resume: bool) -> None:
     others = [entry for entry in folder.iterdir() if entry.name not in PREPARED] if folder.is_dir() else []
     if local and others and not holds_study:
         raise RaysenseError(f"`--out {out}` holds other files, but no study; give an empty or a new folder")
+
+
+def begin_store(study: Study, out: str, inventory: Inventory, grid: LevelGrid) -> Store:
+    """The study's store, with its definition and its layers in it.
+
+    Raises:
+        RaysenseError: `out` cannot be written, or holds a study of another definition.
+    """
+    store = Store.open(out, create=True)
+    store.begin(
+        study.model_dump(mode="json"),
+        signature=signature(study, grid),
+        denominators=denominators(inventory),
+        extensions=EXTENSIONS,
+    )
+    store.write_table("layers", layer_rows(inventory, grid, study.search.granularity))
+    return store
 
 
 def denominators(inventory: Inventory) -> dict[str, int]:

@@ -1,14 +1,8 @@
 -- Do single damages add up? The sum of the groups' own damages at the levels an allocation gives them (between two
 -- measured levels: the straight line), beside what the whole allocation was measured to do; rho is Spearman's rank
 -- correlation over all rows.
-WITH curves AS (
-    SELECT l."group", sum(a.zeros) AS zeros, any_value(m.value) AS damage
-    FROM evaluations e
-    JOIN measures m USING (key)
-    JOIN allocations a ON a.allocation = e.allocation
-    JOIN layers l ON l.layer = a.layer
-    WHERE e.stage = 'sensitivity' AND e.failed = '' AND m.metric = 'probe_error'
-    GROUP BY l."group", e.key
+WITH probed AS (
+    FROM curves WHERE metric = 'probe_error'
 ),
 wanted AS (
     SELECT v.key, v.strategy, v.zeros AS total, l."group", sum(a.zeros) AS zeros
@@ -32,8 +26,8 @@ predicted AS (
             below.zeros AS zeros_below, below.damage AS damage_below,
             above.zeros AS zeros_above, above.damage AS damage_above
         FROM wanted w
-        ASOF LEFT JOIN curves below ON w."group" = below."group" AND w.zeros >= below.zeros
-        ASOF LEFT JOIN curves above ON w."group" = above."group" AND w.zeros <= above.zeros
+        ASOF LEFT JOIN probed below ON w."group" = below."group" AND w.zeros >= below.zeros
+        ASOF LEFT JOIN probed above ON w."group" = above."group" AND w.zeros <= above.zeros
     )
     GROUP BY key
 ),
