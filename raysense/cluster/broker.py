@@ -2,7 +2,8 @@
 
 Trials come and go in seconds; an evaluator stays as long as its GPU. The broker keeps as many evaluators
 as the cluster has room for, replaces those that die, uses nodes that join, waits for none that left, and gives
-the next waiting task to whichever evaluator is free.
+the next waiting task to whichever evaluator is free. A candidate that climbs to its next rung stays where it is: the
+evaluator has sampled a part of that rung's images already.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from raysense.store.store import Store
 
 LOOK_SECONDS = 1.0
 LOADS = 3
+
+KEEP_SECONDS = 2.0
+"""How long an evaluator is kept for the next rung of a candidate: the way through Tune and back takes some 50 ms."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,7 @@ class Broker:
         self._first = first
         self._places: set[_Place] = set()
         self._idle: deque[_Place] = deque()
+        self._kept: dict[str, tuple[_Place, asyncio.TimerHandle]] = {}  # by trial
         self._waiters: deque[asyncio.Future[_Place | None]] = deque()
         self._trials: dict[str, tuple[Question, dict[int, asyncio.Task[Evaluation | None]]]] = {}
         self._measuring: dict[str, asyncio.Task[Evaluation | None]] = {}
@@ -197,6 +202,7 @@ class Broker:
     async def end(self, trial: str) -> None:
         """The trial is over."""
         self._trials.pop(trial, None)
+        self._let_go(trial)
 
     async def start(self) -> None:
         """Begins to keep evaluators."""
@@ -260,7 +266,7 @@ class Broker:
     async def _measured(self, question: Question, task: Task, trial: str) -> Evaluation | None:
         failures, why, life = 0, "", ""
         while failures < ATTEMPTS:
-            place = await self._free_place()
+            place = await self._free_place(trial)
             if place is None:
                 return None
             life = place.life
@@ -274,7 +280,10 @@ class Broker:
                     continue  # not the task's doing
                 reply = Reply(error=f"the evaluator died: {_first_line(error)}")
             else:
-                self._release(place)
+                if reply.evaluation is not None and _climbs(question, task):
+                    self._keep_for(trial, place)
+                else:
+                    self._release(place)
             finally:
                 self._busy -= 1
             if reply.evaluation is not None:
@@ -297,9 +306,12 @@ class Broker:
 
     # --- evaluators -----------------------------------------------------------------------------------
 
-    async def _free_place(self) -> _Place | None:
+    async def _free_place(self, trial: str) -> _Place | None:
+        kept = self._taken_back(trial)
         if self._draining:
             return None
+        if kept is not None:
+            return kept
         if self._idle:
             return self._idle.popleft()
         waiter: asyncio.Future[_Place | None] = asyncio.get_running_loop().create_future()
@@ -313,6 +325,21 @@ class Broker:
                 waiter.set_result(place)
                 return
         self._idle.append(place)
+
+    def _keep_for(self, trial: str, place: _Place) -> None:
+        timer = asyncio.get_running_loop().call_later(KEEP_SECONDS, self._let_go, trial)
+        self._kept[trial] = place, timer
+
+    def _taken_back(self, trial: str) -> _Place | None:
+        if trial not in self._kept:
+            return None
+        place, timer = self._kept.pop(trial)
+        timer.cancel()
+        return place
+
+    def _let_go(self, trial: str) -> None:
+        if (place := self._taken_back(trial)) is not None:
+            self._release(place)
 
     def _lost(self, place: _Place) -> None:
         self._places.discard(place)
@@ -379,6 +406,12 @@ class Broker:
     async def _is_alive(self, node: str) -> bool:
         nodes: list[dict[str, Any]] = await asyncio.to_thread(ray.nodes)
         return any(found["Alive"] and found["NodeID"] == node for found in nodes)
+
+
+def _climbs(question: Question, task: Task) -> bool:
+    """Whether the question's next task is the same allocation on another rung."""
+    following = question.tasks[question.tasks.index(task) + 1 :][:1]
+    return any(after.allocation == task.allocation for after in following)
 
 
 def _first_line(error: BaseException) -> str:

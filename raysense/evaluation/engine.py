@@ -94,6 +94,7 @@ class Evaluator:
         self._signature = signature(study, self.grid)
         self._batch = study.sampling.batch
         self._notes: list[str] = []
+        self._sampled = 0
         self._probes: list[Probe] = []
         self._known: dict[str, dict[str, Tensor]] = {}
         self._references: dict[tuple[str, int], Reference] = {}
@@ -135,14 +136,13 @@ class Evaluator:
         The pipeline is left at the task's allocation; the next task changes only what differs.
         """
         began = time.perf_counter()
-        self._notes = []
-        images = 0
+        self._notes, self._sampled = [], 0
         samples: Sequence[Mapping[str, Any]] = ()
         collapsed = ""
         with metered(self.pipeline) as meter:
             if task.rung == CALIBRATION:
                 measures = self._calibrated()
-                images = self.calibration.images
+                self._sampled = self.calibration.images
             elif task.rung == "probe":
                 measures = self._probed(task.allocation)
             elif task.rung == "layer":
@@ -155,7 +155,7 @@ class Evaluator:
                 reference = self._reference(task.rung, task.draw, dense)
                 self.stand_at(task.allocation)
                 pruned = self._judge(pairs, dense, task.rung, task.draw) if task.allocation else dense
-                images, collapsed = len(pairs[0]), pruned.collapsed
+                collapsed = pruned.collapsed
                 if not task.allocation and (cut := self._judges.truncated([p.text for p in pairs[0]])):
                     self._notes.append(f"{len(cut)} prompts are longer than the CLIP model reads")
                 measures, values = self._judges.compare(pairs[0], pruned, dense, reference)
@@ -169,7 +169,7 @@ class Evaluator:
             draw=task.draw,
             measures=measures,
             zeros=self.inventory.zeros_before if self._masker is None else self._masker.count_zeros(),
-            images=images,
+            images=self._sampled,
             cost=meter.forwards,
             seconds=time.perf_counter() - began,
             collapsed=collapsed,
@@ -430,6 +430,7 @@ class Evaluator:
             except torch.OutOfMemoryError:
                 self._halve()
                 continue
+            self._sampled += len(indices)
             yield indices, done
             start += len(indices)
 

@@ -364,8 +364,9 @@ def _provenance(run: Run, candidates: pd.DataFrame) -> list[tuple[str, str]]:
     )
     draws = sorted(set(map(int, run.table("evaluations")["draw"])))
     rungs = [
-        f"{name}: {count:,} images"
-        for name, count in candidates.groupby("rung", sort=False)["images"].max().items()
+        f"{name}: {rung.prompts * rung.seeds:,} images"
+        for name, rung in study.rungs
+        if name in set(candidates["rung"])
     ]
     denominators = record["denominators"]
     evaluators = run.table("evaluations")["evaluator"].nunique()

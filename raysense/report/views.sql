@@ -33,7 +33,7 @@ SELECT
         WHERE NOT coalesce(CASE WHEN b.is_upper THEN m.high <= b.bound ELSE m.low >= b.bound END, false)
     ) AS feasible
 FROM evaluations e
-WHERE e.images > 0 AND e.failed = '' AND e.rung NOT IN ('probe', 'calibration');
+WHERE e.failed = '' AND e.rung IN ('preview', 'score', 'validation');
 
 -- Sensitivity: what removing so many weights of one group alone does; one row a level and metric.
 CREATE VIEW curves AS

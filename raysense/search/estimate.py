@@ -26,7 +26,7 @@ from raysense.pruning.layers import Inventory
 from raysense.search.curves import SLOPE, removed_energy
 from raysense.search.families import ITERATIVE, SOLVER, Family
 from raysense.search.inquiry import Story
-from raysense.search.plan import Findings, make_story
+from raysense.search.plan import Findings, make_story, probe_cost
 from raysense.search.strategy import Lookahead
 from raysense.study import Bound, ImageRung, Study
 
@@ -218,7 +218,7 @@ class _Cluster:
             work = self._waiting.popleft()
             task = work.question.tasks[len(work.answers)]
             stage = self._estimate.stages.setdefault(work.question.stage, Stage())
-            images, cost, seconds = self._work(task)
+            images, cost, seconds = self._work(task, work.question.tasks[: len(work.answers)])
             evaluation = self._answer(work.question, task, images, cost, seconds)
             stage.evaluations += 1
             stage.images += images
@@ -229,8 +229,8 @@ class _Cluster:
                 self._events, (self._clock + seconds + QUESTION_SECONDS, next(self._order), work, evaluation)
             )
 
-    def _work(self, task: Task) -> tuple[int, int, float]:
-        """Images, dense references included, sample-forwards, by the main job's arithmetic, and seconds."""
+    def _work(self, task: Task, before: Sequence[Task]) -> tuple[int, int, float]:
+        """Images, dense references included, sample-forwards, and seconds, after the question's tasks before it."""
         touched = Task(Allocation({self._grid.addresses[0]: 1}), task.rung)  # without references of its own
         cost = self._cost_of(Question("", "", (touched,)))
         rung = getattr(self._study.rungs, task.rung, None)
@@ -239,10 +239,13 @@ class _Cluster:
             an_image = self._cost_of(Question("", "", (Task(touched.allocation, "score"),)))
             return 0, cost, cost / an_image * score.prompts * score.seeds * self._speed.image
         if not isinstance(rung, ImageRung):
-            first = self._speed.first_probe if self._fresh_probes > 0 else 0.0
+            first = self._fresh_probes > 0
             self._fresh_probes -= 1
-            return 0, cost, self._speed.probe + first
+            recorded = probe_cost(self._study, records=True) - cost
+            return 0, cost + first * recorded, self._speed.probe + first * self._speed.first_probe
         images = own = rung.prompts * rung.seeds
+        if any((earlier.allocation, earlier.rung) == (task.allocation, "preview") for earlier in before):
+            images -= self._study.rungs.preview.prompts * self._study.rungs.preview.seeds
         # The first on a rung samples the references: two dense images a prompt of the largest rung of its set.
         largest = "validation" if task.rung == "validation" else "score"
         if largest not in self._references:

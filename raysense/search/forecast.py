@@ -13,6 +13,7 @@ from raysense.evaluation.speed import Measured, measure_speed
 from raysense.pipelines.load import empty_components
 from raysense.report.forecast import render
 from raysense.search.estimate import Estimate, Speed, estimate
+from raysense.search.plan import probe_cost
 from raysense.study import Study
 
 START_SECONDS = 15.0
@@ -80,11 +81,10 @@ def given_speed(study: Study, forwards_per_second: float) -> Speed:
     """From sample-forwards a second; what a calibration would add beside them is left out."""
     guided = 2 if study.sampling.guidance > 1 else 1
     second = 1 / forwards_per_second
-    probe = study.rungs.probe
     return Speed(
         image=study.sampling.steps * guided * second,
-        probe=probe.prompts * (probe.timesteps + 1) * guided * second,
-        first_probe=probe.prompts * study.sampling.steps * guided * second,
+        probe=probe_cost(study) * second,
+        first_probe=(probe_cost(study, records=True) - probe_cost(study)) * second,
         start=START_SECONDS,
         told=f"at {forwards_per_second:g} sample-forwards a second; loading, decoding and judging are not in it",
     )

@@ -121,7 +121,7 @@ def make_story(
     ground = _Ground(study, inventory, grid, families, study.constraints.bounds(), calibration_cost)
     finals = study.rungs.validation
     finalist = _images_cost(study, finals)
-    reserve = finalist * (1 + 2) + finalist * len(SAFER) * 2
+    reserve = finalist * (1 + 2) + finalist * len(SAFER[-study.search.finalists :]) * 2
     return Story(
         lambda story: _plan(story, ground),
         lambda question: sum(_cost_of(ground, task) for task in question.tasks),
@@ -141,7 +141,7 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
         + len(groups) * min(3, search.levels)
         + climbs * search.bisections * 2
         + search.rounds * search.offspring * 2
-        + 2 * len(SAFER)
+        + 2 * len(SAFER[-search.finalists :])
     )
 
     story.headline = "measuring the dense pipeline"
@@ -484,14 +484,20 @@ def _images_cost(study: Study, rung: ImageRung) -> int:
     return rung.prompts * rung.seeds * study.sampling.steps * (2 if study.sampling.guidance > 1 else 1)
 
 
+def probe_cost(study: Study, *, records: bool = False) -> int:
+    """Sample-forwards of a probe; with those of an evaluator's first one, which records the dense pipeline's inputs."""
+    probe, guided = study.rungs.probe, 2 if study.sampling.guidance > 1 else 1
+    recorded = probe.timesteps + study.sampling.steps if records else 0
+    return probe.prompts * (probe.timesteps + recorded) * guided
+
+
 def _cost_of(ground: _Ground, task: Task) -> int:
     """Sample-forwards of a task, dense references not yet cached included."""
     study = ground.study
     if task.rung == CALIBRATION:
         return ground.calibration_cost
     if task.rung == "probe":
-        probe = study.rungs.probe
-        return probe.prompts * (probe.timesteps + 1) * (2 if study.sampling.guidance > 1 else 1)
+        return probe_cost(study)
     rung: ImageRung = getattr(study.rungs, task.rung)
     reference = 2 if not task.allocation else 0
     return _images_cost(study, rung) * (1 + reference)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from raysense.evaluation.records import Evaluation, Question, StopRule, Task
 from raysense.pruning.allocation import Allocation
@@ -34,6 +35,20 @@ class Curves:
     def tell(self, question: Question, evaluations: Sequence[Evaluation]) -> None:
         self.told.append((question.name, [_value(e) for e in evaluations]))
         self.headline = f"{len(self.told)} curves"
+
+
+class Climbs(Curves):
+    """One candidate a question, on preview and score."""
+
+    def __init__(self, candidates: int) -> None:
+        super().__init__(candidates, 2)
+
+    def ask(self) -> Question | None:
+        question = super().ask()
+        if question is None:
+            return None
+        allocation = question.tasks[0].allocation
+        return replace(question, tasks=(Task(allocation, "preview"), Task(allocation, "score")))
 
 
 class Chain:

@@ -19,7 +19,7 @@ from raysense.cluster.broker import room
 from raysense.errors import RaysenseError
 from raysense.search.strategy import Strategy
 from raysense.store import Store
-from tests.cluster.curves import Chain, Curves
+from tests.cluster.curves import Chain, Climbs, Curves
 from tests.cluster.sleepers import Sleeper
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -153,6 +153,17 @@ def test_trial_processes_are_kept_for_the_next_question(tmp_path: Path) -> None:
     assert (
         1 <= len(seen - before) <= 4
     )  # 3 run at once; one more may be asked for before there is an idle one
+
+
+def test_a_candidate_climbs_to_its_next_rung_on_the_same_evaluator(tmp_path: Path) -> None:
+    """It has sampled a part of that rung's images; the trials that wait for an evaluator wait a moment longer."""
+    run(Climbs(12), tmp_path, seconds=0.1)
+    evaluators: dict[str, set[str]] = {}
+    for row in rows(tmp_path):
+        evaluators.setdefault(row["question"], set()).add(row["evaluator"])
+    assert len(evaluators) == 12
+    assert len(set.union(*evaluators.values())) == 2
+    assert all(len(used) == 1 for used in evaluators.values())
 
 
 def trial_processes() -> set[int]:
