@@ -26,10 +26,10 @@ import duckdb
 from raysense.cluster.evaluators import new_life, signed
 from raysense.evaluation.engine import Evaluator, signature
 from raysense.evaluation.records import Question, Task
-from raysense.search.main import EXTENSIONS, denominators, layer_rows
+from raysense.search.main import denominators, layer_rows
 from raysense.search.once import allocate
 from raysense.store.store import Store
-from raysense.study import Study, load
+from raysense.study import EXTENSIONS, Study, load
 
 SCOPES: dict[str, list[str]] = {
     "text encoder": ["prune.components=[text_encoder]"],

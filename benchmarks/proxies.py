@@ -34,7 +34,7 @@ from raysense.pipelines.load import modules_of
 from raysense.pruning import priors
 from raysense.pruning.allocation import Allocation
 from raysense.store import Store
-from raysense.study import Study, load
+from raysense.study import EXTENSIONS, Study, load
 
 BANDS = (0.25, 0.35, 0.45)
 RUNGS = ("layer", "probe", "preview", "validation")
@@ -133,7 +133,7 @@ def run(study: Study, out: str, each: int) -> dict[str, Any]:
         study.model_dump(mode="json"),
         signature=identity,
         denominators={},
-        extensions=("budget", "cluster", "name"),
+        extensions=EXTENSIONS,
     )
     dense = Question("dense", "baseline", tuple(Task(Allocation(), rung) for rung in RUNGS))
     asked = [

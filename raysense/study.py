@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -42,6 +43,9 @@ MEASURED = (
 
 NEEDS_IMAGES = ("kid", "cmmd", "precision", "recall")
 """Metrics that a mean and a covariance are not enough for."""
+
+EXTENSIONS = ("budget", "cluster", "name", "track")
+"""Parts of a study that may change between a run and its resumption, as no row depends on them."""
 
 AnyBound = TypeVar("AnyBound", bound=BaseModel)
 
@@ -335,6 +339,35 @@ class Cluster(_Strict):
     )
 
 
+class Track(_Strict):
+    """Where else the study's numbers are shown while it runs, through Ray Tune's callbacks: docs/execution.md."""
+
+    mlflow: str | None = Field(
+        None, min_length=1, description="tracking address: http://server:5000, sqlite:///mlflow.db"
+    )
+    experiment: Name | None = Field(None, description="MLflow's experiment; the study's name if missing")
+    tensorboard: str | None = Field(None, min_length=1, description="folder for event files")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is to be shown."""
+        return self.mlflow is not None or self.tensorboard is not None
+
+    @model_validator(mode="after")
+    def _showable(self) -> Track:
+        if self.mlflow is not None and re.search(r"://[^/@]*:[^/@]*@", self.mlflow):
+            # Said without the value: the definition stands in tables and on the page, a password must not.
+            raise RaysenseError(
+                "`track.mlflow` holds a password, which would stand in the study's tables and page; leave it out and "
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        if self.tensorboard is not None and "://" in self.tensorboard:
+            raise RaysenseError(f"`track.tensorboard` must be a folder, but got {_show(self.tensorboard)}")
+        if self.experiment is not None and self.mlflow is None:
+            raise RaysenseError("`track.experiment` names an experiment of MLflow; set `track.mlflow` too")
+        return self
+
+
 class Study(_Strict):
     """One complete run. Every field of a study file, with its default."""
 
@@ -357,6 +390,7 @@ class Study(_Strict):
     search: Search = Search()
     budget: Budget = Budget()
     cluster: Cluster = Cluster()
+    track: Track = Track()
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
@@ -392,7 +426,7 @@ class Study(_Strict):
     def identity(self) -> dict[str, Any]:
         """What decides the rows: the definition less what may be changed on ``--resume``."""
         definition = self.model_dump(mode="json")
-        for extension in ("budget", "cluster", "name"):
+        for extension in EXTENSIONS:
             del definition[extension]
         return definition
 

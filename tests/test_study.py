@@ -6,7 +6,7 @@ import yaml
 
 from raysense.cli import main
 from raysense.errors import RaysenseError
-from raysense.study import Study, load, parse
+from raysense.study import Study, Track, load, parse
 
 MINIMAL = {"name": "s", "constraints": {"clip_score": {"max_drop": 0.01}}}
 
@@ -54,6 +54,7 @@ def test_set_changes_one_value() -> None:
 def test_identity_ignores_what_may_be_extended() -> None:
     study = parse(MINIMAL)
     more = parse({**MINIMAL, "name": "t", "budget": {"max_cost": 5}, "cluster": {"evaluators": 8}})
+    more = more.model_copy(update={"track": Track(mlflow="sqlite:///x.db", tensorboard="board")})
     assert study.identity() == more.identity()
     assert parse({**MINIMAL, "seed": 1}).identity() != study.identity()
 
@@ -143,6 +144,13 @@ def test_margin_uses_the_bad_end_of_the_interval() -> None:
         ("constraints.clip_score={}", ["`constraints.clip_score` must set one of max_drop, min"]),
         ("constraints=null", ["`constraints`"]),
         ("rungs.preview.prompts=5000", ["`rungs` preview must have at most"]),
+        ("track.mlfow=x", ["`track.mlfow`", "did you mean `mlflow`"]),
+        ("track.experiment=x", ["`track.experiment` names an experiment", "set `track.mlflow`"]),
+        ("track.tensorboard=s3://b/c", ["`track.tensorboard` must be a folder", "s3://b/c"]),
+        (
+            "track.mlflow=http://me:secret@host",
+            ["`track.mlflow` holds a password", "MLFLOW_TRACKING_PASSWORD"],
+        ),
         ("name=a/b", ["`name`", "a/b"]),
         ("novalue", ["`--set novalue` must look like key=value"]),
         ("name.deeper=1", ["`--set name.deeper`", "not a section"]),

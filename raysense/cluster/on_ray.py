@@ -25,7 +25,9 @@ from raysense.cluster.evaluators import EvaluatorSpec
 from raysense.cluster.interrupt import Interrupt
 from raysense.cluster.ledger import Ledger, Work
 from raysense.cluster.progress import Clock, OnProgress, Outcome, Snapshot
+from raysense.cluster.tracking import Tracker
 from raysense.errors import RaysenseError
+from raysense.evaluation.records import Question
 from raysense.search.strategy import Lookahead, Strategy
 from raysense.store.rows import from_fields
 from raysense.store.store import Store
@@ -67,6 +69,7 @@ def run_on_ray(
     on_progress: OnProgress | None = None,
     address: str | None = None,
     patience: float = PATIENCE_SECONDS,
+    tracker: Tracker | None = None,
 ) -> Outcome:
     """Asks, measures on the cluster what the store does not answer, until the strategy is done.
 
@@ -84,6 +87,7 @@ def run_on_ray(
         address: Address of a running Ray cluster, ``auto`` for the one on this machine; None uses the
             cluster this process is connected to, or else starts Ray on this machine for the run.
         patience: Seconds to wait for room for the first evaluator.
+        tracker: Shows every evaluation that is measured elsewhere too.
 
     Returns:
         Whether the strategy is done or the run was interrupted (Ctrl-C once), and the final numbers.
@@ -96,7 +100,7 @@ def run_on_ray(
         raise RaysenseError(f"evaluators: {evaluators}; give a number from 1, or auto.")
     store = Store.open(store_uri, create=True)
     with store.lock():
-        run = _Run(strategy, spec, store, signature, lookahead, on_progress, patience)
+        run = _Run(strategy, spec, store, signature, lookahead, on_progress, patience, tracker)
         if run.begin():  # otherwise the store answers everything: no cluster is needed
             with _ray(address), _environment(_TUNE_ENVIRONMENT):
                 run.execute(evaluators, cpus_per_evaluator, gpus_per_evaluator)
@@ -115,6 +119,7 @@ class _Run:
         lookahead: int,
         on_progress: OnProgress | None,
         patience: float,
+        tracker: Tracker | None,
     ) -> None:
         self.ledger = Ledger(Lookahead(strategy, lookahead), store.known(), signature)
         self.interrupt = Interrupt()
@@ -124,6 +129,7 @@ class _Run:
         self._lookahead = lookahead
         self._on_progress = on_progress
         self._patience = patience
+        self._tracker = tracker
         self._clock = Clock(0.5)
         self._works: dict[str, Work] = {}  # by trial
         self._unstarted: deque[Work] = (
@@ -190,7 +196,7 @@ class _Run:
         )
         scratch = tempfile.mkdtemp(prefix="raysense-tune-")
         try:
-            with self.interrupt:
+            with self.interrupt, self._tracker or contextlib.nullcontext():
                 self._broker.start.remote()
                 self._fit(scratch)
         finally:
@@ -206,11 +212,14 @@ class _Run:
         from ray import tune
 
         from raysense.cluster.trial import QuestionTrial
-        from raysense.cluster.tune_adapter import Asker, StopOnRule, Watcher
+        from raysense.cluster.tune_adapter import Asker, Show, StopOnRule, Watcher
 
         def thin(config: dict[str, Any]) -> tune.PlacementGroupFactory:
             return tune.PlacementGroupFactory([{"CPU": 0, "node:__internal_head__": config["share"]}])
 
+        callbacks: list[tune.Callback] = [Watcher(self)]
+        if self._tracker is not None:
+            callbacks.append(Show(self, self._tracker))
         tuner = tune.Tuner(
             tune.with_resources(QuestionTrial, thin),
             tune_config=tune.TuneConfig(
@@ -219,7 +228,7 @@ class _Run:
             run_config=tune.RunConfig(
                 name=self._name,
                 storage_path=scratch,
-                callbacks=[Watcher(self)],
+                callbacks=callbacks,
                 failure_config=tune.FailureConfig(max_failures=5),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
@@ -275,6 +284,11 @@ class _Run:
         with self._caught():
             self.ledger.answer(work, from_fields(json.loads(evaluation)))
             self._compactor.stored()
+
+    def question(self, trial: str) -> Question | None:
+        """What a trial works through."""
+        work = self._works.get(trial)
+        return work.question if work is not None else None
 
     def settled(self, trial: str) -> bool:
         """Whether the trial's question needs no further evaluation."""

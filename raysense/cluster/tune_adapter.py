@@ -1,7 +1,8 @@
-"""Tune's plug-ins: a searcher that asks the strategy, a scheduler that stops by rule, a callback that watches."""
+"""Tune's plug-ins: a searcher that asks the strategy, a scheduler that stops by rule, callbacks that watch and show."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
@@ -9,9 +10,11 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raysense.cluster.trial import EVALUATION
+from raysense.store.rows import from_fields
 
 if TYPE_CHECKING:
     from raysense.cluster.on_ray import _Run
+    from raysense.cluster.tracking import Tracker
 
 
 class _NotSaved:
@@ -92,3 +95,32 @@ class Watcher(_NotSaved, tune.Callback):
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """One turn."""
         self._run.tick()
+
+
+class Show(_NotSaved, tune.Callback):
+    """Gives a tracker what Tune reports, in the study's words."""
+
+    def __init__(self, run: _Run, tracker: Tracker) -> None:
+        self._run = run
+        self._tracker = tracker
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A question's trial begins, or begins again."""
+        question = self._run.question(trial.trial_id)
+        if question is not None:
+            self._tracker.begin(trial.trial_id, question)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """One more evaluation."""
+        if fields := result.get(EVALUATION):
+            self._tracker.report(trial.trial_id, from_fields(json.loads(fields)))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The question is settled, or the study stops."""
+        self._tracker.end(trial.trial_id, failed=False)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tune has given the trial up."""
+        self._tracker.end(trial.trial_id, failed=True)

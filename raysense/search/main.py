@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from raysense.cluster import EvaluatorSpec, LiveView, run_on_ray
+from raysense.cluster.tracking import Tracker, check_track
 from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import OWL, calibration_cost
 from raysense.evaluation.engine import inventory_and_grid, signature
@@ -26,13 +27,9 @@ from raysense.search.families import ITERATIVE, SOLVER, check_strategies, closed
 from raysense.search.plan import make_story
 from raysense.store.disk import Disk
 from raysense.store.store import Store
-from raysense.study import Study
+from raysense.study import EXTENSIONS, Study
 
 logger = logging.getLogger(__name__)
-
-EXTENSIONS = ("budget", "cluster", "name")
-"""Parts of a study that may change between a run and its resumption: see `Study.identity`."""
-
 
 PREPARED = ("cache", "partial")
 """What `raysense prepare` may have left in a study's folder."""
@@ -56,6 +53,7 @@ def run_study(
     Raises:
         RaysenseError: Something the user can mend; nothing stored is lost.
     """
+    check_track(study.track)
     refuse_to_overwrite(out, resume)
     pipeline = load_pipeline(study.pipeline, revision=study.revision, dtype=study.dtype)
     inventory, grid = inventory_and_grid(study, pipeline.components)
@@ -75,6 +73,7 @@ def run_study(
         "raysense.evaluation.engine:build",
         {"study": study.model_dump(mode="json"), "directory": directory, "threads": threads},
     )
+    tracker = Tracker(study.track, study.name, denominators(inventory)) if study.track.wanted else None
     with LiveView(console) as live, PageWhileRunning(out):
         run = run_on_ray(
             story,
@@ -88,6 +87,7 @@ def run_study(
             patience=cluster.patience,
             address=address,
             on_progress=live,
+            tracker=tracker,
         )
     if story.error is not None:
         raise story.error
