@@ -462,7 +462,7 @@ def _headline(ground: _Ground, tried: Sequence[Candidate]) -> str:
         return "nothing inside the budget yet"
     share = ground.inventory.sparsities(best.evaluation.zeros)["sparsity_components"]
     parts = [
-        f"{m.bound.measure} {m.value:.4g} ({'≤' if m.bound.is_upper else '≥'} {m.bound.limit:g})"
+        f"{m.bound.measure} {m.value:.4g} ({'≤' if m.bound.is_upper else '≥'} {m.bound.limit:g}, margin {m.margin:.2g})"
         for m in margins(best.evaluation, ground.bounds)
     ]
     return f"{share:.1%} of the components by {best.strategy}: {', '.join(parts)}"
