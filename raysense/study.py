@@ -314,6 +314,9 @@ class Search(_Strict):
     proportions: dict[str, Annotated[float, Field(ge=0)]] = Field(
         {}, description="component -> its part in the ratios of `per_component` and `recipe`; 1 where missing"
     )
+    objective: Literal["additive", "minimax"] = Field(
+        "additive", description="what the solver keeps least: the sum of the groups' damages, or the largest"
+    )
     bisections: int = Field(6, ge=1, le=20)
     rounds: int = Field(2, ge=0, description="joint search judges rounds x offspring candidates; 0: none")
     offspring: int = Field(8, ge=1)
@@ -326,6 +329,15 @@ class Budget(_Strict):
     """What may be spent."""
 
     max_cost: int | None = Field(None, ge=1, description="denoiser sample-forwards; hard")
+    max_hours: float | None = Field(None, gt=0, description="hours of evaluators at work; hard")
+    max_price: float | None = Field(None, gt=0, description="hours at work x price_per_hour; hard")
+    price_per_hour: float | None = Field(None, gt=0, description="of one evaluator, in any currency")
+
+    @model_validator(mode="after")
+    def _priced(self) -> Budget:
+        if self.max_price is not None and self.price_per_hour is None:
+            raise ValueError("max_price needs price_per_hour, the price of an evaluator's hour")
+        return self
 
 
 class Cluster(_Strict):

@@ -81,6 +81,14 @@ def test_the_summary_is_complete_and_consistent(finished: Path) -> None:
     assert summary["dense"]["clip_score"]["n"] == 12
     for name in ("constraints", "evaluations", "images", "cost", "seconds"):
         assert summary[name]
+    assert summary["budget"]["cost"] == summary["cost"]
+    assert summary["budget"]["stopped"] is None
+    for rung in ("score", "validation"):
+        front = summary["front"][rung]["clip_score_drop"]
+        assert [c["value"] for c in front] == sorted(c["value"] for c in front)
+        assert front[-1]["sparsity_components"] == max(c["sparsity_components"] for c in front)
+    passed = {c["allocation"] for c in summary["validated"] if c["feasible"]}
+    assert {c["allocation"] for c in summary["runners_up"]} == passed - {summary["allocation"]}
 
 
 def test_the_tables_hold_every_evaluation_once_answered_by_tune_trials(finished: Path) -> None:

@@ -14,6 +14,7 @@ import altair as alt
 import pandas as pd
 
 from raysense.report.frames import TOLERABLE, Run
+from raysense.report.front import front
 from raysense.study import Bound
 
 Spec = dict[str, Any]
@@ -442,12 +443,10 @@ def _bound_marks(limit: float, reach: Sequence[float], is_upper: bool) -> list[a
 
 def _front(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What no other row beats in both sparsity and budget used, least sparse first."""
-    best, front = math.inf, []
-    for row in sorted(rows, key=lambda r: (-r["sparsity"], r["used"])):
-        if row["used"] < best:
-            best = row["used"]
-            front.append({"sparsity": row["sparsity"], "value": row["value"]})
-    return front[::-1]
+    return [
+        {"sparsity": rows[i]["sparsity"], "value": rows[i]["value"]}
+        for i in front([(row["sparsity"], row["used"]) for row in rows])
+    ]
 
 
 def _spans(groups: pd.Series[str]) -> dict[str, list[tuple[int, int]]]:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from raysense.pruning.layers import Inventory
 from raysense.search.estimate import Estimate, Speed
-from raysense.study import Study
+from raysense.study import Budget, Study
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 GIB = 2**30
@@ -94,9 +94,10 @@ def render(
         "all", f"{first.evaluations:,}", f"{first.images:,}", f"{first.cost:,}", f"{first.busy / 3600:,.2f}"
     )
     console.print(stages)
-    limit = study.budget.max_cost
-    if limit is not None:
-        console.print(f"`budget.max_cost` stops it at {limit:,} sample-forwards at the latest.")
+    for limit in limits(study.budget):
+        console.print(f"{limit} stops it at the latest.")
+    if first.stopped:
+        console.print(f"The budget is smaller than the study: {first.stopped}.")
     walls = Table(f"{unit}s", "wall time", "busy", *(["price"] if price is not None else []))
     for one in estimates:
         cells = [f"{one.evaluators:,}", _duration(one.wall), f"{one.utilisation:.0%}"]
@@ -119,6 +120,20 @@ def render(
         "Assumed: no candidate is hopeless on the preview rung, every finalist is tested, no machine is lost. "
         "The head node and storage are not in the price."
     )
+
+
+def limits(budget: Budget) -> list[str]:
+    """The limits that a budget sets, in words."""
+    found = []
+    if budget.max_cost is not None:
+        found.append(f"`budget.max_cost` of {budget.max_cost:,} sample-forwards")
+    if budget.max_hours is not None:
+        found.append(f"`budget.max_hours` of {budget.max_hours:,g} hours of evaluators at work")
+    if budget.max_price is not None and budget.price_per_hour is not None:
+        found.append(
+            f"`budget.max_price` of {budget.max_price:,g} at {budget.price_per_hour:,g} an hour at work"
+        )
+    return found
 
 
 def _duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -10,10 +11,12 @@ from rich.table import Table
 
 from raysense.evaluation.records import Evaluation
 from raysense.pruning.layers import Inventory
+from raysense.report.front import front
 from raysense.search.plan import Candidate, Findings
+from raysense.search.purse import Purse
 from raysense.search.verdict import margins
 from raysense.store.store import Store
-from raysense.study import Study
+from raysense.study import Bound, Study
 
 UNITS = {
     "clip_score": "mean cosine of image and prompt",
@@ -27,7 +30,7 @@ UNITS = {
 
 
 def summarise(
-    study: Study, inventory: Inventory, findings: Findings, store: Store, seconds: float
+    study: Study, inventory: Inventory, findings: Findings, store: Store, seconds: float, purse: Purse
 ) -> dict[str, Any]:
     """Everything a study found, as plain data for ``summary.json``.
 
@@ -37,6 +40,7 @@ def summarise(
         findings: What the search returned.
         store: Where all evaluations are.
         seconds: Wall time of this run.
+        purse: What was spent, and what was not covered.
     """
     evaluations = store.evaluations()
     winner = findings.winner
@@ -65,12 +69,64 @@ def summarise(
         "gain_over_uniform": _gain(winner, findings.uniform),
         "layers_unlike_uniform": _unlike(winner, findings.uniform),
         "validated": [_candidate(c, inventory) for c in findings.validated],
+        "runners_up": _runners_up(findings, inventory),
+        "front": {
+            "score": _fronts([c for c in findings.tried if c.evaluation.rung == "score"], bounds, inventory),
+            "validation": _fronts(findings.validated, bounds, inventory),
+        },
         "strategies": _strategies(findings.tried, inventory),
         "evaluations": len(evaluations),
         "images": sum(e.images for e in evaluations),
         "cost": sum(e.cost for e in evaluations),
         "cost_unit": "denoiser sample-forwards",
         "seconds": round(seconds, 1),
+        "budget": _budget(study, purse),
+    }
+
+
+def _budget(study: Study, purse: Purse) -> dict[str, Any]:
+    """Limits, what was spent of them, and what stopped the study; a price only where an hour has one."""
+    limits, hours = study.budget.model_dump(), purse.seconds / 3600
+    per_hour = study.budget.price_per_hour
+    return {
+        **limits,
+        "cost": purse.spent,
+        "hours": round(hours, 4),
+        "price": None if per_hour is None else round(hours * per_hour, 2),
+        "stopped": None if purse.refusal is None else asdict(purse.refusal),
+        "stopped_in_words": None if purse.refusal is None else str(purse.refusal),
+    }
+
+
+def _runners_up(findings: Findings, inventory: Inventory) -> list[dict[str, Any]]:
+    """What passed on held-out prompts beside the winner, sparsest first; the measures stand in `validated`."""
+    chosen = findings.winner.allocation if findings.winner else None
+    passed = [c for c in findings.validated if c.feasible and c.allocation != chosen]
+    return [_short(c, inventory) for c in sorted(passed, key=lambda c: -c.zeros)]
+
+
+def _fronts(
+    candidates: Sequence[Candidate], bounds: Sequence[Bound], inventory: Inventory
+) -> dict[str, list[dict[str, Any]]]:
+    """Bounded measure -> the candidates that none beats in both sparsity and that measure, least sparse first."""
+    whole = [c for c in candidates if not (c.evaluation.failed or c.evaluation.collapsed)]
+    fronts = {}
+    for bound in bounds:
+        sign = 1 if bound.is_upper else -1
+        values = [c.evaluation.measures[bound.measure].value for c in whole]
+        points = [(c.evaluation.zeros, sign * value) for c, value in zip(whole, values, strict=True)]
+        fronts[bound.measure] = [
+            {**_short(whole[i], inventory), "feasible": whole[i].feasible, "value": values[i]}
+            for i in front(points)
+        ]
+    return fronts
+
+
+def _short(candidate: Candidate, inventory: Inventory) -> dict[str, Any]:
+    return {
+        "strategy": candidate.strategy,
+        "allocation": candidate.allocation.key,
+        "sparsity_components": inventory.sparsities(candidate.evaluation.zeros)["sparsity_components"],
     }
 
 
@@ -90,7 +146,7 @@ def _metrics(evaluation: Evaluation | None) -> dict[str, Any]:
     }
 
 
-def _constraints(winner: Candidate | None, bounds: Sequence[Any]) -> list[dict[str, Any]]:
+def _constraints(winner: Candidate | None, bounds: Sequence[Bound]) -> list[dict[str, Any]]:
     if winner is None:
         return [{"field": b.field, "measure": b.measure, "limit": b.limit} for b in bounds]
     return [
@@ -174,6 +230,8 @@ def render(summary: Mapping[str, Any], out: str, console: Console) -> None:
             )
         elif summary["strategy"] != "uniform":
             console.print("One ratio for all layers did not pass the same test at any size that was tried.")
+    elif not any(summary["strategies"].values()) and summary["budget"]["stopped"]:
+        console.print("The budget ended before any pruning was found to be inside the quality budget.")
     else:
         console.print(
             "No pruning passed the test on held-out prompts. `strategies` in summary.json shows what came close on "
@@ -183,6 +241,16 @@ def render(summary: Mapping[str, Any], out: str, console: Console) -> None:
         f"{summary['evaluations']:,} evaluations, {summary['images']:,} images, {summary['cost']:,} "
         f"{summary['cost_unit']}, {summary['seconds']:.0f} s."
     )
+    if stopped := summary["budget"]["stopped_in_words"]:
+        console.print(
+            f"The budget stopped the search: {stopped}. What it bought is above, the best so far; raise it and go on "
+            "with --resume, nothing is measured again."
+        )
+    if summary["runners_up"]:
+        told = ", ".join(
+            f"{c['allocation']} ({c['sparsity_components']:.1%})" for c in summary["runners_up"][:3]
+        )
+        console.print(f"Runners-up that passed: {told}; raysense export {out} --allocation ID --out DIR")
     console.print(
         f"Summary: {out}/summary.json\nTables:  {out}/tables/*/*.parquet (documented in reports/README.md)"
     )

@@ -89,12 +89,14 @@ class Estimate:
         stages: By name, in the order they begin.
         wall: Seconds from the start to the summary.
         busy: Seconds of evaluators at work, loading included.
+        stopped: What the study's budget did not cover, or an empty text.
     """
 
     evaluators: int
     stages: dict[str, Stage] = field(default_factory=dict)
     wall: float = 0.0
     busy: float = 0.0
+    stopped: str = ""
 
     @property
     def evaluations(self) -> int:
@@ -166,6 +168,7 @@ class _Cluster:
         evaluators: int,
     ) -> None:
         self._strategy, self._cost_of = Lookahead(story, study.search.lookahead), story.cost_of
+        self._story = story
         self._study, self._inventory, self._grid = study, inventory, grid
         self._speed, self._bounds = speed, study.constraints.bounds()
         self._estimate = Estimate(evaluators)
@@ -197,8 +200,11 @@ class _Cluster:
                 self._strategy.tell(work.question, work.answers)
             else:
                 self._waiting.append(work)
+        if self._story.error is not None:
+            raise self._story.error
         result = self._estimate
         result.wall = self._clock
+        result.stopped = str(self._story.purse.refusal or "")
         result.busy = sum(s.busy for s in result.stages.values()) + result.evaluators * self._speed.load
         return result
 

@@ -12,7 +12,7 @@ from raysense.pruning import priors
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory, Layer
 from raysense.search.curves import Curve
-from raysense.search.solver import solve
+from raysense.search.solver import OBJECTIVES
 
 Family = Callable[[int], Allocation]
 """Wanted zeros in the selected layers -> allocation."""
@@ -72,14 +72,15 @@ def solved(
     inventory: Inventory,
     grid: LevelGrid,
     weights: Mapping[str, float] | None = None,
+    objective: str = "additive",
 ) -> Family:
-    """The solver's family: least weighted sum of the groups' damages for every total."""
+    """The solver's family: least weighted sum of the groups' damages for every total, or least largest of them."""
     fine = [curve.refined() for curve in curves]
     sizes = {layer.address: layer.n for layer in inventory.layers}
 
     def family(zeros: int) -> Allocation:
         most = sum(max(curve.zeros) for curve in fine)
-        solution = solve(fine, min(zeros, most), weights)
+        solution = OBJECTIVES[objective](fine, min(zeros, most), weights)
         wish = {
             address: solution.sparsity.get(group, 0.0) * sizes[address]  # unmeasured groups stay dense
             for group, addresses in groups.items()

@@ -64,7 +64,7 @@ def forecast(
         inventory,
         speed,
         estimates,
-        price=price,
+        price=study.budget.price_per_hour if price is None else price,
         gpu_memory=gpu_memory,
         peak=measured.memory if measured is not None and on_gpu else None,
         console=console,

@@ -14,6 +14,8 @@ from typing import Any, Generic, TypeVar
 
 from raysense.errors import RaysenseError
 from raysense.evaluation.records import Evaluation, Question
+from raysense.search.purse import Purse
+from raysense.study import Budget
 
 Outcome = TypeVar("Outcome")
 Inquiry = Generator[Question, Sequence[Evaluation], Any]
@@ -30,9 +32,7 @@ class Story(Generic[Outcome]):
     Args:
         plan: The plan.
         cost_of: What a question costs at most, in denoiser sample-forwards.
-        max_cost: The budget; None for no limit. Questions of the stages ``baseline`` and ``validation`` may use
-            all of it, the others leave `reserve` for them.
-        reserve: See `max_cost`.
+        purse: What may be spent; None for no limit.
 
     Attributes:
         done: The plan has come to its end.
@@ -40,26 +40,24 @@ class Story(Generic[Outcome]):
         wanted: Evaluations expected in all; the plan sets it.
         outcome: What the plan returned.
         error: The `RaysenseError` that ended the plan.
-        spent: Denoiser sample-forwards of all answers so far.
         cost_of: See above.
+        purse: What is spent, and what was not covered.
     """
 
     def __init__(
         self,
         plan: Callable[[Story[Outcome]], Plan[Outcome]],
         cost_of: Callable[[Question], int],
-        max_cost: int | None = None,
-        reserve: int = 0,
+        purse: Purse | None = None,
     ) -> None:
         self.done = False
         self.headline = ""
         self.wanted = 0
         self.outcome: Outcome | None = None
         self.error: RaysenseError | None = None
-        self.spent = 0
         self.cost_of = cost_of
-        self._max_cost, self._reserve = max_cost, reserve
-        self._outstanding: dict[str, tuple[int, int]] = {}  # question -> (inquiry, cost at most)
+        self.purse = purse or Purse(Budget(), cost_of)
+        self._outstanding: dict[str, tuple[int, Question]] = {}  # question -> its inquiry, and itself
         self._ready: deque[tuple[int, Question]] = deque()
         self._inquiries: list[Inquiry] = []
         self._found: list[Any] = []
@@ -71,25 +69,17 @@ class Story(Generic[Outcome]):
         """The next question, or None while answers are outstanding or at the end."""
         while self._ready:
             number, question = self._ready.popleft()
-            cost = self.cost_of(question)
-            if self._affordable(question.stage, cost):
-                self._outstanding[question.name] = (number, cost)
+            if self.purse.covers(question, (asked for _, asked in self._outstanding.values())):
+                self._outstanding[question.name] = (number, question)
                 return question
             self._advance(number, lambda inquiry: inquiry.throw(OutOfBudget()))
         return None
 
     def tell(self, question: Question, evaluations: Sequence[Evaluation]) -> None:
         """Send the answers to the inquiry that asked."""
-        self.spent += sum(evaluation.cost for evaluation in evaluations)
+        self.purse.charge(evaluations)
         number, _ = self._outstanding.pop(question.name)
         self._advance(number, lambda inquiry: inquiry.send(evaluations))
-
-    def _affordable(self, stage: str, cost: int) -> bool:
-        if self._max_cost is None:
-            return True
-        reserve = 0 if stage in ("baseline", "validation") else self._reserve
-        promised = sum(cost for _, cost in self._outstanding.values())
-        return self.spent + promised + cost + reserve <= self._max_cost
 
     def _advance(self, number: int, step: Callable[[Inquiry], Question]) -> None:
         try:

@@ -96,7 +96,7 @@ def run_study(
         raise KeyboardInterrupt
     store.compact()
 
-    summary = summarise(study, inventory, story.outcome, store, run.snapshot.seconds)
+    summary = summarise(study, inventory, story.outcome, store, run.snapshot.seconds, story.purse)
     Disk(out).write("summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
     render(summary, out, console)
     # Pictures are painted on this machine: where the study needed a GPU, only if there is one here.

@@ -29,6 +29,7 @@ from raysense.search.families import (
 )
 from raysense.search.inquiry import Inquiry, OutOfBudget, Plan, Story
 from raysense.search.proposers import Learned, Proposer, Random, Switches, Tpe, evopress, scaled
+from raysense.search.purse import Purse
 from raysense.search.verdict import hopeless, is_feasible, margins
 from raysense.study import Bound, ImageRung, Study
 
@@ -117,17 +118,21 @@ def make_story(
         grid: Their levels.
         families: Closed-form families by name.
         calibration_cost: Sample-forwards of the calibration at most; 0 if the study needs none.
+
+    Raises:
+        RaysenseError: `budget.max_cost` does not even cover the dense pipeline; nothing is spent yet.
     """
     ground = _Ground(study, inventory, grid, families, study.constraints.bounds(), calibration_cost)
-    finals = study.rungs.validation
-    finalist = _images_cost(study, finals)
-    reserve = finalist * (1 + 2) + finalist * len(SAFER[-study.search.finalists :]) * 2
-    return Story(
-        lambda story: _plan(story, ground),
-        lambda question: sum(_cost_of(ground, task) for task in question.tasks),
-        study.budget.max_cost,
-        reserve,
-    )
+    _refuse_small_budget(ground)
+
+    def cost_of(question: Question) -> int:
+        return sum(_cost_of(ground, task) for task in question.tasks)
+
+    validation = 2 * len(SAFER[-study.search.finalists :]) * _images_cost(study, study.rungs.validation)
+    climb = study.search.bisections * _step_cost(study)
+    # What curves teach is worth nothing without a climb, nor a climb without validation.
+    reserve = {"sensitivity": climb + validation, "search": validation}
+    return Story(lambda story: _plan(story, ground), cost_of, Purse(study.budget, cost_of, reserve))
 
 
 def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
@@ -153,8 +158,8 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
     ]
     if None in measured:
         raise RaysenseError(
-            f"`budget.max_cost` is {study.budget.max_cost:,} sample-forwards, too little to measure even the dense "
-            "pipeline; raise it or shrink `rungs`" + " or `prune.calibration`" * bool(calibrations)
+            f"{story.purse.refusal}; too little to measure even the dense pipeline: raise it or shrink `rungs`"
+            + " or `prune.calibration`" * bool(calibrations)
         )
     for evaluations in measured:
         for evaluation in evaluations:
@@ -272,7 +277,7 @@ def _curve(ground: _Ground, group: str, members: Sequence[str]) -> Inquiry:
         try:
             evaluations = yield Question(name, "sensitivity", tasks, stop)
         except OutOfBudget:
-            break
+            return curve() if measured else None
         stop = None
         asked.update(wanted)
         for allocation, evaluation in zip(wanted, evaluations, strict=False):
@@ -338,9 +343,7 @@ def _lane(
 def _evopress(ground: _Ground, start: Allocation, dense: Mapping[str, Evaluation]) -> Inquiry:
     """EvoPress's procedure on the study's rungs, for what the other iterative strategies may cost at most."""
     study, found, spent = ground.study, list[Candidate](), 0
-    allowed = study.search.rounds * study.search.offspring * (
-        _images_cost(study, study.rungs.preview) + _images_cost(study, study.rungs.score)
-    )  # fmt: skip
+    allowed = study.search.rounds * study.search.offspring * _step_cost(study)
     procedure = evopress(ground.grid, start, [study.seed, len(ITERATIVE)])
     stage, pool = next(procedure)
     try:
@@ -405,7 +408,8 @@ def _solver(
     groups: Mapping[str, Sequence[str]],
     weights: Mapping[str, float],
 ) -> Family:
-    return solved(curves, groups, ground.inventory, ground.grid, weights)
+    objective = ground.study.search.objective
+    return solved(curves, groups, ground.inventory, ground.grid, weights, objective)
 
 
 def _learned(ground: _Ground, curves: Sequence[Curve], groups: Mapping[str, Sequence[str]]) -> Learned:
@@ -478,6 +482,27 @@ def _refuse_impossible(dense: Mapping[str, Evaluation], bounds: Sequence[Bound])
                     f"{margin.bound.measure} {margin.value:.4g} [{margin.low:.4g}, {margin.high:.4g}] on the "
                     f"{rung} rung; loosen the bound"
                 )
+
+
+def _refuse_small_budget(ground: _Ground) -> None:
+    """A budget that cannot pay for the dense pipeline buys nothing: refused before anything is spent."""
+    study, dense = ground.study, Allocation()
+    rungs = ["preview", "score", "validation", *([CALIBRATION] if ground.calibration_cost else [])]
+    least = sum(_cost_of(ground, Task(dense, rung)) for rung in rungs)
+    if study.budget.max_cost is not None and study.budget.max_cost < least:
+        answer = (
+            least + study.search.bisections * _step_cost(study) + _images_cost(study, study.rungs.validation)
+        )
+        raise RaysenseError(
+            f"`budget.max_cost` is {study.budget.max_cost:,} sample-forwards, but measuring the dense pipeline takes "
+            f"{least:,} and one strategy's climb to a validated answer some {answer:,} in all; raise it or shrink "
+            "`rungs`" + " or `prune.calibration`" * bool(ground.calibration_cost)
+        )
+
+
+def _step_cost(study: Study) -> int:
+    """Sample-forwards of a candidate that climbs to the score rung, at most."""
+    return _images_cost(study, study.rungs.preview) + _images_cost(study, study.rungs.score)
 
 
 def _images_cost(study: Study, rung: ImageRung) -> int:

@@ -13,7 +13,7 @@ from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.search.curves import Curve
 from raysense.search.plan import Candidate, load_of
 from raysense.search.proposers import Learned
-from raysense.search.solver import solve
+from raysense.search.solver import OBJECTIVES
 from raysense.search.verdict import is_feasible
 from raysense.store.store import Store
 from raysense.study import Study, parse, revise
@@ -70,7 +70,7 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
     most = sum(max(curve.zeros) for curve in free)
 
     def solved(zeros: int, weights: Mapping[str, float]) -> Allocation:
-        chosen = solve(free, min(zeros, most), weights).sparsity
+        chosen = OBJECTIVES[old.search.objective](free, min(zeros, most), weights).sparsity
         wish = {a: chosen[g] * grid.weights(a) for g in chosen for a in groups[g]}
         return grid.nearest(wish, min(zeros, most), among=[a for g in chosen for a in groups[g]])
 

@@ -7,7 +7,7 @@ curves come to their points is `raysense.search.curves`' affair.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,8 +70,7 @@ def solve(
     """
     _check(curves, zeros)
     damage, gain = _padded(curves)
-    factor = np.array([(weights or {}).get(curve.group, 1.0) for curve in curves])
-    price = damage * factor[:, None]
+    price = damage * _factors(curves, weights)[:, None]
     unit = max(float(price[np.isfinite(price)].max()), 1e-300)
     price = price / unit
 
@@ -87,20 +86,26 @@ def solve(
     )
 
 
-def minimax(curves: Sequence[Curve], zeros: int) -> Solution:
+def minimax(curves: Sequence[Curve], zeros: int, weights: Mapping[str, float] | None = None) -> Solution:
     """Least largest damage of any group with at least `zeros` zeros: every group as far as one threshold lets it go.
+
+    Args:
+        curves: One a group.
+        zeros: Zeros wanted in all.
+        weights: Group -> factor on its damage; 1 where missing.
 
     Raises:
         RaysenseError: The curves cannot give that many zeros.
     """
     _check(curves, zeros)
     damage, gain = _padded(curves)
+    price = damage * _factors(curves, weights)[:, None]
     # Damage may be flat or fall by noise: what counts is the most zeros that a threshold allows.
-    thresholds = np.unique(damage[np.isfinite(damage)])
+    thresholds = np.unique(price[np.isfinite(price)])
     low, high = 0, len(thresholds) - 1
 
     def picks(threshold: float) -> Ints:
-        chosen: Ints = np.where(damage <= threshold, gain, -1.0).argmax(axis=1)
+        chosen: Ints = np.where(price <= threshold, gain, -1.0).argmax(axis=1)
         return chosen
 
     while low < high:
@@ -111,7 +116,8 @@ def minimax(curves: Sequence[Curve], zeros: int) -> Solution:
             low = middle + 1
     pick = picks(thresholds[low])
     largest = float(thresholds[low])
-    return Solution(_sparsities(curves, pick), largest, largest, largest, "optimal")
+    worst = float(damage[np.arange(len(pick)), pick].max())
+    return Solution(_sparsities(curves, pick), worst, largest, largest, "optimal")
 
 
 def _check(curves: Sequence[Curve], zeros: int) -> None:
@@ -129,6 +135,10 @@ def _padded(curves: Sequence[Curve]) -> tuple[Floats, Floats]:
         damage[row, : len(curve.damage)] = curve.damage
         gain[row, : len(curve.zeros)] = curve.zeros
     return damage, gain
+
+
+def _factors(curves: Sequence[Curve], weights: Mapping[str, float] | None) -> Floats:
+    return np.array([(weights or {}).get(curve.group, 1.0) for curve in curves])
 
 
 def _of(values: Floats, pick: Ints) -> float:
@@ -235,3 +245,10 @@ def _trace(origins: Sequence[tuple[int, Ints, Ints]], state: int, base: Ints) ->
         pick[group] = chosen[state]
         state = int(origin[state])
     return pick
+
+
+OBJECTIVES: Mapping[str, Callable[[Sequence[Curve], int, Mapping[str, float] | None], Solution]] = {
+    "additive": solve,
+    "minimax": minimax,
+}
+"""What `search.objective` may name."""

@@ -4,6 +4,8 @@ from raysense.errors import RaysenseError
 from raysense.evaluation.records import Evaluation, Question, Task
 from raysense.pruning.allocation import Allocation
 from raysense.search.inquiry import Inquiry, OutOfBudget, Plan, Story
+from raysense.search.purse import Purse
+from raysense.study import Budget
 
 
 def question(name: str, stage: str = "search") -> Question:
@@ -11,7 +13,7 @@ def question(name: str, stage: str = "search") -> Question:
 
 
 def answer(value: int, cost: int = 1) -> list[Evaluation]:
-    return [Evaluation(str(value), "", "", "", "score", 0, {}, value, 0, cost, 0.0)]
+    return [Evaluation("", "", "", "", "score", 0, {}, value, 0, cost, 0.0)]
 
 
 def counting(name: str, times: int) -> Inquiry:
@@ -49,7 +51,7 @@ def test_inquiries_of_a_stage_go_on_side_by_side_and_stages_in_order() -> None:
     assert run(story) == ["a0", "b0", "a1", "c0", "c1", "c2"]
     assert story.done
     assert story.outcome == 3
-    assert story.spent == 6
+    assert story.purse.spent == 6
 
 
 def test_a_stage_without_inquiries_is_passed() -> None:
@@ -64,10 +66,10 @@ def test_a_stage_without_inquiries_is_passed() -> None:
 
 
 def test_budget_is_hard_and_leaves_the_best_so_far() -> None:
-    story = Story(two_stages, lambda q: 1, max_cost=2)
+    story = Story(two_stages, lambda q: 1, Purse(Budget(max_cost=2), lambda q: 1))
     assert len(run(story)) == 2
     assert story.done
-    assert story.spent <= 2
+    assert story.purse.spent <= 2
     assert story.outcome == 0
 
 
@@ -82,7 +84,7 @@ def test_reserve_is_kept_for_validation() -> None:
         found = yield [validate()]
         return found[0]
 
-    story = Story(plan, lambda q: 1, max_cost=4, reserve=1)
+    story = Story(plan, lambda q: 1, Purse(Budget(max_cost=4), lambda q: 1, {"search": 1}))
     assert run(story) == ["a0", "a1", "a2", "v"]
     assert story.outcome == 1
 

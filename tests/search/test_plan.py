@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from torch import nn
 
 from raysense.cluster import run_in_process
-from raysense.evaluation.records import CALIBRATION, OUTLIERS, Evaluation, Measure, Task
+from raysense.errors import RaysenseError
+from raysense.evaluation.records import CALIBRATION, OUTLIERS, Evaluation, Measure, Question, Task
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory, take_inventory
 from raysense.pruning.patterns import Pattern, pattern_grid
@@ -17,7 +18,7 @@ from raysense.search.families import closed_forms
 from raysense.search.inquiry import Story
 from raysense.search.plan import Findings, make_story
 from raysense.store.store import Store
-from raysense.study import Study, parse
+from raysense.study import Budget, Study, parse
 
 LAYERS = 12
 SIGNATURE = "made-up"
@@ -130,6 +131,16 @@ def test_each_evaluation_is_made_once(tmp_path: Path) -> None:
     assert len(keys) == len(set(keys))
 
 
+def test_the_largest_damage_may_be_kept_least_instead_of_the_sum(tmp_path: Path) -> None:
+    findings, landscape = run(tmp_path, objective="minimax", rounds=0)
+    (best, *_) = sorted(
+        (c for c in findings.tried if c.strategy == "solver" and c.feasible), key=lambda c: -c.zeros
+    )
+    share = [landscape.grid.zeros_at(a, best.allocation[a]) / n for a, n in landscape.inventory.sizes]
+    assert share == sorted(share), "the less sensitive, the sparser"
+    assert findings.winner is not None
+
+
 @pytest.mark.parametrize("granularity", ["component", "block"])
 def test_coarser_groups(tmp_path: Path, granularity: str) -> None:
     findings, _ = run(tmp_path, granularity=granularity)
@@ -192,17 +203,72 @@ def test_impossible_bound_is_refused_with_the_dense_value(tmp_path: Path) -> Non
     assert all(not task.allocation for task in landscape.tasks)
 
 
-def test_budget_is_never_exceeded(tmp_path: Path) -> None:
-    study, inventory, grid, _ = made_up()
-    budget = 60_000
-    limited = study.model_copy(update={"budget": study.budget.model_copy(update={"max_cost": budget})})
+def spend(folder: Path, seconds: float = 0.0, **budget: float) -> tuple[Story[Findings], Landscape]:
+    """A study with a budget, on a pipeline whose sample-forwards cost what the plan reckons, timed."""
+    study, inventory, grid, plain = made_up()
+    limited = study.model_copy(update={"budget": Budget.model_validate(budget)})
     story = make_story(limited, inventory, grid, closed_forms(inventory, grid, {}))
-    store = Store.open(str(tmp_path), create=True)
-    store.begin(limited.model_dump(mode="json"), signature=SIGNATURE)
-    run_in_process(story, Landscape(inventory, grid), store, signature=SIGNATURE, lookahead=4)
+    landscape = Timed(inventory, grid, plain, seconds)
+    store = Store.open(str(folder), create=True)
+    store.begin(limited.model_dump(mode="json"), signature=SIGNATURE, extensions=("budget",))
+    run_in_process(story, landscape, store, signature=SIGNATURE, lookahead=4)
     assert story.done
-    assert story.spent <= budget
-    assert math.isfinite(story.spent)
+    assert story.error is None
+    return story, landscape
+
+
+class Timed(Landscape):
+    def __init__(self, inventory: Inventory, grid: LevelGrid, story: Story[Findings], seconds: float) -> None:
+        super().__init__(inventory, grid)
+        self.story, self.seconds = story, seconds
+
+    def evaluate(self, task: Task) -> Evaluation:
+        cost = self.story.cost_of(Question("", "", (task,)))
+        slower = 1 + 0.2 * (int(task.allocation.key, 16) % 3 - 1)
+        return replace(super().evaluate(task), cost=cost, seconds=cost * self.seconds * slower)
+
+
+@pytest.mark.parametrize("budget", [5_000, 8_000, 12_000, 16_000, 24_000])
+def test_budget_is_never_exceeded(tmp_path: Path, budget: int) -> None:
+    story, _ = spend(tmp_path, max_cost=budget)
+    assert story.purse.spent <= budget
+    assert story.purse.refusal is not None
+    assert f"`budget.max_cost` is {budget:,} sample-forwards" in str(story.purse.refusal)
+    assert story.outcome is not None
+    if budget >= 16_000:
+        assert story.outcome.winner is not None, "the best so far, validated"
+
+
+def test_a_budget_below_the_dense_pipeline_is_refused_before_anything_is_spent() -> None:
+    study, inventory, grid, _ = made_up()
+    limited = study.model_copy(update={"budget": Budget(max_cost=1000)})
+    with pytest.raises(
+        RaysenseError, match=r"is 1,000 sample-forwards, but measuring the dense pipeline takes 4,032"
+    ):
+        make_story(limited, inventory, grid, closed_forms(inventory, grid, {}))
+
+
+def test_hours_and_money_are_hard_and_depend_on_stored_seconds_alone(tmp_path: Path) -> None:
+    free, _ = spend(tmp_path / "free", seconds=0.1)
+    hours = free.purse.seconds / 3600
+    half, first = spend(tmp_path / "half", seconds=0.1, max_hours=0.7 * hours)
+    assert half.purse.seconds / 3600 <= 0.7 * hours
+    assert half.outcome is not None
+    assert half.outcome.winner is not None
+    priced, _ = spend(tmp_path / "priced", seconds=0.1, max_price=1.4 * hours, price_per_hour=2.0)
+    assert priced.outcome is not None
+    assert priced.outcome.winner is not None
+    assert priced.outcome.winner.allocation == half.outcome.winner.allocation
+    assert "`budget.max_price`" in str(priced.purse.refusal)
+    again, second = spend(
+        tmp_path / "half", seconds=9.9, max_hours=0.7 * hours
+    )  # a slower machine, all stored
+    assert again.outcome == half.outcome
+    assert first.tasks
+    assert not second.tasks
+    more, third = spend(tmp_path / "half", seconds=0.1, max_hours=hours * 2)  # raised, it goes on
+    assert more.purse.refusal is None
+    assert third.tasks
 
 
 def test_every_strategy_by_name_under_one_interface(tmp_path: Path) -> None:
@@ -224,7 +290,6 @@ def test_decisions_are_the_same_whoever_finishes_first(tmp_path: Path) -> None:
     """The same study on 1 worker and on 8 that finish in random order asks the same questions."""
     import random
 
-    from raysense.evaluation.records import Question
     from raysense.search.strategy import Lookahead
 
     def asked(workers: int, seed: int) -> list[str]:

@@ -41,6 +41,21 @@ def test_as_good_as_trying_everything(seed: int, share: float) -> None:
     assert level.damage == pytest.approx(flattest)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.05, 0.95))
+def test_factors_count_in_both_objectives(seed: int, share: float) -> None:
+    curves = random_curves(seed, 4, 4)
+    weights = {curve.group: 10 ** (number - 1.5) for number, curve in enumerate(curves)}
+    target = int(share * sum(max(c.zeros) for c in curves))
+    enough = [
+        [weights[c.group] * c.damage[i] for c, i in zip(curves, pick, strict=True)]
+        for pick in itertools.product(*(range(len(c.zeros)) for c in curves))
+        if sum(c.zeros[i] for c, i in zip(curves, pick, strict=True)) >= target
+    ]
+    assert solve(curves, target, weights, gap=0.0).objective == pytest.approx(min(map(sum, enough)))
+    assert minimax(curves, target, weights).objective == pytest.approx(min(map(max, enough)))
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_the_bound_is_honest_and_near(seed: int) -> None:
     curves = random_curves(seed, 40, 12)
