@@ -36,7 +36,7 @@ from raysense.search.solver import solve
 
 KINDS = ("additive", "cliff", "dip", "noisy", "misled")
 PROVABLE = ("additive", "cliff", "noisy")
-STRATEGIES = ("raysense", "solver", "jolts", "switches", "evopress", "tpe", "random", "uniform")
+STRATEGIES = ("raysense", "solver", "switches", "evopress", "tpe", "random", "uniform")
 SCORE_COST, NOISE = 12, 0.05
 POINTS = 96
 
@@ -56,6 +56,7 @@ class Landscape:
         self.kind, self.layers = kind, layers
         self.names = [f"{'unet' if i % 4 else 'text'}:layer.{i}" for i in range(layers)]
         self.grid = LevelGrid(list(zip(self.names, sizes.tolist(), strict=True)), 0.95)
+        self.place = {name: place for place, name in enumerate(self.names)}
         self.size = np.array([self.grid.weights(name) for name in self.names])
         # Large layers hurt more, over several decades, as the bundled pipeline's do.
         self.scale = np.exp(rng.normal(0, 2.0, layers)) * (sizes / sizes.mean()) ** 0.5
@@ -68,7 +69,10 @@ class Landscape:
         self.cost = 0
 
     def sparsities(self, allocation: Allocation) -> np.ndarray[Any, Any]:
-        return np.asarray([self.grid.zeros_at(n, allocation[n]) for n in self.names] / self.size)
+        shares = np.zeros(self.layers)
+        for name, level in allocation.items():
+            shares[self.place[name]] = self.grid.zeros_at(name, level)
+        return np.asarray(shares / self.size)
 
     def parts(self, sparsity: np.ndarray[Any, Any], probe: bool = False) -> np.ndarray[Any, Any]:
         """Damage of every layer; `sparsity` has shape (layers, ...)."""
@@ -187,7 +191,7 @@ def run(problem: Landscape, strategy: str, budget: int, seed: int) -> Run:
     if strategy == "uniform":
         climb(uniform, nothing, 8)
         return result
-    if strategy in ("raysense", "solver", "jolts"):
+    if strategy in ("raysense", "solver"):
         curves = curves_of(problem)
         fine = [curve.refined() for curve in curves]
         sparsity = [np.array(c.sparsity) for c in fine]
@@ -207,9 +211,6 @@ def run(problem: Landscape, strategy: str, budget: int, seed: int) -> Run:
         learned = Learned(grid, damages, problem.names, solver, seed)
         climb(lambda zeros: solver(zeros, {}), learned.tell, 8)
         if strategy == "solver":
-            return result
-        if strategy == "jolts":
-            _jolt(problem, judged, solver, result, budget, seed)
             return result
         while problem.cost + SCORE_COST <= budget:
             allocation = learned.propose()
@@ -234,34 +235,6 @@ def run(problem: Landscape, strategy: str, budget: int, seed: int) -> Run:
         allocation = proposer.propose()
         proposer.tell(allocation, judged(allocation))
     return result
-
-
-def _jolt(
-    problem: Landscape,
-    judged: Callable[[Allocation], float],
-    solver: Any,
-    result: Run,
-    budget: int,
-    seed: int,
-) -> None:
-    """What raysense did before it learned: random factors, eight at a time, the best kept."""
-    rng, weights, growth = np.random.default_rng(seed), np.ones(problem.layers), 0.06
-    component = np.array([name.split(":")[0] == "unet" for name in problem.names])
-    while problem.cost + 8 * SCORE_COST <= budget:
-        total, best = int(result.zeros * (1 + growth)), None
-        for number in range(8):
-            common = rng.normal(0, 0.7, 2)
-            jolt = (
-                np.exp(common[component.astype(int)] + rng.normal(0, 0.7, problem.layers)) if number else 1.0
-            )
-            trial = weights * jolt
-            load = judged(solver(total, dict(zip(problem.names, trial.tolist(), strict=True))))
-            if load <= 1 and (best is None or load < best[0]):
-                best = (load, trial)
-        if best is None:
-            growth /= 2
-        else:
-            weights = best[1]
 
 
 def compare(

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from raysense.pruning.allocation import Allocation, LevelGrid
+
+_Floats = npt.NDArray[np.float64]
 
 Solve = Callable[[int, Mapping[str, float]], Allocation]
 """Wanted zeros and factors on the groups' damages -> the solver's allocation."""
@@ -94,20 +98,22 @@ class Learned:
         self._groups = list(groups)
         self._rng = np.random.default_rng(seed)
         self._push = _Push(grid)
-        self._rows: list[np.ndarray[Any, Any]] = []
+        self._rows: list[_Floats] = []
         self._loads: list[float] = []
         self._proposed: set[Allocation] = set()
         self._number = 0
-        component = np.array([group.split(":")[0] for group in self._groups])
-        same = (component[:, None] == component[None, :]).astype(float)
-        self._prior = FACTOR_SD**2 * (np.eye(len(component)) + same)
+        names = [group.split(":")[0] for group in self._groups]
+        _, self._component = np.unique(names, return_inverse=True)
+        same = (self._component[:, None] == self._component[None, :]).astype(float)
+        self._prior = FACTOR_SD**2 * (np.eye(len(names)) + same)
 
     def propose(self) -> Allocation:
         """The solver's answer to sampled factors, at a total above the best."""
         self._number += 1
-        mean, covariance = self._posterior()
+        known = self._known()
+        mean = known.mean
         sampled = self._number % 2 == 0  # by turns what is known and what might be
-        factors = self._rng.multivariate_normal(mean, covariance, method="eigh") if sampled else mean
+        factors = self._sampled(known) if sampled else mean
         factors = np.maximum(factors, _LEAST_FACTOR * max(float(mean.mean()), 1e-12))
         weights = dict(zip(self._groups, (factors / factors.mean()).tolist(), strict=True))
         allocation = self._solve(self._push.target, weights)
@@ -125,37 +131,63 @@ class Learned:
 
     def factors(self) -> dict[str, float]:
         """Group -> mean factor, as weights for the solver."""
-        mean, _ = self._posterior()
+        mean = self._known().mean
         mean = np.maximum(mean, _LEAST_FACTOR * max(float(mean.mean()), 1e-12))
         return dict(zip(self._groups, (mean / mean.mean()).tolist(), strict=True))
 
     def predict(self, allocation: Allocation) -> tuple[float, float]:
         """The load that the surrogate expects, and its standard deviation."""
-        mean, covariance = self._posterior()
+        known = self._known()
         row = np.asarray(self._damages(allocation), dtype=np.float64)
-        load = float(row @ mean)
-        return load, float(np.sqrt(max(float(row @ covariance @ row), 0.0) + (LOAD_SD * max(load, 0.3)) ** 2))
+        load = float(row @ known.mean)
+        prior = known.scale**2 * (self._prior @ row)
+        variance = float(row @ prior - (row @ known.gain) @ (known.rows @ prior))
+        return load, float(np.sqrt(max(variance, 0.0) + (LOAD_SD * max(load, 0.3)) ** 2))
 
-    def _posterior(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Mean and covariance of the factors."""
-        rows, loads = np.array(self._rows), np.array(self._loads)
-        count = len(self._groups)
-        sums = rows.sum(axis=1) if len(rows) else np.zeros(0)
-        usable = sums > 0
-        if not usable.any():
-            return np.ones(count), self._prior
-        rows, loads, sums = rows[usable], loads[usable], sums[usable]
+    def _known(self) -> _Known:
+        """What the measured loads say about the factors."""
+        rows, loads = np.array(self._rows).reshape(-1, len(self._groups)), np.array(self._loads)
+        sums = rows.sum(axis=1)
+        rows, loads, sums = rows[sums > 0], loads[sums > 0], sums[sums > 0]
         # The scale between probe and load is read off the loads nearest to the bound.
         near = np.argsort(np.abs(loads - 1))[:5]
-        scale = float(np.median(loads[near] / sums[near]))
+        scale = float(np.median(loads[near] / sums[near])) if len(near) else 0.0
         if scale <= 0:
-            return np.ones(count), self._prior
-        prior = self._prior * scale**2
-        noise = np.diag((LOAD_SD * np.maximum(loads, 0.3)) ** 2)
-        gain = np.linalg.solve(rows @ prior @ rows.T + noise, rows @ prior).T
-        mean = scale + gain @ (loads - scale * sums)
-        covariance = prior - gain @ rows @ prior
-        return mean, (covariance + covariance.T) / 2
+            rows, loads, scale = rows[:0], loads[:0], 1.0
+        noise = LOAD_SD * np.maximum(loads, 0.3)
+        seen = scale**2 * (rows @ self._prior)
+        gain = np.linalg.solve(seen @ rows.T + np.diag(noise**2), seen).T
+        mean = scale + gain @ (loads - scale * rows.sum(axis=1))
+        return _Known(scale, rows, loads, noise, gain, mean)
+
+    def _sampled(self, known: _Known) -> _Floats:
+        """Factors from the posterior: some from the prior, corrected by what was measured (Matheron's rule)."""
+        common = self._rng.standard_normal(int(self._component.max()) + 1)
+        own = self._rng.standard_normal(len(self._groups))
+        drawn = known.scale * (1 + FACTOR_SD * (own + common[self._component]))
+        loads = known.rows @ drawn + known.noise * self._rng.standard_normal(len(known.noise))
+        return np.asarray(drawn + known.gain @ (known.loads - loads))
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The Gaussian posterior of the factors: prior mean `scale`, prior covariance `scale²` times the prior's.
+
+    Attributes:
+        scale: Between probe and load.
+        rows: (measured, groups) damages.
+        loads: (measured,).
+        noise: (measured,) standard deviations of the loads.
+        gain: (groups, measured) how the factors follow the loads.
+        mean: (groups,) the factors.
+    """
+
+    scale: float
+    rows: _Floats
+    loads: _Floats
+    noise: _Floats
+    gain: _Floats
+    mean: _Floats
 
 
 class Switches:
@@ -355,16 +387,17 @@ def scaled(grid: LevelGrid, allocation: Allocation, zeros: int) -> Allocation:
 
 def _scaled(grid: LevelGrid, wish: Mapping[str, float], zeros: int) -> Allocation:
     """Every layer's density to one power, so that the zeros are `zeros` and nothing exceeds its top."""
-    sizes = {a: grid.weights(a) for a in grid.addresses if grid.step(a)}
-    tops = {a: float(grid.step(a) * grid.top(a)) for a in sizes}
-    share = {a: min(wish.get(a, 0.0) / sizes[a], 0.999) for a in sizes}
+    layers = [a for a in grid.addresses if grid.step(a)]
+    sizes = np.array([float(grid.weights(a)) for a in layers])
+    tops = np.array([float(grid.step(a) * grid.top(a)) for a in layers])
+    left = 1 - np.minimum(np.array([wish.get(a, 0.0) for a in layers]) / sizes, 0.999)
     zeros = min(max(zeros, 0), grid.max_zeros)
 
-    def at(power: float) -> dict[str, float]:
-        return {a: min(sizes[a] * (1 - (1 - share[a]) ** power), tops[a]) for a in sizes}
+    def at(power: float) -> _Floats:
+        return np.asarray(np.minimum(sizes * (1 - left**power), tops))
 
     low, high = 0.0, 64.0
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if sum(at(middle).values()) < zeros else (low, middle)
-    return grid.nearest(at(high), zeros)
+        low, high = (middle, high) if at(middle).sum() < zeros else (low, middle)
+    return grid.nearest(dict(zip(layers, at(high).tolist(), strict=True)), zeros)
