@@ -1,6 +1,6 @@
 """Synthetic search problems with a known optimum: is raysense near it, and ahead of the others at equal cost?
 
-    python -m benchmarks.landscapes            # 50, 200 and 1,000 layers, 3 seeds: some minutes
+    python -m benchmarks.landscapes            # 50, 200 and 1,000 layers, 3 seeds: ten minutes
     python -m benchmarks.landscapes --quick    # 50 layers, 2 seeds
 
 Every problem hides a damage function of all layers; the sparsest allocation with damage at most 1 is wanted. It is
