@@ -27,12 +27,13 @@ install Chromium so that \`chromium\` is found, then run again." >&2; exit 1; };
 		$$root apt-get update -qq && \
 		$$root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; }
 
-reference: $(READY)  ## run the committed reference study and its notebook anew
+reference: $(READY)  ## run the committed reference study anew, and what is shown of it
 	rm -rf reports/runs/reference reports/reference
 	$(BIN)/python -m raysense.search reports/reference.yaml --out reports/runs/reference
 	mkdir reports/reference
 	cp -R reports/runs/reference/study.json reports/runs/reference/manifest.json \
 		reports/runs/reference/summary.json reports/runs/reference/tables reports/reference/
+	$(BIN)/python -m raysense.report.answers reports/reference reports/queries > reports/queries/README.md
 	$(BIN)/jupyter-execute --inplace reports/analysis.ipynb
 
 setup: $(READY)  ## only install

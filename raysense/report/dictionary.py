@@ -19,7 +19,7 @@ In this folder:
 
 | | |
 |---|---|
-| `queries/*.sql` | ten questions users ask, as DuckDB queries: `raysense query RUN reports/queries/methods.sql` |
+| `queries/*.sql` | ten questions users ask, as DuckDB queries, with [their answers](queries/README.md) |
 | `analysis.ipynb` | the tables as data frames (`raysense.report.frames.Run`), with output |
 | `reference/`, `reference.yaml` | a small finished study that all output shown here comes from; `make reference` |
 

@@ -30,6 +30,8 @@ from raysense.study import Bound, ImageRung, Study, parse
 TOLERABLE = 0.05
 """Probe error beyond which a group alone counts as over its cliff: a twentieth of the denoiser's guided output."""
 
+PROBE_ERROR = "probe_error"
+
 DENOMINATORS = ("selected", "prunable", "components", "pipeline")
 
 
@@ -166,42 +168,31 @@ class Run:
         )
 
     def sensitivity(self) -> pd.DataFrame:
-        """One row per group and measured level, in network order.
+        """The view `curves` with the groups' places and sizes: one row per group, level and metric, in network order.
 
-        Columns: ``group``, ``position`` (of its first layer), ``component``, ``weights``, ``zeros``, ``sparsity`` (of
-        the group's own weights), ``metric``, ``value``, ``low``, ``high``, ``n``, ``key``.
+        Columns: ``group``, ``position`` (of its first layer), ``component``, ``layers``, ``weights``, ``zeros``,
+        ``sparsity`` (of the group's own weights), ``metric``, ``value``, ``low``, ``high``, ``n``, ``key``.
         """
-        evaluations = self.table("evaluations")
-        rows = evaluations[(evaluations["stage"] == "sensitivity") & (evaluations["failed"] == "")]
-        if rows.empty:
-            columns = ["key", "group", "position", "component", "layers", "weights", "zeros", "sparsity"]
-            return pd.DataFrame(columns=[*columns, "metric", "value", "low", "high", "n"])
+        return self._sensitivity.copy()
+
+    @cached_property
+    def _sensitivity(self) -> pd.DataFrame:
         layers = self.table("layers").reset_index(names="position")
-        levels = self.table("allocations").merge(
-            layers[["layer", "group", "position"]], on="layer", how="left"
-        )
         own = set(self.grid.addresses)
-        unit = {a: self.grid.weights(a) if a in own else 0 for a in layers["layer"]}
-        sizes = layers.assign(unit=layers["layer"].map(unit)).groupby("group")["unit"].sum()
-        moved = levels.groupby("allocation").agg(group=("group", "first"), removed=("zeros", "sum"))
-        first = layers.groupby("group").agg(
-            position=("position", "min"), component=("component", "first"), layers=("layer", "size")
+        layers["governed"] = [self.grid.weights(a) if a in own else 0 for a in layers["layer"]]
+        groups = layers.groupby("group").agg(
+            position=("position", "min"), layers=("layer", "size"), weights=("governed", "sum")
         )
-        found = (
-            rows[["key", "allocation"]]
-            .merge(moved, left_on="allocation", right_index=True)
-            .merge(first, left_on="group", right_index=True)
-            .merge(self.table("measures"), on="key")
-        )
-        found["weights"] = found["group"].map(sizes)
-        found["zeros"] = found["removed"]
+        found = self.sql("FROM curves").rename(columns={"damage": "value"}).join(groups, on="group")
         found["sparsity"] = found["zeros"] / found["weights"]
-        return found.sort_values(["position", "zeros"]).reset_index(drop=True)
+        return found.sort_values(["position", "zeros", "metric"]).reset_index(drop=True)
 
     def damage_metric(self) -> str | None:
-        """The measure that sensitivity was taken with: the one that most of its rows carry."""
+        """The measure that sensitivity is told by: the probe error, or else what most of its rows carry."""
         counts = self.sensitivity()["metric"].value_counts()
-        return None if counts.empty else str(counts.index[0])
+        if counts.empty:
+            return None
+        return PROBE_ERROR if PROBE_ERROR in counts.index else str(counts.index[0])
 
     def cliffs(self, tolerable: float = TOLERABLE) -> pd.DataFrame:
         """One row per group, most sensitive first: between which measured sparsities its damage becomes too much.
@@ -267,19 +258,19 @@ class Run:
         if metric not in rows or rows[metric].dropna().empty:
             return rows.iloc[:0]
         sign = 1 if lower_is_better(metric) else -1
-        ordered = rows.dropna(subset=[metric]).sort_values(["zeros"], ascending=False)
-        best = (sign * ordered[metric]).cummin()
-        is_new = (sign * ordered[metric] <= best) & ~(sign * ordered[metric]).duplicated()
-        return ordered[is_new].sort_values("zeros").reset_index(drop=True)
+        judged = rows.dropna(subset=[metric]).assign(loss=sign * rows[metric])
+        # Of equally sparse ones the best comes first: the others are beaten by it.
+        ordered = judged.sort_values(["zeros", "loss"], ascending=[False, True])
+        is_new = (ordered["loss"] <= ordered["loss"].cummin()) & ~ordered["loss"].duplicated()
+        return ordered[is_new].drop(columns="loss").sort_values("zeros").reset_index(drop=True)
 
 
 def strategy_of(question: str) -> str:
-    """The family behind a question's name: ``search/lamp/3`` → lamp; switches are the solver's."""
+    """The family behind a question's name: ``search/lamp/3`` → lamp."""
     stage, _, rest = question.partition("/")
     if stage == "baseline":
         return "dense"
-    name = rest.split("/")[0]
-    return "solver" if name == "switch" else name
+    return rest.split("/")[0]
 
 
 def lower_is_better(metric: str) -> bool:

@@ -51,6 +51,7 @@ MEANINGS = {
 
 STRATEGIES = {
     "solver": "raysense: shared out by measured sensitivity",
+    "joint": "raysense: the solver’s, corrected by what whole allocations were measured to do",
     "uniform": "one ratio for all layers",
     "recipe": "the original recipe: Linear layers only, one ratio",
     "lamp": "LAMP: by layer-adaptive magnitude, not measured",
@@ -114,7 +115,7 @@ def build(run: Run, *, images: int = 6, paint: bool = True) -> str:
         summary=summary,
         progress=_progress(run),
         answer=_answer(run, summary),
-        budget=_budget(run, summary),
+        budget=_budget(run, summary, candidates),
         bounds=list(enumerate(run.bounds)),
         winner=winner,
         pictures=rows,
@@ -226,15 +227,16 @@ def _answer(run: Run, summary: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _budget(run: Run, summary: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def _budget(run: Run, summary: Mapping[str, Any] | None, candidates: pd.DataFrame) -> list[dict[str, Any]]:
     """One row a bound: dense, pruned, difference with interval, bound, and how much of it is used."""
+    known = (summary or {}).get("dense") or _dense_so_far(run, candidates)
     measured = {row["field"]: row for row in (summary or {}).get("constraints", [])}
     rows = []
     for bound in run.bounds:
         found = measured.get(bound.field, {})
         base = bound.measure.removesuffix("_drop").removesuffix("_rise")
         metrics = (summary or {}).get("metrics", {}) or {}
-        dense = ((summary or {}).get("dense") or {}).get(base)
+        dense = known.get(base)
         edge = found.get("high" if bound.is_upper else "low")
         share = None
         if edge is not None and base != bound.measure and bound.limit:
@@ -256,6 +258,19 @@ def _budget(run: Run, summary: Mapping[str, Any] | None) -> list[dict[str, Any]]
             }
         )
     return rows
+
+
+def _dense_so_far(run: Run, candidates: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Measures of the dense pipeline on its largest rung, while there is no summary."""
+    dense = candidates[candidates["strategy"] == "dense"]
+    if dense.empty:
+        return {}
+    # Rungs are in the study's order, the largest last.
+    order = [name for name, _ in run.study.rungs]
+    largest = max(dense.to_dict("records"), key=lambda row: order.index(row["rung"]))
+    measures = run.table("measures")
+    own = measures[measures["key"] == largest["key"]].to_dict("records")
+    return {row["metric"]: {str(name): value for name, value in row.items()} for row in own}
 
 
 def _pictures(

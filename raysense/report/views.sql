@@ -23,7 +23,6 @@ SELECT
     e.key, e.allocation, e.rung, e.stage, e.question,
     CASE
         WHEN e.stage = 'baseline' THEN 'dense'
-        WHEN split_part(e.question, '/', 2) = 'switch' THEN 'solver'
         ELSE split_part(e.question, '/', 2)
     END AS strategy,
     e.zeros,
@@ -38,8 +37,8 @@ WHERE e.failed = '' AND e.rung IN ('preview', 'score', 'validation');
 -- Sensitivity: what removing so many weights of one group alone does; one row a level and metric.
 CREATE VIEW curves AS
 SELECT
-    l."group", min(l.component) AS component, e.key, sum(a.zeros) AS zeros,
-    m.metric, any_value(m.value) AS damage, any_value(m.low) AS low, any_value(m.high) AS high
+    l."group", min(l.component) AS component, e.key, sum(a.zeros)::BIGINT AS zeros, m.metric,
+    any_value(m.value) AS damage, any_value(m.low) AS low, any_value(m.high) AS high, any_value(m.n) AS n
 FROM evaluations e
 JOIN measures m USING (key)
 JOIN allocations a ON a.allocation = e.allocation

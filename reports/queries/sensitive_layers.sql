@@ -4,6 +4,7 @@ SELECT
     round(max(damage), 5) AS worst_damage,
     round(arg_max(low, damage), 5) AS worst_low, round(arg_max(high, damage), 5) AS worst_high
 FROM curves
+WHERE metric = 'probe_error'
 GROUP BY "group", component
 ORDER BY worst_damage DESC, "group"
 LIMIT 20;

@@ -110,7 +110,7 @@ def test_a_query_from_the_command_line(capsys: pytest.CaptureFixture[str], tmp_p
 
 def test_names() -> None:
     assert strategy_of("search/lamp/3") == "lamp"
-    assert strategy_of("search/switch/0/2") == "solver"
+    assert strategy_of("search/joint/0") == "joint"
     assert strategy_of("baseline/search") == "dense"
     assert lower_is_better("frechet_rise")
     assert not lower_is_better("clip_score")

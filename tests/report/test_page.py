@@ -113,6 +113,12 @@ def test_an_unfinished_study_says_what_is_missing_and_reloads(unfinished: Path) 
         assert browser.console == []
         notice = browser.evaluate("document.getElementById('unfinished').textContent")
         assert "Still missing: search, validation" in notice
+        dense = browser.evaluate(
+            "document.querySelector('table tr:nth-child(2) td:nth-child(2)').textContent"
+        )
+        measured = Run(str(unfinished)).table("measures").merge(evaluations, on="key")
+        (own,) = measured.query("question == 'baseline/validation' and metric == 'clip_score'")["value"]
+        assert dense == number(own, 4)
         assert "No pictures here" in browser.evaluate("document.body.textContent")
 
 
