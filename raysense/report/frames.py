@@ -22,6 +22,7 @@ import pandas as pd
 from raysense.errors import RaysenseError
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.saliency import UPDATING
+from raysense.report.front import front
 from raysense.store.disk import Disk, read_json
 from raysense.store.schema import TABLES
 from raysense.store.store import Store
@@ -257,12 +258,10 @@ class Run:
         rows = rows[(rows["rung"] == rung) & rows["zeros"].notna()]
         if metric not in rows or rows[metric].dropna().empty:
             return rows.iloc[:0]
+        judged = rows.dropna(subset=[metric])
         sign = 1 if lower_is_better(metric) else -1
-        judged = rows.dropna(subset=[metric]).assign(loss=sign * rows[metric])
-        # Of equally sparse ones the best comes first: the others are beaten by it.
-        ordered = judged.sort_values(["zeros", "loss"], ascending=[False, True])
-        is_new = (ordered["loss"] <= ordered["loss"].cummin()) & ~ordered["loss"].duplicated()
-        return ordered[is_new].drop(columns="loss").sort_values("zeros").reset_index(drop=True)
+        best = front(list(zip(judged["zeros"], sign * judged[metric], strict=True)))
+        return judged.iloc[best].reset_index(drop=True)
 
 
 def strategy_of(question: str) -> str:

@@ -40,4 +40,4 @@ SELECT
         SELECT rank() OVER (ORDER BY predicted) AS a, rank() OVER (ORDER BY closeness) AS b FROM both_sides
     )), 3) AS rho
 FROM both_sides
-ORDER BY predicted;
+ORDER BY predicted, key;

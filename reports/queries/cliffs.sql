@@ -13,4 +13,4 @@ SELECT
     round(any_value(e.worst_damage), 5) AS worst_damage
 FROM probed c JOIN edges e USING ("group")
 GROUP BY c."group"
-ORDER BY zeros_over NULLS LAST, worst_damage DESC;
+ORDER BY zeros_over NULLS LAST, worst_damage DESC, c."group";

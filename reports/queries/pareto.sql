@@ -13,4 +13,4 @@ WHERE NOT EXISTS (
     SELECT 1 FROM judged k
     WHERE k.zeros >= j.zeros AND k.loss <= j.loss AND (k.zeros > j.zeros OR k.loss < j.loss)
 )
-ORDER BY j.zeros;
+ORDER BY j.zeros, allocation;

@@ -9,5 +9,5 @@ FROM samples s
 JOIN winner USING (key)
 JOIN samples c ON c.key = s.key AND c.prompt_id = s.prompt_id AND c.seed = s.seed AND c.metric = 'clip_score'
 WHERE s.metric = 'clip_score_drop'
-ORDER BY s.value DESC, s.prompt
+ORDER BY s.value DESC, s.prompt, s.seed
 LIMIT 15;

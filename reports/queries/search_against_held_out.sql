@@ -1,7 +1,7 @@
 -- Is the winner's quality real? Every bounded measure of each strategy's sparsest feasible allocation, on the search's
 -- prompts and on held-out prompts: what was chosen for looking good looks worse on new prompts.
 WITH best AS (
-    SELECT strategy, rung, arg_max(key, zeros) AS key, max(sparsity_components) AS sparsity
+    SELECT strategy, rung, arg_max(key, (zeros, key)) AS key, max(sparsity_components) AS sparsity
     FROM verdicts WHERE feasible AND strategy <> 'dense' AND rung IN ('score', 'validation') GROUP BY strategy, rung
 )
 SELECT

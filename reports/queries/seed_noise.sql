@@ -14,4 +14,4 @@ SELECT
     round(1.96 * stddev_samp(d.value) / sqrt(count(*)), 4) AS smallest_drop_seen
 FROM drops d LEFT JOIN within w USING (key)
 GROUP BY d.key, d.rung
-ORDER BY d.rung, percent_removed;
+ORDER BY d.rung, percent_removed, d.key;
