@@ -262,6 +262,7 @@ def _record(
         "pipeline": run.study.pipeline,
         "revision": run.study.revision,
         "saliency": run.study.prune.saliency,
+        "pattern": run.study.prune.pattern,
         "allocation": allocation.key,
         "levels": dict(allocation),
         "zeros": zeros,
@@ -302,6 +303,13 @@ def _card(run: Run, record: Mapping[str, Any], compressed: bool) -> str:
     by_component: dict[str, int] = {}
     for layer, count in record["zeros_by_layer"].items():
         by_component[layer.split(":")[0]] = by_component.get(layer.split(":")[0], 0) + count
+    method = " ".join(part for part in (record["saliency"], record["pattern"]) if part)
+    kernels = (
+        "\nOn a CUDA device of capability 8.0 or more, `raysense.semi_structured.load_semi_structured` puts the layers "
+        "that can on 2:4 kernels; `python -m benchmarks.semi_structured` measures what that buys.\n"
+        if record["pattern"] == "2:4"
+        else ""
+    )
     removed = "\n".join(f"- {_code(name)}: {count:,} zeros" for name, count in by_component.items())
     return f"""---
 library_name: diffusers
@@ -322,8 +330,8 @@ Nothing was retrained. Zeros make the files smaller, not the pipeline faster: no
 
 {removed}
 
-By {_code(record["saliency"])}; every layer's level and its zeros stand in `{RECORD}`.
-
+By {_code(method)}; every layer's level and its zeros stand in `{RECORD}`.
+{kernels}
 ## Measured quality
 
 On {where}. Names ending in `_drop` and `_rise` are differences to the dense pipeline from the same noise.

@@ -1,0 +1,96 @@
+"""What 2:4 kernels buy: sampling an exported 2:4 pipeline with dense kernels and with 2:4 ones, side by side.
+
+``python -m benchmarks.semi_structured FOLDER [--dtype bfloat16] [--batch 8] [--steps 12] [--rounds 9]``
+
+Both pipelines hold the same weights on the same GPU and sample the same prompts from the same noise, in turns; a first
+round warms up and does not count. Without a GPU that has the kernels it says "not measured", and why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from raysense.errors import RaysenseError
+from raysense.pipelines.prompts import load_prompts
+from raysense.pipelines.sample import call_pipeline
+from raysense.semi_structured import check_device, load_either, load_semi_structured, read_record
+from raysense.study import BUNDLED, Sampling
+
+
+def main() -> int:
+    """Measure and print; 2 where the folder is not one to measure."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "folder", type=Path, help="what `raysense export` wrote of a study with prune.pattern 2:4"
+    )
+    parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16"))
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+    try:
+        read_record(args.folder)
+    except RaysenseError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        check_device("cuda")
+    except RaysenseError as error:
+        print(f"speed: not measured ({error})")
+        return 0
+    dtype = getattr(torch, args.dtype)
+    dense = load_either(args.folder, torch_dtype=dtype).to("cuda")
+    sparse, conversion = load_semi_structured(args.folder, torch_dtype=dtype)
+    print(conversion.in_words())
+    if not conversion.converted:
+        print("speed: not measured (no layer runs on 2:4 kernels)")
+        return 0
+    prompts = load_prompts(BUNDLED).validation[: args.batch]
+    sampling = Sampling(steps=args.steps, batch=args.batch)
+    for pipeline in (dense, sparse):
+        pipeline.set_progress_bar_config(disable=True)
+    ratios = side_by_side(
+        lambda: call_pipeline(dense, prompts, [0] * len(prompts), sampling),
+        lambda: call_pipeline(sparse, prompts, [0] * len(prompts), sampling),
+        args.rounds,
+    )
+    print(
+        f"dense time / 2:4 time: {statistics.median(ratios):.3f} (median of {len(ratios)} rounds, {min(ratios):.3f} to "
+        f"{max(ratios):.3f}); {torch.cuda.get_device_name()}, {args.dtype}, {len(prompts)} images, {args.steps} steps"
+    )
+    return 0
+
+
+def side_by_side(one: Callable[[], object], two: Callable[[], object], rounds: int) -> list[float]:
+    """Time of `one` over time of `two`, round by round, the order changing every time; a first round warms up."""
+    ratios = []
+    for number in range(rounds + 1):
+        if number % 2:
+            second, first = _seconds(two), _seconds(one)
+        else:
+            first, second = _seconds(one), _seconds(two)
+        ratios.append(first / second)
+    return ratios[1:]
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    sys.exit(main())
