@@ -7,8 +7,9 @@ Evaluators sleep instead of measuring, so that only raysense and Ray are on the 
 real one. An evaluator writes when it began to load, was loaded, began and ended an evaluation; the busy share
 is computed from these lines alone: measuring time divided by loaded time, over all loaded evaluators. It is taken over
 windows: with disturbances from all loaded to the first, from 20 s after each to the next, the last one until the queue
-empties; without, from 20 s after all are loaded until then. `busy_share_whole` is taken from all loaded until the queue
-empties, disturbances included. The last line of the output is one JSON object.
+empties; without, from 20 s after all are loaded until then. The queue is empty once the last question is begun: what is
+left then are the steps of questions under way, one after the other. `busy_share_whole` is taken from all loaded until
+the queue empties, disturbances included. The last line of the output is one JSON object.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ GPUS_PER_NODE = 2
 class Sleeper:
     """An evaluator that sleeps, and says when."""
 
-    def __init__(self, log: str, load: float, seconds: float) -> None:
+    def __init__(self, log: str, load: float, seconds: float, batch: int) -> None:
         import ray
 
-        self._log, self._seconds = log, seconds
+        self._log, self._seconds, self._batch = log, seconds, batch
         self._who = f"{os.getpid()} {ray.get_runtime_context().get_node_id()}"
         self._say("starts")
         time.sleep(load)
@@ -52,7 +53,8 @@ class Sleeper:
 
     def evaluate(self, task: Task) -> Evaluation:
         """Sleeps."""
-        self._say("begins")
+        is_first = task.allocation["unet:layer"] % self._batch == 1 % self._batch
+        self._say("opens" if is_first else "begins")
         time.sleep(self._seconds)
         self._say("ends")
         return Evaluation(
@@ -100,6 +102,7 @@ class Life:
     loads: int = 0
     loaded: float = float("inf")
     died: float = float("inf")
+    opened: float = 0.0  # began the first evaluation of a question, the last time
     spans: list[tuple[float, float]] = field(default_factory=list)
 
 
@@ -112,7 +115,8 @@ def lives(log: Path) -> dict[str, Life]:
         if what == "loaded":
             life.loads += 1
             life.loaded = float(moment)
-        elif what == "begins":
+        elif what in ("opens", "begins"):
+            life.opened = float(moment) if what == "opens" else life.opened
             life.spans.append((float(moment), float("inf")))
         elif what == "ends":
             life.spans[-1] = (life.spans[-1][0], float(moment))
@@ -157,33 +161,41 @@ def measure(case: Case) -> dict[str, Any]:
         log = Path(folder, "log")
         log.touch()
         quiet = {"include_dashboard": False}
-        cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, **quiet})
-        nodes = [
-            cluster.add_node(num_cpus=GPUS_PER_NODE, num_gpus=GPUS_PER_NODE)
-            for _ in range(case.gpus // GPUS_PER_NODE)
-        ]
-        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-        events: list[tuple[str, float]] = []
-        disturber = _Disturber(case, log, cluster, nodes, events)
-        if case.events:
-            disturber.start()
-        started = time.time()
-        psutil.cpu_percent(None)
-        strategy: Strategy = Curves(case.evaluations, case.batch)
-        spec = EvaluatorSpec(
-            "benchmarks.utilisation:Sleeper",
-            {"log": str(log), "load": case.load, "seconds": case.seconds},
+        # Without Ray's own hooks for the end of the process: they are only for a main thread, and a node joins from
+        # another one.
+        cluster: Any = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 1, "num_gpus": 0, **quiet},
+            shutdown_at_exit=False,
         )
-        with LiveView(plain_seconds=30) as view, CpuSeconds() as cpu:
-            run_on_ray(
-                strategy, spec, f"{folder}/store", signature="utilisation", lookahead=8 * case.gpus,
-                cpus_per_evaluator=0, gpus_per_evaluator=1, on_progress=view,
-            )  # fmt: skip
-        machine = psutil.cpu_percent(None) / 100
-        rows = Store.open(f"{folder}/store", create=True).evaluations()
-        disturber.finish()
-        ray.shutdown()
-        cluster.shutdown()
+        try:
+            nodes = [
+                cluster.add_node(num_cpus=GPUS_PER_NODE, num_gpus=GPUS_PER_NODE)
+                for _ in range(case.gpus // GPUS_PER_NODE)
+            ]
+            ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+            events: list[tuple[str, float]] = []
+            disturber = _Disturber(case, log, cluster, nodes, events)
+            if case.events:
+                disturber.start()
+            started = time.time()
+            psutil.cpu_percent(None)
+            strategy: Strategy = Curves(case.evaluations, case.batch)
+            spec = EvaluatorSpec(
+                "benchmarks.utilisation:Sleeper",
+                {"log": str(log), "load": case.load, "seconds": case.seconds, "batch": case.batch},
+            )
+            with LiveView(plain_seconds=30) as view, CpuSeconds() as cpu:
+                run_on_ray(
+                    strategy, spec, f"{folder}/store", signature="utilisation", lookahead=8 * case.gpus,
+                    cpus_per_evaluator=0, gpus_per_evaluator=1, on_progress=view,
+                )  # fmt: skip
+            machine = psutil.cpu_percent(None) / 100
+            rows = Store.open(f"{folder}/store", create=True).evaluations()
+            disturber.finish()
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
         found = figures(case, lives(log), events, started) | {
             "stored_once": len(rows) == len({row.key for row in rows}) == case.evaluations,
             "driver_ms_per_evaluation": round(1000 * cpu.by_part["driver"] / case.evaluations, 1),
@@ -258,7 +270,7 @@ def figures(
             if (kind == "kill" and pid == target) or (kind == "remove" and life.node == target):
                 life.died = min(life.died, moment)
     all_loaded = sorted(life.loaded for life in found.values())[case.gpus - 1]
-    empty = max(start for life in found.values() for start, _ in life.spans)
+    empty = max(life.opened for life in found.values())
     starts = [all_loaded, *(moment for _, moment in events)]
     ends = [*starts[1:], empty]
     windows = [
@@ -267,18 +279,21 @@ def figures(
         for number, (start, end) in enumerate(zip(starts, ends, strict=True))
     ]
     shares = [round(busy_share(found, start, end), 4) for start, end in windows if end > start]
+    happened = [what.split()[0] for what, _ in events]
+    lives_wanted = case.gpus + sum({"kill": 1, "add": GPUS_PER_NODE}.get(event, 0) for event in happened)
     return {
         "gpus": case.gpus,
         "evaluations": case.evaluations,
         "evaluation_seconds": case.seconds,
         "questions_of": case.batch,
         "all_loaded_after_s": round(all_loaded - started, 1),
-        "events": [what.split()[0] for what, _ in events],
+        "events": happened,
         "busy_shares": shares,
         "busy_share_lowest": min(shares, default=None),
         "busy_share_whole": round(busy_share(found, all_loaded, empty), 4),
         "loaded_once_per_life": all(life.loads <= 1 for life in found.values()),
         "lives": len(found),
+        "lives_wanted": lives_wanted,
         "median_pause_s": round(
             statistics.median(
                 [
@@ -308,6 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     holds = all(
         result["stored_once"]
         and result["loaded_once_per_life"]
+        and result["lives"] == result["lives_wanted"]
         and (number >= len(barred) or (result["busy_share_lowest"] or 0.0) >= BAR)
         for number, result in enumerate(results)
     )

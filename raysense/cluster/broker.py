@@ -43,6 +43,7 @@ class Plan:
         cpus: CPU cores an evaluator reserves.
         gpus: GPUs, or the fraction of one, that an evaluator reserves.
         version: The driver's version of raysense.
+        begun: Whether the driver has written the study's definition to the store.
     """
 
     spec: EvaluatorSpec
@@ -52,6 +53,7 @@ class Plan:
     cpus: float
     gpus: float
     version: str
+    begun: bool
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,12 @@ class Resident:
             )
         try:
             self._store = Store.open(self._plan.store_uri, create=True)
+            seen = (self._store.study or {}).get("signature")
+            if self._plan.begun and seen != self._plan.signature:
+                return Reply(
+                    fatal=f"evaluator {self._life}: {self._plan.store_uri} is not the driver's folder there: its rows "
+                    "would be lost. Give `--out` a folder that every machine sees under the same path, or s3://…"
+                )
             self._evaluator = self._plan.spec.build()
         except RaysenseError as error:
             return Reply(fatal=f"evaluator {self._life}: {error}")

@@ -180,6 +180,7 @@ class _Run:
             cpus=cpus,
             gpus=gpus,
             version=raysense.__version__,
+            begun=self._store.study is not None,
         )
         self._namespace = ray.get_runtime_context().namespace
         # The first evaluators start beside the broker, not after it: seconds of every small run.

@@ -15,7 +15,7 @@ import pytest
 import raysense
 from raysense.cli import main
 from raysense.cluster import EvaluatorSpec, Outcome, Snapshot, run_in_process, run_on_ray
-from raysense.cluster.broker import room
+from raysense.cluster.broker import Plan, Resident, room
 from raysense.errors import RaysenseError
 from raysense.search.strategy import Strategy
 from raysense.store import Store
@@ -164,6 +164,15 @@ def test_a_candidate_climbs_to_its_next_rung_on_the_same_evaluator(tmp_path: Pat
     assert len(evaluators) == 12
     assert len(set.union(*evaluators.values())) == 2
     assert all(len(used) == 1 for used in evaluators.values())
+
+
+def test_a_worker_that_sees_another_folder_than_the_driver_is_refused(tmp_path: Path) -> None:
+    """A node whose `--out` is a folder of its own would keep its rows to itself."""
+    spec = EvaluatorSpec("tests.cluster.sleepers:sleeper", {})
+    plan = Plan(spec, str(tmp_path), "s", count=1, cpus=1, gpus=0, version=raysense.__version__, begun=True)
+    assert "a folder that every machine sees" in Resident(plan).load().fatal
+    Store.open(str(tmp_path), create=True).begin({}, signature="s")
+    assert not Resident(plan).load().fatal
 
 
 def trial_processes() -> set[int]:

@@ -213,6 +213,8 @@ def rehearse(folder: Path) -> None:
     assert re.search(r"401|[Uu]nauthorized|[Aa]uthenticat", refused), f"no token, but: {refused[-500:]}"
     say("dashboard on loopback only; a client without the token is refused")
 
+    wait_for_worker(laptop, venv)
+
     changes = " ".join(f"--set '{name}={value}'" for name, value in STUDY.items())
     job = f"{venv}/ray job submit --address http://127.0.0.1:8265 --submission-id rehearsal"
     laptop.exec(
@@ -248,6 +250,23 @@ def rehearse(folder: Path) -> None:
     assert token not in Path(laptop.config).read_text()
 
 
+def wait_for_worker(laptop: Laptop, venv: str) -> None:
+    """`ray up` starts the head, the head then the worker, over SSH of its own; the study would not wait for it."""
+    alive = 'sum(node["Alive"] for node in ray.nodes())'
+    began = time.monotonic()
+    while time.monotonic() - began < 240:
+        nodes = laptop.exec(
+            f'{venv}/python -c \'import ray; ray.init("auto", log_to_driver=False); print("alive:", {alive})\'',
+            quiet=True,
+        )
+        if "alive: 2" in nodes:
+            say(f"the worker joined {time.monotonic() - began:.0f} s after `ray up`")
+            return
+        time.sleep(2)
+    log = laptop.exec("tail -n 60 /tmp/ray/session_latest/logs/monitor.out", check=False, quiet=True)
+    raise AssertionError(f"the worker has not joined in 240 s:\n{log[-6000:]}")
+
+
 def check_results(results: Path) -> None:
     """Parquet and answer have come back, and both machines have measured."""
     import pyarrow.parquet as pq
@@ -274,7 +293,7 @@ def network() -> None:
 
 
 def machine(home: Path, address: str, public_key: Path, runs: Path) -> None:
-    """A machine with an SSH server: its own processes, network, host name, /tmp/ray and home; `runs` is shared."""
+    """A machine with an SSH server: its own processes, network, host name, /tmp/ray and home; `runs` is shared, under one path."""
     name = home.name
     ssh = home / ".ssh"
     ssh.mkdir(mode=0o700)
@@ -300,10 +319,10 @@ def machine(home: Path, address: str, public_key: Path, runs: Path) -> None:
             "RAY_agent_register_timeout_ms=180000",
         )),
     ]  # fmt: skip
-    # One mount each; /tmp/ray is Ray's fixed place, and the other machine's is another one.
+    # /tmp/ray is Ray's fixed place, and the other machine's is another one.
     script = (
         f"set -e; hostname {name}; mkdir -p /run/sshd /tmp/ray; mount --bind {home}/passwd /etc/passwd; "
-        f"mount --bind {home}/ray /tmp/ray; mount --bind {runs} {home}/raysense/runs; "
+        f"mount --bind {home}/ray /tmp/ray; mount --bind {runs} {home.parent}/head/raysense/runs; "
         f"until ip addr show dev eth0 2>/dev/null | grep -q {address}; do sleep 0.1; done; exec {shlex.join(server)}"
     )
     process = subprocess.Popen([*INSIDE, "bash", "-c", script])
