@@ -293,7 +293,7 @@ def network() -> None:
 
 
 def machine(home: Path, address: str, public_key: Path, runs: Path) -> None:
-    """A machine with an SSH server: its own processes, network, host name, /tmp/ray and home; `runs` is shared, under one path."""
+    """A machine with an SSH server: its own processes, network, host name, /tmp/ray and home; it shares `runs`."""
     name = home.name
     ssh = home / ".ssh"
     ssh.mkdir(mode=0o700)
