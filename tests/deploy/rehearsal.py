@@ -240,13 +240,9 @@ def rehearse(folder: Path) -> None:
 
     laptop.run(laptop.ray, "down", "--yes", laptop.config, quiet=True)
     for address in (HEAD, WORKER):
-        left = subprocess.run(
-            ["ssh", "-i", str(key), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-q",
-             f"root@{address}", "ps -eo args | grep -E 'raylet|gcs_server|ray::' | grep -v grep"],
-            text=True, capture_output=True, check=False,
-        ).stdout  # fmt: skip
-        print(f"    left on {address}: {left.strip() or 'nothing'}", flush=True)
-        assert address != HEAD or not left.strip(), f"ray down left {left}"
+        left = left_on(address, key)
+        print(f"    left on {address}: {left or 'nothing'}", flush=True)
+        assert address != HEAD or not left, f"ray down left {left}"
     assert token not in Path(laptop.config).read_text()
 
 
@@ -265,6 +261,27 @@ def wait_for_worker(laptop: Laptop, venv: str) -> None:
         time.sleep(2)
     log = laptop.exec("tail -n 60 /tmp/ray/session_latest/logs/monitor.out", check=False, quiet=True)
     raise AssertionError(f"the worker has not joined in 240 s:\n{log[-6000:]}")
+
+
+def left_on(address: str, key: Path) -> str:
+    """Ray's processes on a machine, half a minute after the order to stop."""
+    command = [
+        "ssh",
+        "-i",
+        str(key),
+        "-o",
+        "StrictHostKeyChecking=no",
+        "-o",
+        "UserKnownHostsFile=/dev/null",
+        "-q",
+    ]
+    command += [f"root@{address}", "ps -eo comm | grep -E '^(raylet|gcs_server|ray::)'"]
+    for _ in range(15):
+        left = subprocess.run(command, text=True, capture_output=True, check=False).stdout.strip()
+        if not left:
+            break
+        time.sleep(2)
+    return " ".join(left.split())
 
 
 def check_results(results: Path) -> None:
