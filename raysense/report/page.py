@@ -116,7 +116,7 @@ def build(run: Run, *, images: int = 6, paint: bool = True) -> str:
         progress=_progress(run),
         answer=_answer(run, summary),
         budget=_budget(run, summary, candidates),
-        bounds=list(enumerate(run.bounds)),
+        bounds=[in_words(bound.measure) for bound in run.bounds],
         winner=winner,
         pictures=rows,
         pictures_missing=missing,
@@ -352,8 +352,17 @@ def _strategies(candidates: pd.DataFrame, asked: Sequence[str]) -> list[dict[str
         best = {
             rung: own[own["rung"] == rung]["sparsity_components"].max() for rung in ("score", "validation")
         }
+        tried = bool((candidates["strategy"] == strategy).any())
         tested = bool(((candidates["strategy"] == strategy) & (candidates["rung"] == "validation")).any())
-        rows.append({"strategy": strategy, "meaning": STRATEGIES.get(strategy, ""), **best, "tested": tested})
+        rows.append(
+            {
+                "strategy": strategy,
+                "meaning": STRATEGIES.get(strategy, ""),
+                **best,
+                "tried": tried,
+                "tested": tested,
+            }
+        )
     rows.sort(key=lambda row: -(row["score"] if row["score"] == row["score"] else -1.0))
     return rows
 

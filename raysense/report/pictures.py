@@ -38,6 +38,9 @@ LARGEST_THUMBNAIL = 256
 MILDER, BEYOND = (0.5, 0.8), 3
 """Shares of the winner's zeros shown beside it, and how many rows over the cliff."""
 
+ONE_FAMILY = ("solver", "joint")
+"""Strategies that are shown as one: the joint search goes on from the solver's allocations."""
+
 
 @dataclass(frozen=True)
 class Strip:
@@ -59,7 +62,7 @@ class Strip:
 
 
 def strips(run: Run, candidates: pd.DataFrame, count: int, paint: bool) -> list[Strip]:
-    """Dense, then the winner's strategy from mild to over the cliff, then one ratio for all at the winner's sparsity.
+    """Dense, then the winner's family from mild to over the cliff, then one ratio for all at the winner's sparsity.
 
     Everything is painted once, by the real pipeline from the stored allocations, with the prompts and the noise
     of the validation rung, and kept in the study's cache.
@@ -122,12 +125,13 @@ def choose_rows(candidates: pd.DataFrame, winner: str | None) -> list[dict[str, 
         strategy, top = feasible["strategy"].iloc[-1], float(feasible["zeros"].iloc[-1])
     else:
         strategy, top = pruned["strategy"].mode().iloc[0], 0.0
-    own = pruned[pruned["strategy"] == strategy]
+    family = list(ONE_FAMILY) if strategy in ONE_FAMILY else [strategy]
+    own = pruned[pruned["strategy"].isin(family)]
     milder = own[own["feasible"] & (own["zeros"] < top)]
-    near = [int((milder["zeros"] - share * top).abs().idxmin()) for share in MILDER if len(milder)]
+    near = [int((milder["zeros"] - share * top).abs().to_numpy().argmin()) for share in MILDER if len(milder)]
     beyond = own[~own["feasible"] & (own["zeros"] > top)].drop_duplicates("zeros").head(BEYOND)
     here = own[own["zeros"] == top] if not len(won) else won
-    shown = pd.concat([milder.loc[list(dict.fromkeys(near))], here.head(1), beyond]).sort_values("zeros")
+    shown = pd.concat([milder.iloc[list(dict.fromkeys(near))], here.head(1), beyond]).sort_values("zeros")
     records = pd.concat([dense, shown]).to_dict("records")
     return [{**{str(k): v for k, v in row.items()}, "kind": _kind(row, winner)} for row in records]
 

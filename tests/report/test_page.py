@@ -86,6 +86,10 @@ def test_it_fits_a_telephone_and_the_dark(hostile: Path, width: int, dark: bool)
             )
             <= width
         )
+        # Nothing of the budget, nor of what was removed where, lies beyond the edge.
+        for table in ("budget", "kinds"):
+            box = f"document.querySelector('.{table}').parentElement"
+            assert browser.evaluate(f"{box}.scrollWidth - {box}.clientWidth") == 0
         colour = browser.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (colour == "rgb(255, 255, 255)") is not dark
 
@@ -119,6 +123,9 @@ def test_an_unfinished_study_says_what_is_missing_and_reloads(unfinished: Path) 
         measured = Run(str(unfinished)).table("measures").merge(evaluations, on="key")
         (own,) = measured.query("question == 'baseline/validation' and metric == 'clip_score'")["value"]
         assert dense == number(own, 4)
+        body = browser.evaluate("document.body.textContent")
+        assert "not tried yet" in body
+        assert "CLIP score drop: not enough measured yet" in body
         assert "No pictures here" in browser.evaluate("document.body.textContent")
 
 

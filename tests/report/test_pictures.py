@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from raysense.errors import RaysenseError
-from raysense.report.pictures import LABEL_HEIGHT, paint_comparison, picture
+from raysense.report.frames import Run
+from raysense.report.pictures import LABEL_HEIGHT, choose_rows, paint_comparison, picture
+from tests.report.conftest import REFERENCE
 
 
 def test_rows_keep_their_pixels() -> None:
@@ -19,3 +21,13 @@ def test_rows_keep_their_pixels() -> None:
 def test_no_study(tmp_path: Path) -> None:
     with pytest.raises(RaysenseError, match="holds no finished study"):
         paint_comparison(tmp_path, tmp_path / "x.png")
+
+
+def test_the_rows_go_over_the_cliff_of_the_winners_family() -> None:
+    run = Run(str(REFERENCE))
+    assert run.summary is not None
+    rows = choose_rows(run.candidates(), run.summary["allocation"])
+    assert rows[0]["kind"] == "dense"
+    assert rows[-1]["kind"] == "outside"
+    assert [row["zeros"] for row in rows] == sorted(row["zeros"] for row in rows)
+    assert {row["strategy"] for row in rows} <= {"dense", "solver", "joint"}
