@@ -418,8 +418,8 @@ class Broker:
 
 def _climbs(question: Question, task: Task) -> bool:
     """Whether the question's next task is the same allocation on another rung."""
-    following = question.tasks[question.tasks.index(task) + 1 :][:1]
-    return any(after.allocation == task.allocation for after in following)
+    after = question.tasks.index(task) + 1
+    return after < len(question.tasks) and question.tasks[after].allocation == task.allocation
 
 
 def _first_line(error: BaseException) -> str:

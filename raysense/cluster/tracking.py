@@ -126,9 +126,9 @@ def figures(evaluation: Evaluation, denominators: Mapping[str, int]) -> dict[str
         "collapsed": int(bool(evaluation.collapsed)),
         "failed": int(bool(evaluation.failed)),
     }
-    for name in ("selected", "prunable", "components", "pipeline"):
-        if denominators.get(f"n_{name}"):
-            found[f"sparsity_{name}"] = evaluation.zeros / denominators[f"n_{name}"]
+    for name, n in denominators.items():
+        if name.startswith("n_") and n:
+            found[f"sparsity_{name.removeprefix('n_')}"] = evaluation.zeros / n
     for metric, measure in evaluation.measures.items():
         found |= {metric: measure.value, f"{metric}_low": measure.low, f"{metric}_high": measure.high}
     return {f"{evaluation.rung}/{name}": value for name, value in found.items() if math.isfinite(value)}

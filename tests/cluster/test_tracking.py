@@ -41,26 +41,10 @@ def run(folder: Path, track: Track, **arguments: Any) -> Store:
 
 def expected(store: Store) -> dict[str, list[dict[str, float]]]:
     """By question, the figures of its evaluations in order, from the Parquet rows alone."""
-    measures = store.table("measures").to_pylist()
     level = {row["allocation"]: row["level"] for row in store.table("allocations").to_pylist()}
     found: dict[str, list[dict[str, float]]] = {}
-    for row in sorted(store.table("evaluations").to_pylist(), key=lambda row: level[row["allocation"]]):
-        own = {m["metric"]: Measure(**{k: m[k] for k in ("value", "low", "high", "n", "extractor")})
-               for m in measures if m["key"] == row["key"]}  # fmt: skip
-        names = (
-            "key",
-            "question",
-            "stage",
-            "allocation",
-            "rung",
-            "draw",
-            "zeros",
-            "images",
-            "cost",
-            "seconds",
-        )
-        record = Evaluation(**{name: row[name] for name in (*names, "collapsed", "failed")}, measures=own)
-        found.setdefault(row["question"], []).append(figures(record, DENOMINATORS))
+    for evaluation in sorted(store.evaluations(), key=lambda evaluation: level[evaluation.allocation]):
+        found.setdefault(evaluation.question, []).append(figures(evaluation, DENOMINATORS))
     return found
 
 

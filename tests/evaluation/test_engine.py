@@ -141,7 +141,9 @@ def test_out_of_memory_halves_the_batch_and_says_so(evaluator: Evaluator) -> Non
     assert tight.images == 8
     assert tight.measures["clip_score"].n == roomy.measures["clip_score"].n == 8
     for name, measure in roomy.measures.items():
-        assert math.isclose(measure.value, tight.measures[name].value, rel_tol=5e-3, abs_tol=1e-4), name
+        # Distances of sets of eight images multiply what kernels of another batch size round otherwise.
+        tolerance = 5e-3 if name.startswith(("frechet", "kid")) else 1e-3
+        assert math.isclose(measure.value, tight.measures[name].value, rel_tol=tolerance, abs_tol=1e-4), name
     assert probed.measures["probe_error"].n == 8
     assert probed.notes == ""  # the batch stays halved
 
