@@ -18,7 +18,10 @@ import uuid
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
 
 import raysense
 from raysense.cluster.evaluators import EvaluatorSpec
@@ -40,11 +43,12 @@ ASKED_PER_EVALUATOR = 3
 COMPACT_EVERY = 1000
 PATIENCE_SECONDS = 600.0
 
-# Tune's own logging of results is switched off (the store is the log) and pending trials are allowed: without them
+# Tune's own logging of results is switched off (the store is the log), and its saving of itself, which grows with all
+# trials that ever were (nobody restores it: the store is replayed). Pending trials are allowed: without them
 # Tune kills idle trial processes at every completion and spends seconds of CPU on each new one.
 _TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "60",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_MAX_PENDING_TRIALS_PG": "10000",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -144,6 +148,7 @@ class _Run:
         self._error: BaseException | None = None
         self._draining = False
         self._width = 1
+        self._processes: set[int] = set()  # of trials, that are up
         self._compactor = _Compactor(store)
 
     def begin(self) -> bool:
@@ -215,14 +220,11 @@ class _Run:
         from raysense.cluster.trial import QuestionTrial
         from raysense.cluster.tune_adapter import Asker, Show, StopOnRule, Watcher
 
-        def thin(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-            return tune.PlacementGroupFactory([{"CPU": 0, "node:__internal_head__": config["share"]}])
-
         callbacks: list[tune.Callback] = [Watcher(self)]
         if self._tracker is not None:
             callbacks.append(Show(self, self._tracker))
         tuner = tune.Tuner(
-            tune.with_resources(QuestionTrial, thin),
+            tune.with_resources(QuestionTrial, _resources),
             tune_config=tune.TuneConfig(
                 search_alg=Asker(self), scheduler=StopOnRule(self), num_samples=-1, reuse_actors=True
             ),
@@ -254,9 +256,23 @@ class _Run:
         """Trials that run at the same time."""
         return math.ceil(RUNNING_PER_EVALUATOR * self._width)
 
+    @property
+    def warm(self) -> bool:
+        """All trial processes are up: no trial waits for its own to start."""
+        return len(self._processes) >= self.running
+
+    def seen(self, process: int) -> None:
+        """A trial's process has reported."""
+        self._processes.add(process)
+
+    def recount(self) -> None:
+        """Which trial processes are up has to be seen anew."""
+        self._processes.clear()
+
     def suggest(self, trial: str) -> dict[str, Any] | None:
         """The configuration of a new trial, or None: not now."""
-        if self.stopping or len(self._works) >= ASKED_PER_EVALUATOR * self._width:
+        most = ASKED_PER_EVALUATOR * self._width if self.warm else self.running
+        if self.stopping or len(self._works) >= most:
             return None
         work: Work | None = None
         with self._caught():
@@ -351,7 +367,9 @@ class _Run:
                 width,
                 ASKED_PER_EVALUATOR * width,
             )
-        self._width = max(self._width, width)
+        if width > self._width:
+            self._width = width
+            self.recount()  # a trial's share of the head node is another now: all start anew
 
     @contextlib.contextmanager
     def _caught(self) -> Iterator[None]:
@@ -384,6 +402,18 @@ class _Run:
         )
 
 
+def _resources(config: dict[str, Any]) -> Any:
+    """What a trial reserves, by its configuration."""
+    return _share_of_head(config["share"])
+
+
+@cache  # Tune keeps it with every trial
+def _share_of_head(share: float) -> Any:
+    from ray import tune
+
+    return tune.PlacementGroupFactory([{"CPU": 0, "node:__internal_head__": share}])
+
+
 class _Compactor:
     """Compacts the store beside the run, every so many evaluations."""
 
@@ -410,6 +440,7 @@ class _Compactor:
             self._store.compact()
         except RaysenseError as error:  # what is stored stays readable; the last compaction reports it
             log.warning("compaction put off: %s", error)
+        pa.default_memory_pool().release_unused()  # what a compaction needs for a second need not stay taken
 
 
 def _no_room(cpus: float, gpus: float) -> str:

@@ -61,6 +61,7 @@ class StopOnRule(_NotSaved, FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self._run = run
         self._warm: tuple[Any, int] | None = None  # resources, processes
+        self._trials: dict[str, Any] = {}  # that are not over, the oldest first
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Has Tune keep idle trial processes for the next question.
@@ -69,7 +70,7 @@ class StopOnRule(_NotSaved, FIFOScheduler):
         starts new ones for the next questions: seconds of CPU, and of waiting, for each. Its cache of
         processes knows a least number to keep, though not by a public name: a Ray without it runs, only slower.
         """
-        super().on_trial_add(tune_controller, trial)
+        self._trials[trial.trial_id] = trial
         cache = getattr(tune_controller, "_actor_cache", None)
         wanted = (trial.placement_group_factory, self._run.running)
         if cache is None or wanted == self._warm:
@@ -78,6 +79,28 @@ class StopOnRule(_NotSaved, FIFOScheduler):
             cache.decrease_max(*self._warm)
         cache.increase_max(*wanted)
         self._warm = wanted
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """The oldest pending trial, once all trial processes are up.
+
+        Tune gives whatever is chosen here the next idle process, and kills the one that is being started for it. With
+        trials shorter than a start, no second process would ever come up, and each try costs seconds of CPU. Until
+        then Tune itself gives idle processes to trials that have none.
+        """
+        pending = (trial for trial in self._trials.values() if trial.status == trial.PENDING)
+        return next(pending, None) if self._run.warm else None
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """The trial is over."""
+        self._trials.pop(trial.trial_id, None)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """The trial has failed too often."""
+        self._trials.pop(trial.trial_id, None)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """The trial is stopped before it began."""
+        self._trials.pop(trial.trial_id, None)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Takes the evaluation and says whether the trial goes on."""
@@ -95,6 +118,21 @@ class Watcher(_NotSaved, tune.Callback):
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """One turn."""
         self._run.tick()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial's process has shown that it is up."""
+        self._run.seen(result["pid"])
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's process has died: another one is started."""
+        self._run.recount()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Lets go of what Tune would keep of an ended trial: some 40 KB of statistics on its results, for ever."""
+        kept = trial.run_metadata
+        kept.metric_analysis, kept.metric_n_steps, kept.last_result = {}, {}, {}
 
 
 class Show(_NotSaved, tune.Callback):

@@ -27,7 +27,7 @@ def content_key(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Task:
     """One allocation to be measured on one rung.
 
@@ -46,7 +46,7 @@ class Task:
         return content_key(signature, self.allocation.key, self.rung, self.draw)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StopRule:
     """When a question needs no further task: as soon as one of the bounds is certainly crossed.
 
@@ -75,7 +75,7 @@ class StopRule:
         return over or under
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Question:
     """What one Ray Tune trial works through, in order: a group's curve, or a candidate climbing the rungs.
 
@@ -92,7 +92,7 @@ class Question:
     stop: StopRule | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Measure:
     """A metric's value with its interval.
 
@@ -111,7 +111,7 @@ class Measure:
     extractor: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """What measuring one allocation on one rung gave: one row of the table ``evaluations``.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,6 +31,7 @@ _PLAIN = (
     "trial",
     "evaluator",
 )
+_OWN = ("key", "allocation")  # texts that hardly recur
 _MEASURE = ("value", "low", "high", "n", "extractor")
 _IMAGE = ("prompt_id", "prompt", "seed")
 
@@ -51,10 +53,22 @@ def to_fields(evaluation: Evaluation) -> dict[str, Any]:
 def from_fields(fields: Mapping[str, Any]) -> Evaluation:
     """The evaluation that `to_fields` was given."""
     return Evaluation(
-        **{name: fields[name] for name in _PLAIN if name in fields or name not in LATER},
-        measures={metric: Measure(**values) for metric, values in fields["measures"].items()},
+        **{
+            name: fields[name] if name in _OWN else _shared(fields[name])
+            for name in _PLAIN
+            if name in fields or name not in LATER
+        },
+        measures={
+            sys.intern(metric): Measure(**{name: _shared(value) for name, value in values.items()})
+            for metric, values in fields["measures"].items()
+        },
         samples=tuple(fields["samples"]),
     )
+
+
+def _shared(value: Any) -> Any:
+    """One object for all equal texts: a driver keeps every row of a long study, and most of their texts recur."""
+    return sys.intern(value) if type(value) is str else value
 
 
 def without_samples(evaluation: Evaluation) -> Evaluation:
