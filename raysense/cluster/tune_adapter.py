@@ -130,9 +130,12 @@ class Watcher(_NotSaved, tune.Callback):
         self._run.recount()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Lets go of what Tune would keep of an ended trial: some 40 KB of statistics on its results, for ever."""
+        """Lets go of what Tune would keep of an ended trial: some 40 KB on its results, for ever."""
         kept = trial.run_metadata
-        kept.metric_analysis, kept.metric_n_steps, kept.last_result = {}, {}, {}
+        kept.metric_analysis, kept.metric_n_steps = {}, {}
+        if last := kept.last_result:
+            kept.last_result = {name: last[name] for name in ("trial_id", "training_iteration")}
+            kept.last_result["config"] = trial.config
 
 
 class Show(_NotSaved, tune.Callback):
