@@ -50,7 +50,6 @@ def expected(store: Store) -> dict[str, list[dict[str, float]]]:
 
 @pytest.mark.usefixtures("local_ray")
 def test_mlflow_shows_what_the_rows_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("mlflow", reason="needs raysense[mlflow]")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
 
