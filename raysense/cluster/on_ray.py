@@ -16,12 +16,10 @@ import tempfile
 import threading
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
-
-import pyarrow as pa
 
 import raysense
 from raysense.cluster.evaluators import EvaluatorSpec
@@ -257,6 +255,11 @@ class _Run:
         return math.ceil(RUNNING_PER_EVALUATOR * self._width)
 
     @property
+    def asked(self) -> Iterable[str]:
+        """The trials that are not over, the oldest first."""
+        return self._works
+
+    @property
     def warm(self) -> bool:
         """All trial processes are up: no trial waits for its own to start."""
         return len(self._processes) >= self.running
@@ -440,7 +443,6 @@ class _Compactor:
             self._store.compact()
         except RaysenseError as error:  # what is stored stays readable; the last compaction reports it
             log.warning("compaction put off: %s", error)
-        pa.default_memory_pool().release_unused()  # what a compaction needs for a second need not stay taken
 
 
 def _no_room(cpus: float, gpus: float) -> str:

@@ -60,8 +60,7 @@ class StopOnRule(_NotSaved, FIFOScheduler):
     def __init__(self, run: _Run) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._run = run
-        self._warm: tuple[Any, int] | None = None  # resources, processes
-        self._trials: dict[str, Any] = {}  # that are not over, the oldest first
+        self._kept: tuple[Any, int] | None = None  # resources, idle processes
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Has Tune keep idle trial processes for the next question.
@@ -70,15 +69,14 @@ class StopOnRule(_NotSaved, FIFOScheduler):
         starts new ones for the next questions: seconds of CPU, and of waiting, for each. Its cache of
         processes knows a least number to keep, though not by a public name: a Ray without it runs, only slower.
         """
-        self._trials[trial.trial_id] = trial
         cache = getattr(tune_controller, "_actor_cache", None)
         wanted = (trial.placement_group_factory, self._run.running)
-        if cache is None or wanted == self._warm:
+        if cache is None or wanted == self._kept:
             return
-        if self._warm is not None:  # nodes have joined: a trial's share is another now
-            cache.decrease_max(*self._warm)
+        if self._kept is not None:  # nodes have joined: a trial's share is another now
+            cache.decrease_max(*self._kept)
         cache.increase_max(*wanted)
-        self._warm = wanted
+        self._kept = wanted
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """The oldest pending trial, once all trial processes are up.
@@ -87,20 +85,11 @@ class StopOnRule(_NotSaved, FIFOScheduler):
         trials shorter than a start, no second process would ever come up, and each try costs seconds of CPU. Until
         then Tune itself gives idle processes to trials that have none.
         """
-        pending = (trial for trial in self._trials.values() if trial.status == trial.PENDING)
-        return next(pending, None) if self._run.warm else None
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """The trial is over."""
-        self._trials.pop(trial.trial_id, None)
-
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """The trial has failed too often."""
-        self._trials.pop(trial.trial_id, None)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """The trial is stopped before it began."""
-        self._trials.pop(trial.trial_id, None)
+        if not self._run.warm:
+            return None
+        live = {trial.trial_id: trial for trial in tune_controller.get_live_trials()}
+        asked = (live[name] for name in self._run.asked if name in live)
+        return next((trial for trial in asked if trial.status == trial.PENDING), None)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Takes the evaluation and says whether the trial goes on."""

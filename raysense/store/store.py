@@ -260,7 +260,9 @@ class Store:
             Number of evaluations taken in.
         """
         with self.lock():
-            return self._compact()
+            taken = self._compact()
+        pa.default_memory_pool().release_unused()  # what a compaction needs for a second need not stay taken
+        return taken
 
     def _compact(self) -> int:
         manifest = self._read_manifest()
