@@ -77,9 +77,9 @@ def allocations(evaluator: Evaluator, each: int, seed: int) -> dict[str, Allocat
         zeros = int(band * grid.n)
         pure = [
             priors.uniform(inventory, grid, zeros),
-            priors.lamp(inventory, grid, zeros, modules),
+            priors.lamp(inventory, grid, modules)(zeros),
             priors.erk(inventory, grid, zeros),
-            priors.global_magnitude(inventory, grid, zeros, modules),
+            priors.global_magnitude(inventory, grid, modules)(zeros),
         ]
         rng = np.random.default_rng([seed, int(1000 * band)])
         for number in range(each):

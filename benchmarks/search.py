@@ -160,13 +160,16 @@ def run(study: Study, folder: Path) -> list[dict[str, Any]]:
     from raysense.cluster import run_in_process
     from raysense.evaluation.calibration import calibration_cost
     from raysense.evaluation.engine import Evaluator, signature
-    from raysense.pipelines.load import modules_of
+    from raysense.pipelines.load import load_pipeline, modules_of
     from raysense.search.families import closed_forms
     from raysense.search.main import begin_store
     from raysense.search.plan import make_story
 
     evaluator = Evaluator(study, str(folder))
-    inventory, grid, modules = evaluator.inventory, evaluator.grid, modules_of(evaluator.pipeline)
+    inventory, grid = evaluator.inventory, evaluator.grid
+    # The evaluator's own weights are pruned most of the time; closed forms read dense ones, as a driver does.
+    dense = load_pipeline(study.pipeline, revision=study.revision, dtype=study.dtype)
+    modules = modules_of(dense)
     learning = calibration_cost(study, inventory, modules)
     families = closed_forms(inventory, grid, modules, study.search.proportions)
     story = make_story(study, inventory, grid, families, learning)
@@ -332,7 +335,9 @@ def summary(preset: Preset, table: pd.DataFrame, found: dict[str, Any]) -> str:
         f"`python -m benchmarks.search`, {preset.seeds} studies a bound, each with noise and prompts of its own. "
         "Means; in brackets the least and the most of the studies. Sparsities are validated on held-out prompts. Cost: "
         "denoiser sample-forwards, shared evaluations charged to each, dense baseline and validation left out. Cost to "
-        "reach: until the search first judged the final sparsity of the best iterative baseline inside the budget.",
+        "reach: until the search first judged the final sparsity of the best iterative baseline inside the budget. "
+        "`(k of n)`: in the other studies no candidate of the strategy's own was inside, and it ends with what it "
+        "starts from.",
         "",
         "| max_drop | strategy | sparsity_components | cost | image-equivalents | candidates | cost to reach |",
         "|---|---|---|---|---|---|---|",
@@ -344,8 +349,11 @@ def summary(preset: Preset, table: pd.DataFrame, found: dict[str, Any]) -> str:
         cost = rows["cost"].mean()
         reached = f"{reach.mean():,.0f}" if len(reach) else "never"
         reached += f" ({len(reach)} of {len(rows)})" if 0 < len(reach) < len(rows) else ""
+        own = share[share > 0]
+        sparsity = f"{own.mean():.1%} [{own.min():.1%}, {own.max():.1%}]" if len(own) else "none of its own"
+        sparsity += f" ({len(own)} of {len(rows)})" if 0 < len(own) < len(rows) else ""
         lines.append(
-            f"| {bound:g} | {name} | {share.mean():.1%} [{share.min():.1%}, {share.max():.1%}] | {cost:,.0f} | "
+            f"| {bound:g} | {name} | {sparsity} | {cost:,.0f} | "
             f"{cost / an_image:,.0f} | {rows['candidates'].mean():.0f} | {reached} |"
         )
     lines += ["", "| max_drop | raysense over | ratio | 95 % bounds | bar |", "|---|---|---|---|---|"]

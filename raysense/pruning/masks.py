@@ -37,8 +37,8 @@ _PLACES: dict[Place, str] = {
 NEVER = 255
 """The byte of a weight that leaves at no level. A weight with byte b is zero at the levels above b."""
 
-_CHUNK = 1 << 17
-"""Weights masked at a time on a CPU: mask, source and result of a chunk stay in the cache."""
+_CHUNK = 1 << 21
+"""Weights masked at a time on a CPU: the bytes, widened, stay in the cache. A sixteenth of it cost twice the time."""
 
 _SPARE = 0.5
 """Share of the free memory that the dense master may take; the rest is for activations."""
@@ -193,8 +193,7 @@ def leaving_levels(scores: Tensor, removed: list[int]) -> Tensor:
 def mask_into(live: Tensor, master: Tensor, leaves: Tensor, level: int) -> None:
     """Write the master into the live tensor with zeros where a weight leaves at or before `level`.
 
-    The bits are multiplied, as integers, by 0 or 1: exact for every value, and on a CPU far faster than
-    `torch.where`.
+    The bits are moved as integers: exact for every value. One pass, and on a CPU far faster than `torch.where`.
 
     Args:
         live: The weights in use, 16 or 32 bits each.
@@ -210,12 +209,12 @@ def mask_into(live: Tensor, master: Tensor, leaves: Tensor, level: int) -> None:
     integer = _INTEGER[live.element_size()]
     target, source, bytes_ = _flat(live).view(integer), _flat(master).view(integer), _flat(leaves)
     chunk = _CHUNK if live.device.type == "cpu" else target.numel()
-    stays = torch.empty(min(chunk, target.numel()), dtype=integer, device=live.device)
     for start in range(0, target.numel(), chunk):
-        part = slice(start, min(start + chunk, target.numel()))
-        # Compared straight into the wide integers: half the time of a boolean and its conversion.
-        one_or_zero = torch.ge(bytes_[part], level, out=stays[: part.stop - start])
-        torch.mul(source[part], one_or_zero, out=target[part])
+        part = slice(start, start + chunk)
+        # ReLU's backward pass is the one fused operation that says: the source, or 0 where the byte is at most that.
+        torch.ops.aten.threshold_backward.grad_input(
+            source[part], bytes_[part], level - 1, grad_input=target[part]
+        )
 
 
 def choose_place(weights: Mapping[str, Tensor]) -> Place:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,9 @@ from raysense.errors import RaysenseError
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory, Layer, weight_of
 from raysense.pruning.saliency import Known, wanda_tensor
+
+Family = Callable[[int], Allocation]
+"""Wanted zeros in the selected layers -> allocation."""
 
 _BUCKETS = 1 << 15
 """One per bfloat16 value of a score that is not negative."""
@@ -87,19 +91,17 @@ def erk(inventory: Inventory, grid: LevelGrid, zeros: int) -> Allocation:
     return grid.nearest(_solve(wish, zeros, 0.0, 1 / min(raw.values()), falling=True), zeros)
 
 
-def global_magnitude(
-    inventory: Inventory, grid: LevelGrid, zeros: int, modules: Mapping[str, nn.Module]
-) -> Allocation:
+def global_magnitude(inventory: Inventory, grid: LevelGrid, modules: Mapping[str, nn.Module]) -> Family:
     """One magnitude threshold for all selected layers (thresholds to bfloat16, then to levels)."""
-    return _one_threshold(inventory, grid, zeros, modules, lambda weight: weight.float().abs())
+    return _one_threshold(inventory, grid, modules, lambda weight: weight.float().abs())
 
 
-def lamp(inventory: Inventory, grid: LevelGrid, zeros: int, modules: Mapping[str, nn.Module]) -> Allocation:
+def lamp(inventory: Inventory, grid: LevelGrid, modules: Mapping[str, nn.Module]) -> Family:
     """One threshold on the layer-adaptive magnitude score of all selected layers.
 
     Source: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning" (ICLR 2021), eq. 4.
     """
-    return _one_threshold(inventory, grid, zeros, modules, lamp_scores)
+    return _one_threshold(inventory, grid, modules, lamp_scores)
 
 
 def owl(
@@ -158,23 +160,35 @@ def lamp_scores(weight: Tensor) -> Tensor:
 def _one_threshold(
     inventory: Inventory,
     grid: LevelGrid,
-    zeros: int,
     modules: Mapping[str, nn.Module],
     scores_of: Callable[[Tensor], Tensor],
-) -> Allocation:
-    """The zeros of each layer below the one threshold that gives the total, each layer up to its cap."""
-    below = np.stack([_cumulative(scores_of(weight_of(modules, layer).data)) for layer in inventory.layers])
+) -> Family:
+    """The zeros of each layer below the one threshold that gives the total, each layer up to its cap.
+
+    The weights are read once, when the first allocation is asked for: they must be dense then.
+    """
     limits = np.array([grid.limit(layer.address) for layer in inventory.layers], dtype=np.int64)
-    totals = np.minimum(below, limits[:, None]).sum(axis=0)
-    last = min(int(np.searchsorted(totals, zeros)), _BUCKETS - 1)
-    upper = np.minimum(below[:, last], limits)
-    lower = np.minimum(below[:, last - 1], limits) if last else np.zeros_like(upper)
-    # Inside the bucket that the threshold falls into, every layer gives the same share.
-    gap = max(int((upper - lower).sum()), 1)
-    wish = lower + (upper - lower) * ((zeros - int(lower.sum())) / gap)
-    return grid.nearest(
-        {layer.address: float(w) for layer, w in zip(inventory.layers, wish, strict=True)}, zeros
-    )
+
+    @cache
+    def counts() -> npt.NDArray[np.int64]:
+        return np.stack(
+            [_cumulative(scores_of(weight_of(modules, layer).data)) for layer in inventory.layers]
+        )
+
+    def family(zeros: int) -> Allocation:
+        below = counts()
+        totals = np.minimum(below, limits[:, None]).sum(axis=0)
+        last = min(int(np.searchsorted(totals, zeros)), _BUCKETS - 1)
+        upper = np.minimum(below[:, last], limits)
+        lower = np.minimum(below[:, last - 1], limits) if last else np.zeros_like(upper)
+        # Inside the bucket that the threshold falls into, every layer gives the same share.
+        gap = max(int((upper - lower).sum()), 1)
+        wish = lower + (upper - lower) * ((zeros - int(lower.sum())) / gap)
+        return grid.nearest(
+            {layer.address: float(w) for layer, w in zip(inventory.layers, wish, strict=True)}, zeros
+        )
+
+    return family
 
 
 def _cumulative(scores: Tensor) -> npt.NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -11,11 +11,9 @@ from raysense.evaluation.records import OUTLIERS, Evaluation
 from raysense.pruning import priors
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory, Layer
+from raysense.pruning.priors import Family
 from raysense.search.curves import Curve
 from raysense.search.solver import OBJECTIVES
-
-Family = Callable[[int], Allocation]
-"""Wanted zeros in the selected layers -> allocation."""
 
 SOLVER = "solver"
 JOINT = "joint"
@@ -37,7 +35,7 @@ def closed_forms(
     Args:
         inventory: The selected layers.
         grid: Their levels.
-        modules: Component name -> module, dense.
+        modules: Component name -> module, dense when the first allocation is asked for.
         proportions: Component -> its part in the ratios of ``per_component`` and ``recipe``; 1 where missing.
     """
     linear = tuple(layer for layer in inventory.layers if layer.kind == "linear")
@@ -51,8 +49,8 @@ def closed_forms(
         "per_component": in_proportion(inventory.layers),
         "recipe": in_proportion(linear),
         "erk": lambda zeros: priors.erk(inventory, grid, zeros),
-        "global": lambda zeros: priors.global_magnitude(inventory, grid, zeros, modules),
-        "lamp": lambda zeros: priors.lamp(inventory, grid, zeros, modules),
+        "global": priors.global_magnitude(inventory, grid, modules),
+        "lamp": priors.lamp(inventory, grid, modules),
     }
 
 

@@ -17,8 +17,10 @@ from raysense.pruning.statistics import calibrate
 CLOSED_FORMS = {
     "uniform": lambda inventory, grid, zeros, modules: priors.uniform(inventory, grid, zeros),
     "erk": lambda inventory, grid, zeros, modules: priors.erk(inventory, grid, zeros),
-    "global_magnitude": priors.global_magnitude,
-    "lamp": priors.lamp,
+    "global_magnitude": lambda inventory, grid, zeros, modules: priors.global_magnitude(
+        inventory, grid, modules
+    )(zeros),
+    "lamp": lambda inventory, grid, zeros, modules: priors.lamp(inventory, grid, modules)(zeros),
     "owl": lambda inventory, grid, zeros, modules: priors.owl(
         inventory, grid, zeros, {a: (i % 5) / 10 for i, (a, _) in enumerate(inventory.sizes)}
     ),
@@ -98,7 +100,7 @@ def test_global_magnitude_as_by_sorting_everything(dtype: torch.dtype):
     modules["unet"].to(dtype)
     inventory, grid = setting(modules)
     zeros = round(0.5 * inventory.n_selected)
-    allocation = priors.global_magnitude(inventory, grid, zeros, modules)
+    allocation = priors.global_magnitude(inventory, grid, modules)(zeros)
     weights = {layer.address: weight_of(modules, layer).detach().float().abs() for layer in inventory.layers}
     threshold = torch.cat([w.flatten() for w in weights.values()]).sort().values[zeros]
     for address, weight in weights.items():
@@ -123,8 +125,18 @@ def test_lamp_does_not_depend_on_the_scale_of_a_layer():
         scaled["unet"][0].weight *= 64
     inventory, grid = setting(plain)
     zeros = inventory.n_selected // 2
-    assert priors.lamp(inventory, grid, zeros, plain) == priors.lamp(inventory, grid, zeros, scaled)
-    assert priors.global_magnitude(inventory, grid, zeros, scaled)["unet:0"] < 20
+    assert priors.lamp(inventory, grid, plain)(zeros) == priors.lamp(inventory, grid, scaled)(zeros)
+    assert priors.global_magnitude(inventory, grid, scaled)(zeros)["unet:0"] < 20
+
+
+@pytest.mark.parametrize("prior", [priors.lamp, priors.global_magnitude])
+def test_weights_pruned_later_do_not_change_a_family(prior):
+    modules = network((64, 64), (64, 96), scale=(0.1, 0.03))
+    inventory, grid = setting(modules)
+    family, half = prior(inventory, grid, modules), inventory.n_selected // 2
+    dense = family(half)
+    Masker(modules, inventory, grid).apply(grid.uniform(0.8))
+    assert family(half) == dense
 
 
 def test_erk_densities_follow_its_formula():
