@@ -170,7 +170,7 @@ def run(study: Study, folder: Path) -> list[dict[str, Any]]:
     # The evaluator's own weights are pruned most of the time; closed forms read dense ones, as a driver does.
     dense = load_pipeline(study.pipeline, revision=study.revision, dtype=study.dtype)
     modules = modules_of(dense)
-    learning = calibration_cost(study, inventory, modules)
+    learning = calibration_cost(study, inventory, grid, modules)
     families = closed_forms(inventory, grid, modules, study.search.proportions)
     story = make_story(study, inventory, grid, families, learning)
     told = Told(story)

@@ -261,7 +261,7 @@ def _record(
         "signature": run.record["signature"],
         "pipeline": run.study.pipeline,
         "revision": run.study.revision,
-        "saliency": run.study.prune.saliency,
+        "saliency": evaluator.saliency,
         "pattern": run.study.prune.pattern,
         "allocation": allocation.key,
         "levels": dict(allocation),

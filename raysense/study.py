@@ -71,10 +71,23 @@ class Prune(_Strict):
     include: tuple[str, ...] = Field(("*",), min_length=1, strict=False)
     exclude: tuple[str, ...] = Field((), strict=False)
     kinds: tuple[Kind, ...] | None = Field(None, strict=False)
-    saliency: str = "magnitude"
+    saliency: str | Annotated[tuple[str, ...], Field(min_length=2, strict=False)] = Field(
+        "magnitude", description="a method, or several that compete: by probe, for each component"
+    )
     pattern: str | None = Field(None, pattern=r"^[1-9]\d*:[1-9]\d*$", description="n:m, keep n of every m")
     calibration: Calibration = Calibration()
     cap: float = Field(0.95, gt=0, le=1, description="largest sparsity of any one layer")
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The saliency method, or those that compete."""
+        return (self.saliency,) if isinstance(self.saliency, str) else self.saliency
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Prune:
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"saliency must name each method once, but got {', '.join(self.methods)}")
+        return self
 
     @model_validator(mode="after")
     def _pattern_within_cap(self) -> Prune:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import raysense
 from raysense.errors import RaysenseError
 from raysense.evaluation.blobs import Blobs
+from raysense.evaluation.contest import components_of, heats
 from raysense.evaluation.records import content_key
 from raysense.evaluation.slices import Slices
 from raysense.pipelines.load import denoiser_of, modules_of
@@ -47,42 +48,53 @@ CALIBRATION_SEED = 2_000_000
 _Found = TypeVar("_Found")
 
 
-def method_of(study: Study) -> str:
-    """What a study prunes with, in a word or two: ``wanda``, ``magnitude 2:4``."""
-    return " ".join(part for part in (study.prune.saliency, study.prune.pattern) if part)
-
-
 def needs_of(study: Study) -> frozenset[str]:
     """What must be collected from the dense pipeline: any of ``inputs``, ``gradients`` and ``hessians``.
 
     Raises:
         RaysenseError: An unknown method.
     """
-    name = study.prune.saliency
-    needs = frozenset({"hessians"}) if name in UPDATING else find_method(name).needs
-    return needs | {"inputs"} if OWL in study.search.strategies else needs
+    needs = frozenset({"inputs"} if OWL in study.search.strategies else ())
+    for name in study.prune.methods:
+        needs |= {"hessians"} if name in UPDATING else find_method(name).needs
+    return needs
 
 
-def calibration_cost(study: Study, inventory: Inventory, modules: Mapping[str, nn.Module]) -> int:
+def calibration_cost(
+    study: Study, inventory: Inventory, grid: LevelGrid, modules: Mapping[str, nn.Module]
+) -> int:
     """Denoiser sample-forwards of the calibration, at most; 0 if the study needs none.
 
     Raises:
         RaysenseError: The method is unknown or cannot handle the layers, or there are too few prompts.
     """
-    needs, calibration = needs_of(study), study.prune.calibration
-    if study.prune.saliency in UPDATING:
-        if study.prune.pattern:
-            check_pattern(inventory.layers)
-    else:
-        method = find_method(study.prune.saliency)
+    needs, calibration, methods = needs_of(study), study.prune.calibration, study.prune.methods
+    guided = 2 if study.sampling.guidance > 1 else 1
+    for name in methods:
+        if name in UPDATING:
+            if len(methods) > 1:
+                raise RaysenseError(
+                    f"`prune.saliency`: {name} updates the weights that stay and cannot compete; name it alone, "
+                    "or only methods that rank"
+                )
+            if study.prune.pattern:
+                check_pattern(inventory.layers)
+            continue
+        method = find_method(name)
         strange = [layer for layer in inventory.layers if method.kinds and layer.kind not in method.kinds]
         if method.kinds and strange:
             raise RaysenseError(
                 f"`prune.saliency`: {method.name} cannot score {strange[0].address}, which is {strange[0].kind}, nor "
                 f"{len(strange) - 1} more; it handles {', '.join(sorted(method.kinds))}: set `prune.kinds` to these"
             )
+    contest = 0
+    if len(methods) > 1:
+        probe, count = study.rungs.probe, sum(len(heats(grid, c)) for c in components_of(grid))
+        # The first probe records the dense pipeline's inputs.
+        forwards = len(methods) * count * probe.timesteps + probe.timesteps + study.sampling.steps
+        contest = probe.prompts * forwards * guided
     if not needs:
-        return 0
+        return contest
     available = len(load_prompts(study.prompts).search)
     if calibration.prompts > available:
         raise RaysenseError(
@@ -94,9 +106,8 @@ def calibration_cost(study: Study, inventory: Inventory, modules: Mapping[str, n
     if "hessians" in needs:
         limit = int(calibration.memory_gb * 1e9)
         passes += len(hessian_passes(modules, inventory.layers, limit))
-    guided = 2 if study.sampling.guidance > 1 else 1
     # One more image tells how often a run calls the denoiser.
-    return (passes * calibration.prompts + 1) * study.sampling.steps * guided
+    return (passes * calibration.prompts + 1) * study.sampling.steps * guided + contest
 
 
 class Calibration:
@@ -146,18 +157,28 @@ class Calibration:
     def learn(self) -> None:
         """Collect whatever is not in the cache yet. The pipeline must be dense."""
         self._statistics(needs_of(self._study) - {"hessians"})
-        if self._study.prune.saliency in UPDATING:
+        if "hessians" in needs_of(self._study):
             self._solve()
 
-    def pruner(self) -> Pruner:
-        """What applies allocations by the study's method; learns first what is not in the cache."""
-        name, seed = self._study.prune.saliency, self._study.seed
-        if name in UPDATING:
+    def pruner(self, methods: Mapping[str, str]) -> Pruner:
+        """What applies allocations; learns first what is not in the cache.
+
+        Args:
+            methods: Component -> method.
+        """
+        names = set(methods.values())
+        if names & set(UPDATING):
             self._solve()
             return Substituter(self._modules, self._inventory, self._grid, self._slices.load)
-        statistics = self._statistics(find_method(name).needs)
+        statistics = self._statistics(frozenset[str]().union(*(find_method(name).needs for name in names)))
         return Masker(
-            self._modules, self._inventory, self._grid, name, statistics, seed, pattern=self._pattern
+            self._modules,
+            self._inventory,
+            self._grid,
+            methods,
+            statistics,
+            self._study.seed,
+            pattern=self._pattern,
         )
 
     def outliers(self) -> dict[str, float]:
@@ -166,7 +187,7 @@ class Calibration:
 
     def noted(self, allocation: Allocation) -> str:
         """What departed from the plan in the weights of an allocation, or an empty text."""
-        if self._study.prune.saliency not in UPDATING:
+        if "hessians" not in needs_of(self._study):
             return ""
         layers = [address for host in allocation for address in self._grid.members(host)]
         found = [f"{address} {note}" for address in layers if (note := self._slices.note(address))]
@@ -234,7 +255,7 @@ class Calibration:
             return
         calibration = self._study.prune.calibration
         weighted: dict[str, Callable[[int], float]] = {}
-        if UPDATING[self._study.prune.saliency]:
+        if UPDATING[self._study.prune.methods[0]]:
             denoiser = denoiser_of(self._pipeline)
             steps = StepWeight(self._calls_of_a_run(denoiser))
             weighted = {name: steps for name, module in self._modules.items() if module is denoiser}

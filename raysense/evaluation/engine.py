@@ -16,7 +16,8 @@ from torch import Tensor
 import raysense
 from raysense.errors import RaysenseError
 from raysense.evaluation.blobs import Blobs
-from raysense.evaluation.calibration import OWL, Calibration, method_of
+from raysense.evaluation.calibration import OWL, Calibration
+from raysense.evaluation.contest import as_measures, components_of, hold_contest, winners
 from raysense.evaluation.judges import DISTANCES, Judged, Judges, Reference, joined, measure
 from raysense.evaluation.layer_outputs import LayerOutputs
 from raysense.evaluation.probe import Probe
@@ -91,6 +92,8 @@ class Evaluator:
             Disk(directory),
         )
         self._masker: Pruner | None = None
+        names = study.prune.methods
+        self._methods = dict.fromkeys(components_of(self.grid), names[0]) if len(names) == 1 else {}
         self._signature = signature(study, self.grid)
         self._batch = study.sampling.batch
         self._notes: list[str] = []
@@ -108,11 +111,22 @@ class Evaluator:
     def masker(self) -> Pruner:
         """Holds the dense master; restores it exactly. Made when first needed: its method may have to learn."""
         if self._masker is None:
+            self._methods = self._choose_methods()
             with self._watchable():
-                self._masker = self.calibration.pruner()
+                self._masker = self.calibration.pruner(self._methods)
             if self._masker.place == "mapped":
                 self._notes.append(self._masker.described)
         return self._masker
+
+    @property
+    def saliency(self) -> str:
+        """What prunes: ``wanda``; where methods compete, each component's, or all before that is decided."""
+        names = self.study.prune.methods
+        if len(names) == 1:
+            return names[0]
+        if not self._methods:
+            return " or ".join(names)
+        return ", ".join(f"{component}: {name}" for component, name in self._methods.items())
 
     def stand_at(self, allocation: Allocation) -> None:
         """Bring the pipeline to an allocation; it stands at the dense one from the start."""
@@ -173,7 +187,7 @@ class Evaluator:
             cost=meter.forwards,
             seconds=time.perf_counter() - began,
             collapsed=collapsed,
-            method=method_of(self.study),
+            method=" ".join(part for part in (self.saliency, self.study.prune.pattern) if part),
             notes="; ".join(note for note in (*self._notes, self.calibration.noted(task.allocation)) if note),
             samples=samples,
         )
@@ -203,14 +217,48 @@ class Evaluator:
         self.stand_at(Allocation())
         with self._watchable():
             self.calibration.learn()
+        names, measures = self.study.prune.methods, dict[str, Measure]()
+        if len(names) > 1:
+            self._methods = self._choose_methods()
+            measures = as_measures(names, self.grid, self._contest())
         self._notes += self.calibration.notes
         if OWL not in self.study.search.strategies:
-            return {}
+            return measures
         n = len(self.prompts.search[: self.study.prune.calibration.prompts])
-        return {
+        return measures | {
             OUTLIERS + address: Measure(ratio, ratio, ratio, n, "inputs of the dense layer")
             for address, ratio in self.calibration.outliers().items()
         }
+
+    def _choose_methods(self) -> dict[str, str]:
+        """Component -> the method that prunes it."""
+        return self._methods or winners(self.study.prune.methods, self._contest())
+
+    def _contest(self) -> dict[str, Tensor]:
+        """The contest between the study's methods: from the cache, or held now; the pipeline is dense afterwards."""
+
+        def hold() -> dict[str, Tensor]:
+            try:
+                # Text embeddings are remembered by allocation, and here several methods share one.
+                with torch.inference_mode(), self.texts.bypassed():
+                    return hold_contest(self.study.prune.methods, self.grid, self._contend)
+            finally:
+                self._leave()
+
+        return self._remembered(content_key("contest", self._signature), hold)
+
+    def _contend(self, method: str) -> Callable[[Allocation], Measure]:
+        """Let one method prune everything; gives what measures its allocations."""
+        self._leave()
+        with self._watchable():
+            self._masker = self.calibration.pruner(dict.fromkeys(components_of(self.grid), method))
+        return lambda allocation: self._probed(allocation)["probe_error"]
+
+    def _leave(self) -> None:
+        """Give up the masks, one byte a weight and a master, for others'; the pipeline is dense."""
+        if self._masker is not None:
+            self._masker.restore()
+            self._masker = None
 
     # --- the probe ------------------------------------------------------------------------------------
 

@@ -54,11 +54,11 @@ class TextCache:
     @contextmanager
     def bypassed(self) -> Iterator[None]:
         """While this is open every call runs its encoder, so that hooks inside it see it work."""
-        self._bypassed = True
+        before, self._bypassed = self._bypassed, True
         try:
             yield
         finally:
-            self._bypassed = False
+            self._bypassed = before
 
     def _remembering(self, name: str, encode: Callable[..., Any]) -> Callable[..., Any]:
         def forward(input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:

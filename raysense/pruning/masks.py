@@ -132,7 +132,7 @@ class Masker(Pruner):
         modules: Component name -> module, holding the dense weights.
         inventory: The selected layers.
         grid: Their levels (those of `patterns.pattern_grid` for a pattern).
-        saliency: Name, dotted path or the `Method` itself.
+        saliency: Name, dotted path or the `Method` itself; or component -> name, one for each.
         statistics: Layer address -> what the method may use; needed by methods that need statistics.
         seed: The study's seed, for methods that draw.
         pattern: Keep n of every m weights instead of an unstructured choice.
@@ -148,18 +148,19 @@ class Masker(Pruner):
         modules: Mapping[str, nn.Module],
         inventory: Inventory,
         grid: LevelGrid,
-        saliency: str | Method = "magnitude",
+        saliency: str | Method | Mapping[str, str] = "magnitude",
         statistics: Mapping[str, Known] | None = None,
         seed: int = 0,
         pattern: Pattern | None = None,
         master: Place | None = None,
     ) -> None:
         super().__init__(modules, inventory, grid, master)
-        method = find_method(saliency) if isinstance(saliency, str) else saliency
         self._leaves: dict[str, Tensor] = {}
         for layer in inventory.layers:
             weight = self._live[layer.address]
             known = (statistics or {}).get(layer.address, Known(layer.address, layer.kind, seed=seed))
+            chosen = saliency[layer.component] if isinstance(saliency, Mapping) else saliency
+            method = find_method(chosen) if isinstance(chosen, str) else chosen
             scores = score_layer(method, weight, known)
             if pattern is None:
                 leaves = leaving_levels(scores, _removed_by_level(grid, layer))

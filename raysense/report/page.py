@@ -21,6 +21,7 @@ from PIL import Image
 
 import raysense
 from raysense.errors import RaysenseError
+from raysense.pruning.allocation import Allocation
 from raysense.report import charts
 from raysense.report.frames import TOLERABLE, Run
 from raysense.report.pictures import Strip, strips
@@ -395,6 +396,7 @@ def _provenance(run: Run, candidates: pd.DataFrame) -> list[tuple[str, str]]:
     denominators = record["denominators"]
     evaluators = run.table("evaluations")["evaluator"].nunique()
     collapsed = int((run.table("evaluations")["collapsed"] != "").sum())
+    pruned = run.table("evaluations").loc[lambda rows: rows["allocation"] != Allocation().key]
     return [
         (
             "pipeline",
@@ -405,7 +407,10 @@ def _provenance(run: Run, candidates: pd.DataFrame) -> list[tuple[str, str]]:
             "begun",
             f"{record.get('created', 'unknown')} by raysense {record.get('raysense_version', 'unknown')}",
         ),
-        ("saliency", study.prune.saliency),
+        (
+            "saliency",
+            "; ".join(filter(None, dict.fromkeys(pruned["method"]))) or " or ".join(study.prune.methods),
+        ),
         (
             "sampling",
             f"{study.sampling.steps} steps, guidance {study.sampling.guidance:g}, study seed {study.seed}, "

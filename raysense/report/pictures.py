@@ -17,16 +17,12 @@ from torch.nn.functional import interpolate
 
 from raysense.errors import RaysenseError
 from raysense.evaluation.blobs import Blobs
-from raysense.evaluation.calibration import Calibration
-from raysense.evaluation.engine import Evaluator, inventory_and_grid
+from raysense.evaluation.engine import Evaluator
 from raysense.evaluation.records import content_key
-from raysense.pipelines.load import load_pipeline
 from raysense.pipelines.prompts import Prompt, load_prompts
-from raysense.pipelines.sample import call_pipeline
 from raysense.pruning.allocation import Allocation
 from raysense.pruning.priors import uniform
 from raysense.report.frames import Run
-from raysense.store.disk import Disk
 from raysense.store.store import Store
 from raysense.study import Study, parse
 
@@ -251,25 +247,18 @@ def paint_comparison(run: Path, out: Path, count: int = 12) -> None:
         raise RaysenseError(f"`{run}`: the study has no winner to paint; loosen its constraints")
     definition = Store.open(str(run)).study
     assert definition is not None
-    study = parse(definition["definition"])
-    pipeline = load_pipeline(study.pipeline, revision=study.revision, dtype=study.dtype)
-    inventory, grid = inventory_and_grid(study, pipeline.components)
-    prompt_sets = load_prompts(study.prompts)
-    pruner = Calibration(study, pipeline, inventory, grid, prompt_sets, Disk(str(run))).pruner()
+    evaluator = Evaluator(on_this_machine(parse(definition["definition"])), str(run))
+    grid = evaluator.grid
     winner = Allocation(summary["levels"])
-    same = uniform(inventory, grid, grid.zeros(winner))
+    same = uniform(evaluator.inventory, grid, grid.zeros(winner))
     share = f"{summary['sparsity_components']:.0%}"
     rows = {
         "dense": Allocation(),
         f"raysense: {share} of the parameters removed": winner,
         f"one ratio for all layers: {share} removed": same,
     }
-    prompts = prompt_sets.validation[:count]
-    painted = []
-    for allocation in rows.values():
-        pruner.apply(allocation)
-        with torch.inference_mode():
-            painted.append(call_pipeline(pipeline, prompts, [0] * len(prompts), study.sampling))
+    prompts = evaluator.prompts.validation[:count]
+    painted = [evaluator.sample(allocation, prompts, [0] * len(prompts)) for allocation in rows.values()]
     picture(painted, list(rows)).save(out)
 
 

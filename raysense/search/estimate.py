@@ -23,8 +23,9 @@ from raysense.evaluation.records import CALIBRATION, Evaluation, Measure, Questi
 from raysense.pruning import priors
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory
+from raysense.pruning.priors import Family
 from raysense.search.curves import SLOPE, removed_energy
-from raysense.search.families import ITERATIVE, SOLVER, Family
+from raysense.search.families import ITERATIVE, SOLVER
 from raysense.search.inquiry import Story
 from raysense.search.plan import Findings, make_story, probe_cost
 from raysense.search.strategy import Lookahead

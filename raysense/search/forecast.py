@@ -47,7 +47,7 @@ def forecast(
     """
     empty = empty_components(study.pipeline, revision=study.revision)
     inventory, grid = inventory_and_grid(study, empty)
-    learning = calibration_cost(study, inventory, empty)
+    learning = calibration_cost(study, inventory, grid, empty)
     wanted = study.cluster.evaluators
     counts = list(evaluators or [here(study) if wanted == "auto" else wanted])
     measured: Measured | None = None

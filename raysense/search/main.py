@@ -58,7 +58,7 @@ def run_study(
     pipeline = load_pipeline(study.pipeline, revision=study.revision, dtype=study.dtype)
     inventory, grid = inventory_and_grid(study, pipeline.components)
     modules = modules_of(pipeline)
-    learning = calibration_cost(study, inventory, modules)
+    learning = calibration_cost(study, inventory, grid, modules)
     families = closed_forms(inventory, grid, modules, study.search.proportions)
     check_strategies(study.search.strategies, (*families, OWL, SOLVER, *ITERATIVE[1:]))
     Judges(study)

@@ -35,7 +35,7 @@ def try_once(study: Study, strategy: str, share: float, rung: str, directory: st
     study = with_strategy(study, strategy)
     evaluator = Evaluator(study, directory)
     inventory = evaluator.inventory
-    calibration_cost(study, inventory, modules_of(evaluator.pipeline))
+    calibration_cost(study, inventory, evaluator.grid, modules_of(evaluator.pipeline))
     asked, allocation = allocate(evaluator, share)
     evaluation = evaluator.evaluate(Task(allocation, rung))
     lines = [

@@ -14,6 +14,7 @@ from raysense.evaluation.calibration import OWL
 from raysense.evaluation.records import CALIBRATION, Evaluation, Question, StopRule, Task
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory
+from raysense.pruning.priors import Family
 from raysense.search.curves import Curve, least_known, removed_energy, sparsity_removing
 from raysense.search.families import (
     EVOPRESS,
@@ -23,7 +24,6 @@ from raysense.search.families import (
     SOLVER,
     SWITCHES,
     TPE,
-    Family,
     outlier_weighed,
     solved,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from raysense.cli import main
 from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import calibration_cost
+from raysense.evaluation.contest import CONTEST, heats
 from raysense.evaluation.engine import Evaluator
 from raysense.evaluation.records import CALIBRATION, OUTLIERS, Task
 from raysense.evaluation.slices import Slices
@@ -107,7 +109,7 @@ def evaluator(folder: Path, *values: str) -> Evaluator:
 )
 def test_calibration_is_charged_once_and_known_to_all(values: list[str], runs: float, tmp_path: Path) -> None:
     first = evaluator(tmp_path, *values)
-    promised = calibration_cost(first.study, first.inventory, modules_of(first.pipeline))
+    promised = calibration_cost(first.study, first.inventory, first.grid, modules_of(first.pipeline))
     learnt = first.evaluate(Task(Allocation(), CALIBRATION))
     assert learnt.cost == runs * 4 * first.study.sampling.steps * 2
     assert learnt.cost <= promised
@@ -211,3 +213,69 @@ def test_damaged_slices_are_noticed(tmp_path: Path) -> None:
         slices.load("unet:a", 1)
     file.write_bytes(content[:-10])
     assert not slices.has("unet:a")
+
+
+def test_methods_compete_for_each_component(tmp_path: Path) -> None:
+    names = ("random", "magnitude", "wanda")
+    first = evaluator(tmp_path, f"prune.saliency=[{', '.join(names)}]")
+    promised = calibration_cost(first.study, first.inventory, first.grid, modules_of(first.pipeline))
+    held = first.evaluate(Task(Allocation(), CALIBRATION))
+    assert held.method == first.saliency
+    assert 0 < held.cost <= promised
+    found = {
+        tuple(name.removeprefix(CONTEST).split("/")): measure.value
+        for name, measure in held.measures.items()
+        if name.startswith(CONTEST)
+    }
+    assert {key[:2] for key in found} == {(c, m) for c in ("text_encoder", "unet") for m in names}
+
+    # The same as one method alone measures, on the same component and at the same sparsity.
+    alone = evaluator(tmp_path, "prune.saliency=wanda")
+    for allocation in heats(first.grid, "unet"):
+        error = alone.evaluate(Task(allocation, "probe")).measures["probe_error"].value
+        assert error == pytest.approx(
+            min((found[k] for k in found if k[:2] == ("unet", "wanda")), key=lambda e: abs(e - error)),
+            rel=1e-4,
+        )
+
+    # Each component has its best, which is never the control, and every row says so.
+    best = {
+        component: min(
+            names,
+            key=lambda m: np.prod([e for (c, name, _), e in found.items() if (c, name) == (component, m)]),
+        )
+        for component in ("text_encoder", "unet")
+    }
+    assert "random" not in best.values()
+    assert first.saliency == ", ".join(f"{component}: {method}" for component, method in best.items())
+    row = first.evaluate(Task(first.grid.uniform(0.5), "probe"))
+    assert row.method == first.saliency
+    assert row.zeros == first.grid.zeros(first.grid.uniform(0.5))
+
+    # Another worker finds the outcome, and the same weights leave.
+    second = evaluator(tmp_path, f"prune.saliency=[{', '.join(names)}]")
+    assert second.evaluate(Task(first.grid.uniform(0.5), "probe")).measures[
+        "probe_error"
+    ].value == pytest.approx(row.measures["probe_error"].value, rel=1e-4)
+    for layer in first.inventory.layers:
+        ours, theirs = (modules_of(e.pipeline)[layer.component] for e in (first, second))
+        assert torch.equal(
+            ours.get_submodule(layer.path).weight == 0, theirs.get_submodule(layer.path).weight == 0
+        )
+    # Held without being asked for, the contest leaves nothing behind.
+    third = evaluator(tmp_path / "new", f"prune.saliency=[{', '.join(names)}]")
+    dense = evaluator(tmp_path / "new")
+    third.stand_at(third.grid.uniform(0.5))
+    third.masker.restore()
+    for layer in third.inventory.layers:
+        ours, theirs = (modules_of(e.pipeline)[layer.component] for e in (third, dense))
+        assert torch.equal(ours.get_submodule(layer.path).weight, theirs.get_submodule(layer.path).weight)
+
+
+def test_a_method_that_updates_weights_does_not_compete(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert attempt(tmp_path, "prune.saliency=[magnitude, obs_diff]") == 2
+    assert "obs_diff updates the weights that stay and cannot compete" in capsys.readouterr().err
+    assert attempt(tmp_path, "prune.saliency=[wanda, wanda]") == 2
+    assert "saliency must name each method once" in capsys.readouterr().err
