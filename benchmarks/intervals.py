@@ -1,6 +1,6 @@
-"""Do the intervals hold what they say? Simulated studies, and real pairs when given.
+"""Do the intervals hold what they say? Simulated studies, and real pairs of images.
 
-``python -m benchmarks.intervals [--quick] [--studies N] [--pairs FILE] [--seed N]``
+``python -m benchmarks.intervals [--quick] [--studies N] [--out DIR] [--seed N]``
 
 1. Coverage: how often the 95 % interval of a paired difference contains the true one, for a per-image metric
    (several kinds of damage, numbers of prompts and seeds) and for the Fréchet distance and KID below and above
@@ -9,8 +9,9 @@
    stopped (or let through) wrongly, with `look_levels` and with plain 95 % intervals.
 3. Winner: finalists of which most lie on or past the bound; how often is an unfit one chosen, by fixed-sequence
    testing and by taking the sparsest that passes on its own.
-4. With ``--pairs`` (Parquet or CSV: ``prompt_id``, ``dense``, ``pruned``): coverage of the mean difference over
-   all its prompts by 200 disjoint resamples of them.
+4. The bundled pipeline, dense and pruned by one ratio, 600 prompts × 6 seeds, 4 steps: coverage of the mean
+   difference of all 3,600 pairs of images by intervals from 200 disjoint parts of 18 prompts each; with
+   ``--quick`` 96 pairs in 12 parts. ``--out`` keeps the dense images' features for the next time.
 
 The last line is one JSON object: benchmark, figures, bar, holds.
 """
@@ -19,15 +20,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from raysense.evaluation.engine import Evaluator
+from raysense.evaluation.records import Task
 from raysense.metrics import frechet, kid
 from raysense.metrics.statistics import (
     Floats,
@@ -37,15 +40,19 @@ from raysense.metrics.statistics import (
     paired_drop,
     sparsest_passing,
 )
+from raysense.study import load
 
+REAL_SPARSITY = 0.3
 COVERAGE = (0.93, 0.97)
 LOOKS = (1 / 16, 1 / 4, 1.0)
 ALPHA = 0.05
-RESAMPLES = 200
 ENOUGH = 2000
 
 # The spread of CLIP scores: between prompts, and within a prompt from seed to seed.
 BETWEEN, WITHIN = 0.030, 0.023
+
+Found = tuple[str, float]
+"""What was measured, and its value."""
 
 Damage = Callable[[np.random.Generator, int], Floats]
 """How much each of n prompts suffers from pruning; its mean is the true drop."""
@@ -176,16 +183,35 @@ def winner(
     }
 
 
-def real_coverage(rng: np.random.Generator, path: Path) -> dict[str, float]:
-    """Coverage of the whole table's mean drop by intervals from disjoint parts of its prompts."""
-    table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    drops = (table["dense"] - table["pruned"]).groupby(table["prompt_id"]).mean().to_numpy(dtype=np.float64)
-    shuffled = rng.permutation(drops)
-    size = len(shuffled) // RESAMPLES
-    if size < 8:
-        raise SystemExit(f"{path}: {len(drops)} prompts make no {RESAMPLES} disjoint parts of 8; give more.")
-    parts = (mean_interval(shuffled[k * size : (k + 1) * size]) for k in range(RESAMPLES))
-    return {f"{RESAMPLES} parts of {size} prompts": share_covering(parts, float(drops.mean()))}
+def real_coverage(
+    rng: np.random.Generator, folder: str, prompts: int, seeds: int, size: int
+) -> Iterator[Found]:
+    """Coverage of the mean over all real pairs by intervals from disjoint parts, for each per-image measure.
+
+    Yields:
+        Which measure and how many parts, and the share that covers.
+    """
+    study = load(
+        overrides=[
+            "sampling.steps=4",
+            "rungs.preview.prompts=8",
+            f"rungs.score={{prompts: {prompts}, seeds: {seeds}}}",
+        ]
+    )
+    evaluator = Evaluator(study, folder)
+    evaluation = evaluator.evaluate(Task(evaluator.grid.uniform(REAL_SPARSITY), "score"))
+    table = pd.DataFrame(list(evaluation.samples))
+    # Parts never see a prompt twice: they are consecutive prompts, in random order, under one seed.
+    order = rng.permutation(table["prompt_id"].unique())
+    for measure in ("clip_score_drop", "closeness"):
+        values = table.pivot(index="seed", columns="prompt_id", values=measure)[order].to_numpy()
+        count = values.shape[1] // size
+        parts = values[:, : count * size].reshape(-1, size)
+        intervals = (mean_interval(part) for part in parts)
+        yield (
+            f"{measure}, {len(parts)} parts of {size} prompts",
+            share_covering(intervals, float(parts.mean())),
+        )
 
 
 def main() -> None:
@@ -195,7 +221,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of the Fréchet and KID studies")
     parser.add_argument("--studies", type=int, default=4000, help="simulated studies of each kind")
-    parser.add_argument("--pairs", type=Path, help="real evaluations: prompt_id, dense, pruned")
+    parser.add_argument("--out", help="the cache of part 4; default: a temporary folder")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng, began = np.random.default_rng(options.seed), time.perf_counter()
@@ -205,8 +231,9 @@ def main() -> None:
     figures["distribution"] = distribution_coverage(options.seed, sets)
     figures["early stop"] = early_stop(rng, options.studies)
     figures["winner"] = winner(rng, options.studies)
-    if options.pairs:
-        figures["real"] = real_coverage(rng, options.pairs)
+    size = (48, 2, 8) if options.quick else (600, 6, 18)
+    with tempfile.TemporaryDirectory() as temporary:
+        figures["real"] = dict(real_coverage(rng, options.out or temporary, *size))
     for part, values in figures.items():
         for name, value in values.items():
             print(f"{part:13} {name:58} {value:.4f}")
@@ -216,7 +243,7 @@ def main() -> None:
     slack = {
         "mean": margin(low, options.studies),
         "distribution": margin(low, sets),
-        "real": margin(low, RESAMPLES),
+        "real": margin(low, size[0] * size[1] // size[2]),
     }
     checks = {
         f"{part}: {name}": low - slack[part] <= value <= high + slack[part]
