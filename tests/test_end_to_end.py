@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -33,7 +34,7 @@ TINY = [
     "search.offspring=2",
     "search.levels=3",
     "search.strategies=[uniform, owl, solver]",
-    "prune.saliency=wanda",
+    "prune.saliency=[wanda, magnitude]",
     "prune.calibration.prompts=4",
     "rungs.probe={prompts: 4, timesteps: 2}",
     "rungs.preview.prompts=8",
@@ -98,9 +99,14 @@ def test_the_tables_hold_every_evaluation_once_answered_by_tune_trials(finished:
     assert set(evaluations["stage"]) == {"baseline", "sensitivity", "search", "validation"}
     assert (evaluations["trial"] != "in-process").all()
     assert (evaluations["trial"] != "").all()
-    assert set(evaluations["method"]) == {"wanda"}
+    dense = evaluations["allocation"] == Allocation().key
+    (method,) = set(evaluations[~dense]["method"])  # the contest has one outcome for all evaluators
+    assert re.fullmatch("text_encoder: (wanda|magnitude), unet: (wanda|magnitude)", method)
     (calibration,) = evaluations[evaluations["rung"] == "calibration"].to_dict("records")
-    assert calibration["cost"] == 4 * 4 * 2
+    inputs, recorded, probes = 4 * 4 * 2, 4 * (4 + 2) * 2, 2 * 2 * 3 * 4 * 2 * 2
+    assert calibration["cost"] == inputs + recorded + probes
+    contest = pd.read_parquet(finished / "tables" / "measures").query("key == @calibration['key']")
+    assert contest["metric"].str.startswith("contest/").sum() == 2 * 2 * 3
     assert evaluations["cost"].sum() == summary_of(finished)["cost"]
     measures = pd.read_parquet(finished / "tables" / "measures")
     assert set(measures["key"]) == set(evaluations["key"])
