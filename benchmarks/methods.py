@@ -8,7 +8,8 @@ setting is a study with a store of its own under ``--out``; what is stored is no
     python -m benchmarks.methods [--quick] [--out DIR]
 
 The table shows the closeness of pruned to dense images (mean feature cosine of pairs from the same noise) with its
-95 % interval, read from the Parquet tables. The last line printed is one JSON object.
+95 % interval, read from the studies' Parquet tables; all of it stands in ``methods.parquet`` below ``--out`` too. The
+last line printed is one JSON object.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pandas as pd
 
 from raysense.cluster.evaluators import new_life, signed
 from raysense.evaluation.engine import Evaluator, signature
@@ -116,6 +118,19 @@ def main() -> None:
         prompts, damping = settings[scope] = sweep(size, scope, out)
         found[scope] = compare(size, scope, prompts, damping, out)
         print(table(scope, found[scope], size), flush=True)
+    pd.DataFrame(
+        {
+            "scope": scope,
+            "method": method,
+            "measure": MEASURE,
+            "images": size.prompts,
+            "steps": size.steps,
+            **cell,
+        }
+        for scope, rows in found.items()
+        for method, cells in rows.items()
+        for cell in cells
+    ).to_parquet(out / "methods.parquet", index=False)
 
     inexact = sum(
         not 0 <= round(sparsity * row["n_selected"]) - row["zeros"] < row["base"]
