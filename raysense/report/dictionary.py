@@ -22,7 +22,7 @@ In this folder:
 | `queries/*.sql` | ten questions users ask, as DuckDB queries, with [their answers](queries/README.md) |
 | `analysis.ipynb` | the tables as data frames (`raysense.report.frames.Run`), with output |
 | `reference/`, `reference.yaml` | a small finished study that all output shown here comes from; `make reference` |
-| `benchmarks/search-cpu/` | all strategies at the same validated quality, rows and table: `python -m benchmarks.search` |
+| `benchmarks/search-cpu/` | all strategies at one validated quality, with the table: `python -m benchmarks.search` |
 | `benchmarks/methods/` | methods × sparsity, rows: `python -m benchmarks.methods` |
 
 The queries stand on the tables below and on three views, `bounds`, `verdicts` and `curves`
