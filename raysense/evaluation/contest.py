@@ -68,7 +68,7 @@ def winners(methods: Sequence[str], contest: Contest) -> dict[str, str]:
 
     return {
         component: min(zip(methods, found, strict=True), key=lambda pair: loss(pair[1]))[0]
-        for component, found in contest.items()
+        for component, found in sorted(contest.items())  # a file keeps no order
     }
 
 
