@@ -369,7 +369,7 @@ def summary(preset: Preset, table: pd.DataFrame, found: dict[str, Any]) -> str:
                 "not measured" if figure["low"] is None else f"{figure['low']:.2f} to {figure['high']:.2f}"
             )
             never = figure["rival_never_inside"]
-            note = f" (rival never inside the budget in {never})" if never else ""
+            note = f" (left out: {never}, without a candidate of its own inside)" if never else ""
             lines.append(f"| {bound} | {name} | {value}{note} | {interval} | {bar} |")
     lines += ["", "Settings: study overrides " + ", ".join(f"`{o}`" for o in preset.overrides) + ".", ""]
     lines += [f"- {name}: {text}." for name, text in SETTINGS.items() if name in set(table["strategy"])]

@@ -21,6 +21,7 @@ import raysense
 from raysense.errors import RaysenseError
 from raysense.evaluation.blobs import Blobs
 from raysense.evaluation.contest import components_of, heats
+from raysense.evaluation.probe import probe_cost
 from raysense.evaluation.records import content_key
 from raysense.evaluation.slices import Slices
 from raysense.pipelines.load import denoiser_of, modules_of
@@ -69,7 +70,6 @@ def calibration_cost(
         RaysenseError: The method is unknown or cannot handle the layers, or there are too few prompts.
     """
     needs, calibration, methods = needs_of(study), study.prune.calibration, study.prune.methods
-    guided = 2 if study.sampling.guidance > 1 else 1
     for name in methods:
         if name in UPDATING:
             if len(methods) > 1:
@@ -89,10 +89,8 @@ def calibration_cost(
             )
     contest = 0
     if len(methods) > 1:
-        probe, count = study.rungs.probe, sum(len(heats(grid, c)) for c in components_of(grid))
-        # The first probe records the dense pipeline's inputs.
-        forwards = len(methods) * count * probe.timesteps + probe.timesteps + study.sampling.steps
-        contest = probe.prompts * forwards * guided
+        probes = len(methods) * sum(len(heats(grid, component)) for component in components_of(grid))
+        contest = probe_cost(study, records=True) + (probes - 1) * probe_cost(study)
     if not needs:
         return contest
     available = len(load_prompts(study.prompts).search)
@@ -106,6 +104,7 @@ def calibration_cost(
     if "hessians" in needs:
         limit = int(calibration.memory_gb * 1e9)
         passes += len(hessian_passes(modules, inventory.layers, limit))
+    guided = 2 if study.sampling.guidance > 1 else 1
     # One more image tells how often a run calls the denoiser.
     return (passes * calibration.prompts + 1) * study.sampling.steps * guided + contest
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from raysense.evaluation.probe import EXTRACTOR
 from raysense.evaluation.records import Measure
 from raysense.pruning.allocation import Allocation, LevelGrid
 
@@ -19,8 +20,6 @@ SHARES = (0.3, 0.5, 0.7)
 
 CONTEST = "contest/"
 """Measures of a calibration: this, a component, a method and a sparsity -> probe error."""
-
-EXTRACTOR = "denoiser output"
 
 Contest = Mapping[str, Tensor]
 """Component -> float64 (methods, heats, 4): value, low and high of the probe error, and how many tuples it compares."""

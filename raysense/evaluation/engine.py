@@ -20,7 +20,7 @@ from raysense.evaluation.calibration import OWL, Calibration
 from raysense.evaluation.contest import as_measures, components_of, hold_contest, winners
 from raysense.evaluation.judges import DISTANCES, Judged, Judges, Reference, joined, measure
 from raysense.evaluation.layer_outputs import LayerOutputs
-from raysense.evaluation.probe import Probe
+from raysense.evaluation.probe import EXTRACTOR, Probe
 from raysense.evaluation.records import CALIBRATION, OUTLIERS, Evaluation, Measure, Task, content_key
 from raysense.metrics import frechet
 from raysense.metrics.references import fingerprint
@@ -278,7 +278,7 @@ class Evaluator:
         return {
             name: measure(mean_interval(torch.cat([errors[name] for errors in found]).numpy()), what, n=n)
             for name, what, n in (
-                ("probe_error", "denoiser output", tuples),
+                ("probe_error", EXTRACTOR, tuples),
                 ("text_error", "text embeddings", None),
             )
             if all(name in errors for errors in found)

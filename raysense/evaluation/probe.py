@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten
 from raysense.pipelines.load import denoiser_of, modules_of
 from raysense.pipelines.prompts import Prompt
 from raysense.pipelines.sample import call_pipeline
-from raysense.study import Sampling
+from raysense.study import Sampling, Study
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -47,6 +47,17 @@ def _recorded(denoiser: nn.Module, *, only_first: bool = False) -> Iterator[list
             yield calls
     finally:
         handle.remove()
+
+
+EXTRACTOR = "denoiser output"
+"""What a probe error compares."""
+
+
+def probe_cost(study: Study, *, records: bool = False) -> int:
+    """Sample-forwards of a probe; with those of an evaluator's first one, which records the dense pipeline's inputs."""
+    probe, guided = study.rungs.probe, 2 if study.sampling.guidance > 1 else 1
+    recorded = probe.timesteps + study.sampling.steps if records else 0
+    return probe.prompts * (probe.timesteps + recorded) * guided
 
 
 class Probe:

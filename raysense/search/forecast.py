@@ -9,11 +9,11 @@ from rich.console import Console
 
 from raysense.evaluation.calibration import calibration_cost
 from raysense.evaluation.engine import inventory_and_grid
+from raysense.evaluation.probe import probe_cost
 from raysense.evaluation.speed import Measured, measure_speed
 from raysense.pipelines.load import empty_components
 from raysense.report.forecast import render
 from raysense.search.estimate import Estimate, Speed, estimate
-from raysense.search.plan import probe_cost
 from raysense.study import Study
 
 START_SECONDS = 12.0

@@ -11,6 +11,7 @@ import numpy as np
 
 from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import OWL
+from raysense.evaluation.probe import probe_cost
 from raysense.evaluation.records import CALIBRATION, Evaluation, Question, StopRule, Task
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory
@@ -507,13 +508,6 @@ def _step_cost(study: Study) -> int:
 
 def _images_cost(study: Study, rung: ImageRung) -> int:
     return rung.prompts * rung.seeds * study.sampling.steps * (2 if study.sampling.guidance > 1 else 1)
-
-
-def probe_cost(study: Study, *, records: bool = False) -> int:
-    """Sample-forwards of a probe; with those of an evaluator's first one, which records the dense pipeline's inputs."""
-    probe, guided = study.rungs.probe, 2 if study.sampling.guidance > 1 else 1
-    recorded = probe.timesteps + study.sampling.steps if records else 0
-    return probe.prompts * (probe.timesteps + recorded) * guided
 
 
 def _cost_of(ground: _Ground, task: Task) -> int:
