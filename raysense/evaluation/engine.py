@@ -376,12 +376,19 @@ class Evaluator:
             for metric, estimate in found.items():
                 tensors[f"{metric}/value"] = torch.tensor(estimate.value, dtype=torch.float64)
                 tensors[f"{metric}/influence"] = torch.from_numpy(estimate.influence)
+                if estimate.joint is not None:
+                    tensors[f"{metric}/joint"] = torch.from_numpy(estimate.joint)
             return tensors
 
-        key = content_key("distances", self._signature, name, draw, content, metrics)
+        key = content_key("distances and pairs", self._signature, name, draw, content, metrics)
         stored = self._remembered(key, estimate)
+
         distances = {
-            metric: Estimate(float(stored[f"{metric}/value"]), stored[f"{metric}/influence"].numpy())
+            metric: Estimate(
+                float(stored[f"{metric}/value"]),
+                stored[f"{metric}/influence"].numpy(),
+                stored[f"{metric}/joint"].numpy() if f"{metric}/joint" in stored else None,
+            )
             for metric in metrics
         }
         return Reference(gaussian, features, distances)

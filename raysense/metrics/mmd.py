@@ -4,9 +4,10 @@ Gretton et al., "A Kernel Two-Sample Test", JMLR 13 (2012), equations 3 (unbiase
 
     MMD² = E k(x, x′) + E k(y, y′) − 2 E k(x, y)
 
-The unbiased estimate leaves the pairs (i, i) out and may fall below zero. Only the kernel's row means are
-kept, so memory grows with the number of images, not with its square. Row means are also all that the
-influence needs: to first order, weight on image i moves MMD² by 2 (E k(xᵢ, x′) − E k(xᵢ, y)) minus its mean.
+The unbiased estimate leaves the pairs (i, i) out and may fall below zero. The kernel's row means are all that
+the influence needs: to first order, weight on image i moves MMD² by 2 (E k(xᵢ, x′) − E k(xᵢ, y)) minus its mean.
+What two images do together, the kernel less its row and column means, matters for the interval while there are
+few. It is kept up to `ROWS` images, so memory grows with their number, not with its square.
 """
 
 from __future__ import annotations
@@ -36,11 +37,13 @@ class Similarity:
         within: (n,) float64, each image's mean kernel with the images of its own set.
         across: (n,) float64, with the images of the reference.
         reference: Mean kernel between the reference's images.
+        joint: (n, n) float64, see `Estimate`; None for more than `ROWS` images, or fewer than three.
     """
 
     within: Tensor
     across: Tensor
     reference: float
+    joint: Tensor | None
 
 
 def statistics(features: Tensor, reference: Tensor, kernel: Kernel, *, unbiased: bool) -> Similarity:
@@ -71,7 +74,17 @@ def statistics(features: Tensor, reference: Tensor, kernel: Kernel, *, unbiased:
         within=within_means(x, kernel, unbiased=unbiased),
         across=torch.cat([kernel(rows, y).mean(dim=1) for rows in torch.split(x, ROWS)]),
         reference=float(within_means(y, kernel, unbiased=unbiased).mean()),
+        joint=joint(kernel(x, x)) if 2 < len(x) <= ROWS else None,
     )
+
+
+def joint(pairs: Tensor) -> Tensor:
+    """A kernel (n ≥ 3, n) less its row and column means, pairs (i, i) left out."""
+    n = len(pairs)
+    apart = pairs.clone().fill_diagonal_(0)
+    rows = apart.sum(dim=1) / (n - 2)
+    total = apart.sum() / ((n - 1) * (n - 2))
+    return (apart - rows[:, None] - rows + total).fill_diagonal_(0)
 
 
 def within_means(x: Tensor, kernel: Kernel, *, unbiased: bool) -> Tensor:
@@ -94,4 +107,5 @@ def value(similarity: Similarity) -> float:
 def estimate(similarity: Similarity, scale: float = 1.0) -> Estimate:
     """`scale` · MMD² and each image's influence on it, the reference fixed."""
     influence = 2 * (similarity.within - similarity.across)
-    return Estimate(scale * value(similarity), scale * (influence - influence.mean()).numpy())
+    together = None if similarity.joint is None else scale * similarity.joint.numpy()
+    return Estimate(scale * value(similarity), scale * (influence - influence.mean()).numpy(), together)

@@ -8,6 +8,9 @@ Sources:
     Distribution metrics: the infinitesimal jackknife, Jaeckel (Bell Laboratories, 1972), see Efron, "The
         Jackknife, the Bootstrap and Other Resampling Plans" (1982), chapter 6: the spread of the prompts'
         influences on the statistic. It needs one pass instead of one a group left out.
+    Pairs of prompts: a jackknife counts twice what two prompts do to a statistic together: Efron & Stein,
+        "The jackknife estimate of variance", Annals of Statistics 9 (1981); for a statistic made of pairs
+        (Hoeffding, Annals of Mathematical Statistics 19, 1948) that part is known and is taken off once.
     Any other statistic: the delete-a-group jackknife with groups of unequal size: Busing, Meijer & van der
         Leeden, "Delete-m jackknife for unequal m", Statistics and Computing 9 (1999).
     Why no bootstrap: drawing with replacement repeats images, which lowers the rank of a covariance and
@@ -163,10 +166,28 @@ class Estimate:
         value: The statistic.
         influence: (n,) float64 with mean zero: to first order the statistic moves by influence[i] · ε when
             the share ε of all weight is moved from the set as it is to image i.
+        joint: (n, n) float64, symmetric, rows with mean zero, nothing on the diagonal: what two images do to the
+            statistic together beyond what each does alone, for a statistic that is a mean over pairs of
+            images. None where there is no such part, or where it is too small to matter.
     """
 
     value: float
     influence: Floats
+    joint: Floats | None = None
+
+    def __sub__(self, other: Estimate) -> Estimate:
+        """The difference of two statistics of the same images, in their order.
+
+        Raises:
+            RaysenseError: If the two do not have the same number of images.
+        """
+        if len(self.influence) != len(other.influence):
+            raise RaysenseError(
+                f"estimates of {len(self.influence)} and {len(other.influence)} images; they must pair."
+            )
+        both = self.joint is not None and other.joint is not None
+        joint = self.joint - other.joint if both else None  # type: ignore[operator]
+        return Estimate(self.value - other.value, self.influence - other.influence, joint)
 
 
 def influence_interval(
@@ -187,11 +208,24 @@ def influence_interval(
     """
     n = len(estimate.influence)
     labels = prompt_labels(prompt_ids, n)
-    sums = np.bincount(labels, weights=estimate.influence)
+    sums = np.bincount(labels, weights=estimate.influence).astype(np.float64)
     if sums.size < 2:
         return Interval(estimate.value, -np.inf, np.inf, n)
-    error = float(np.sqrt(sums.size / (sums.size - 1) * (sums**2).sum())) / n
-    return around(estimate.value, error, sums.size - 1, n, level)
+    if estimate.joint is None:
+        return around(estimate.value, float(np.sqrt(between(sums))) / n, sums.size - 1, n, level)
+    own = np.eye(sums.size)[labels]
+    together = own.T @ estimate.joint @ own
+    # Two images of one prompt stand in the influence of both.
+    variance = between(sums - together.diagonal() / (n - 1))
+    np.fill_diagonal(together, 0)
+    # Where pairs are all there is, half of it is there twice: never take off more.
+    variance = max(variance - 2 * float((together**2).sum()) / n**2, variance / 2)
+    return around(estimate.value, float(np.sqrt(variance)) / n, sums.size - 1, n, level)
+
+
+def between(sums: Floats) -> float:
+    """Variance of the total of (prompts,) independent sums."""
+    return sums.size * float(sums.var(ddof=1))
 
 
 def influence_rise(
@@ -211,12 +245,7 @@ def influence_rise(
     Raises:
         RaysenseError: If the two do not pair up.
     """
-    if len(pruned.influence) != len(dense.influence):
-        raise RaysenseError(
-            f"`pruned` has {len(pruned.influence)} images and `dense` {len(dense.influence)}; they must pair."
-        )
-    difference = Estimate(pruned.value - dense.value, pruned.influence - dense.influence)
-    return influence_interval(difference, prompt_ids, level)
+    return influence_interval(pruned - dense, prompt_ids, level)
 
 
 def jackknife(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import scipy.stats
 import torch
 import torch_fidelity
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from raysense.errors import RaysenseError
 from raysense.metrics import cmmd, kid, mmd
 from raysense.metrics.features import EfficientNetLite0Features
-from raysense.metrics.statistics import jackknife
+from raysense.metrics.statistics import Estimate, influence_interval, jackknife
 
 from .conftest import paint
 from .test_frechet import Images
@@ -110,6 +111,26 @@ def test_intervals_agree_with_leaving_out(rise: object, value: object) -> None:
     assert quick.value == pytest.approx(slow.value, rel=1e-9)
     assert quick.high - quick.low == pytest.approx(slow.high - slow.low, rel=0.1)
     assert quick.low > 0
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_what_pairs_do_is_counted_once(seeds: int) -> None:
+    """Of two sets from one distribution, pairs are nearly all that moves KID: a jackknife's variance is double."""
+    reference, prompts = sample(300, 30), [index // seeds for index in range(24 * seeds)]
+    sets = [sample(24, 31 + study).repeat_interleave(seeds, 0) for study in range(600)]
+    sets = [x + 0.5 * sample(len(x), 1000 + study) for study, x in enumerate(sets)]
+    reference = reference + 0.5 * sample(300, 29)
+    estimates = [mmd.estimate(kid.statistics(x, reference)) for x in sets]
+    spread = float(torch.tensor([e.value for e in estimates]).var())
+    quantile = float(scipy.stats.t.ppf(0.975, 23))
+
+    def variance(found: list[Estimate]) -> float:
+        reach = [influence_interval(e, prompts) for e in found]
+        return sum(((i.high - i.low) / 2 / quantile) ** 2 for i in reach) / len(reach)
+
+    plain = [Estimate(e.value, e.influence) for e in estimates]
+    assert variance(plain) > 1.5 * spread
+    assert variance(estimates) == pytest.approx(spread, rel=0.25)
 
 
 @pytest.mark.parametrize("interval", [kid.kid_interval, cmmd.cmmd_interval])
