@@ -8,9 +8,10 @@ the other, save PNG files, FID-style distance by torch-fidelity from the folder 
 CLIP score in a loop of single images with a freshly loaded model. The engine: `Evaluator.evaluate`, reference
 cached too. The recipe's steps are timed apart, so each saving is itemised.
 
-The sweep: one group at a time over its levels. The recipe measures every level in full and takes the last one
-before the CLIP score has fallen by more than the bound as the cliff. The engine bisects, looks at the preview first,
-and measures in full only where the preview does not decide; its cliff must lie within one level of the recipe's.
+The sweep: each component and its largest block, one at a time over the levels. The recipe measures every level in
+full; the last one before the CLIP score has fallen by more than the bound is the cliff. The engine narrows it down to
+one level with previews, and measures in full only where these do not decide; its cliff must lie within one level of
+the recipe's.
 The last line of the output is one JSON object.
 """
 
@@ -167,6 +168,18 @@ def one_evaluation(recipe: Recipe, evaluator: Evaluator, pairs: int) -> dict[str
     }
 
 
+def swept(evaluator: Evaluator) -> dict[str, Sequence[str]]:
+    """The components, and the block of each that has the most weights."""
+    inventory, own = evaluator.inventory, set(evaluator.grid.addresses)
+    sizes = {layer.address: layer.n for layer in inventory.layers}
+    groups, blocks = inventory.groups("component"), inventory.groups("block")
+    for component in list(groups):
+        inside = [name for name in blocks if name.startswith(f"{component}:")]
+        largest = max(inside, key=lambda name: sum(sizes[address] for address in blocks[name]))
+        groups[largest] = blocks[largest]
+    return {name: [a for a in addresses if a in own] for name, addresses in groups.items()}
+
+
 def level(evaluator: Evaluator, addresses: Sequence[str], sparsity: float) -> Allocation:
     """The same sparsity in some layers."""
     return Allocation({a: evaluator.grid.level_for(a, sparsity) for a in addresses})
@@ -199,7 +212,7 @@ def sweep(
         middle = time.perf_counter()
         # The last level before the first fall beyond the bound; 0: none holds.
         naive = next((k for k, drop in enumerate(drops) if drop > bound), len(steps))
-        found = bisect(evaluator, steps, bound)
+        found = cliff(evaluator, steps, bound)
         theirs += middle - began
         mine += time.perf_counter() - middle
         cliffs[name] = (naive, found)
@@ -214,19 +227,32 @@ def sweep(
     }
 
 
-def bisect(evaluator: Evaluator, steps: Sequence[Allocation], bound: float) -> int:
-    """How many levels hold, by bisection; a level that the preview decides is not measured further."""
+def cliff(evaluator: Evaluator, steps: Sequence[Allocation], bound: float) -> int:
+    """How many levels hold, to within one level.
+
+    Between `low` and `high` levels hold. The level in the middle is measured first; one that the preview does not
+    decide is put aside, and measured in full only where no other level narrows the bracket.
+    """
     limit = Bound("constraints.clip_score.max_drop", "clip_score_drop", True, bound)
     stop = hopeless([limit], evaluator.study.rungs)
     low, high = 0, len(steps)
-    while low < high:
-        middle = (low + high) // 2
-        evaluation = evaluator.evaluate(Task(steps[middle], "preview"))
-        if not (stop.says_stop(evaluation) or clears(evaluation, bound, stop.stretch)):
-            evaluation = evaluator.evaluate(Task(steps[middle], "score"))
-        holds = not evaluation.collapsed and evaluation.measures["clip_score_drop"].value <= bound
-        low, high = (middle + 1, high) if holds else (low, middle)
-    return low
+    aside: set[int] = set()
+    while high - low > 2:
+        inside = range(low + 1, high + 1)
+        fresh = [level for level in inside if level not in aside]
+        middle = min(fresh or inside, key=lambda level: abs(2 * level - low - high - 1))
+        evaluation = evaluator.evaluate(Task(steps[middle - 1], "preview" if fresh else "score"))
+        if evaluation.collapsed or stop.says_stop(evaluation):
+            high = middle - 1
+        elif clears(evaluation, bound, stop.stretch):
+            low = middle
+        elif fresh:
+            aside.add(middle)
+        elif evaluation.measures["clip_score_drop"].value <= bound:
+            low = middle
+        else:
+            high = middle - 1
+    return (low + high) // 2
 
 
 def clears(evaluation: Evaluation, bound: float, stretch: float) -> bool:
@@ -250,10 +276,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         evaluator.evaluate(Task(Allocation(), "preview"))
         recipe = Recipe(study, evaluator, Path(folder))
         evaluation = one_evaluation(recipe, evaluator, 1 if quick else 5)
-        blocks = evaluator.inventory.groups("component" if quick else "block")
-        large = sorted(blocks, key=lambda name: -len(blocks[name]))[: 1 if quick else 4]
-        own = set(evaluator.grid.addresses)
-        groups = {name: [a for a in blocks[name] if a in own] for name in large}
+        groups = swept(evaluator)
+        if quick:
+            groups = dict(list(groups.items())[:1])
         found = sweep(recipe, evaluator, groups, SPARSITIES[::2] if quick else SPARSITIES, 0.02)
     holds = (
         evaluation["recipe_to_engine"] >= BAR_EVALUATION
