@@ -15,8 +15,8 @@ What a search optimises, it over-fits: from the allocation of each band that the
 the probe alone goes on, and what it ends at is measured as the others are. The probe error falls by construction;
 the closeness says what that was worth.
 
-Everything but the descents' own probes is kept in a store, so a killed run goes on. The last line of the output is one
-JSON object.
+Everything but the descents' own probes is kept in a store, so a killed run goes on; ``proxies.parquet`` beside it has
+every measure of every allocation. The last line of the output is one JSON object.
 """
 
 from __future__ import annotations
@@ -229,6 +229,10 @@ def run(study: Study, out: str, each: int) -> dict[str, Any]:
             "seconds_to_top": round(float(np.median([e.seconds for e in rows]) / top["seconds"]), 4),
         }
     figures["descents"] = descents(evaluator, store, identity, chosen, answers)
+    evaluations = store.table("evaluations").to_pandas()
+    evaluations[["key", "question", "rung", "zeros", "cost", "seconds"]].merge(
+        store.table("measures").to_pandas(), on="key"
+    ).drop(columns="key").to_parquet(Path(out) / "proxies.parquet", index=False)
     return figures
 
 
