@@ -23,6 +23,7 @@ In this folder:
 | `analysis.ipynb` | the tables as data frames (`raysense.report.frames.Run`), with output |
 | `reference/`, `reference.yaml` | a small finished study that all output shown here comes from; `make reference` |
 | `benchmarks/search-cpu/` | all strategies at one validated quality, with the table: `python -m benchmarks.search` |
+| `benchmarks/proxies/` | 126 allocations on every rung: `python -m benchmarks.proxies` |
 | `benchmarks/methods/` | methods × sparsity, rows: `python -m benchmarks.methods` |
 
 The queries stand on the tables below and on three views, `bounds`, `verdicts` and `curves`
