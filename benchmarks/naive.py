@@ -234,19 +234,19 @@ def cliff(evaluator: Evaluator, steps: Sequence[Allocation], bound: float) -> in
     aside: set[int] = set()
     while high - low > 2:
         inside = range(low + 1, high + 1)
-        fresh = [level for level in inside if level not in aside]
-        middle = min(fresh or inside, key=lambda level: abs(2 * level - low - high - 1))
+        fresh = [number for number in inside if number not in aside]
+        middle = min(fresh or inside, key=lambda number: abs(2 * number - low - high - 1))
         evaluation = evaluator.evaluate(Task(steps[middle - 1], "preview" if fresh else "score"))
         if evaluation.collapsed or stop.says_stop(evaluation):
-            high = middle - 1
+            holds = False
         elif clears(evaluation, bound, stop.stretch):
-            low = middle
+            holds = True
         elif fresh:
             aside.add(middle)
-        elif evaluation.measures["clip_score_drop"].value <= bound:
-            low = middle
+            continue
         else:
-            high = middle - 1
+            holds = evaluation.measures["clip_score_drop"].value <= bound
+        low, high = (middle, high) if holds else (low, middle - 1)
     return (low + high) // 2
 
 

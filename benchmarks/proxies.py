@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +136,19 @@ def descended(evaluator: Evaluator, start: Allocation, zeros: int, rng: np.rando
     return best
 
 
+def by_band(names: Iterable[str]) -> list[list[str]]:
+    """The names of each band's allocations, in order."""
+    bands: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        bands[name.split("/")[0]].append(name)
+    return list(bands.values())
+
+
 def within_bands(x: Mapping[str, float], y: Mapping[str, float]) -> float:
     """Mean over the bands of Spearman's correlation of two figures of the same allocations."""
-    names: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(x.keys() & y.keys()):
-        names[name.split("/")[0]].append(name)
     found = [
         float(stats.spearmanr([x[n] for n in band], [y[n] for n in band]).statistic)
-        for band in names.values()
+        for band in by_band(x.keys() & y.keys())
         if len(band) > 2
     ]
     return float(np.mean(found))
@@ -151,12 +156,11 @@ def within_bands(x: Mapping[str, float], y: Mapping[str, float]) -> float:
 
 def better_half(truth: Mapping[str, float]) -> set[str]:
     """The allocations of each band whose truth is below the band's median."""
-    bands: dict[str, dict[str, float]] = defaultdict(dict)
-    for name, value in truth.items():
-        bands[name.split("/")[0]][name] = value
-    return {
-        name for band in bands.values() for name, value in band.items() if value < np.median([*band.values()])
-    }
+    found = set()
+    for band in by_band(truth):
+        median = np.median([truth[name] for name in band])
+        found |= {name for name in band if truth[name] < median}
+    return found
 
 
 def halves(store: Store, keys: Mapping[str, str]) -> tuple[dict[str, float], dict[str, float]]:

@@ -380,9 +380,9 @@ class Evaluator:
                     tensors[f"{metric}/joint"] = torch.from_numpy(estimate.joint)
             return tensors
 
+        # Not "distances": entries of that name were written before there was a joint part, and lack it.
         key = content_key("distances and pairs", self._signature, name, draw, content, metrics)
         stored = self._remembered(key, estimate)
-
         distances = {
             metric: Estimate(
                 float(stored[f"{metric}/value"]),

@@ -185,8 +185,7 @@ class Estimate:
             raise RaysenseError(
                 f"estimates of {len(self.influence)} and {len(other.influence)} images; they must pair."
             )
-        both = self.joint is not None and other.joint is not None
-        joint = self.joint - other.joint if both else None  # type: ignore[operator]
+        joint = None if self.joint is None or other.joint is None else self.joint - other.joint
         return Estimate(self.value - other.value, self.influence - other.influence, joint)
 
 
