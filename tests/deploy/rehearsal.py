@@ -103,8 +103,9 @@ def make_home(home: Path) -> None:
     """A machine's home with ~/raysense/venv: Python, Ray's cluster launcher, and no raysense yet."""
     venv = home / "raysense" / "venv"
     uv = Path(sys.executable).with_name("uv")
-    subprocess.run([uv, "venv", "--quiet", "--seed", "--python", sys.executable, venv], check=True)
-    # torch and the rest are not installed anew: links to this environment's packages, without raysense and Ray.
+    # Nothing is seeded: that would be the newest pip, setuptools and what they need, not the lock's.
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, venv], check=True)
+    # pip, torch and the rest are not installed anew: links to this environment's packages, without raysense and Ray.
     packages = home / "packages"
     packages.mkdir()
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
