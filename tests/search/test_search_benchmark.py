@@ -6,9 +6,10 @@ import json
 import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from benchmarks.search import cost_to_reach, prompts_of, ratio
+from benchmarks.search import cost_to_reach, credited, prompts_of, ratio
 from raysense.evaluation.records import Evaluation, Measure
 from raysense.study import Bound
 
@@ -27,6 +28,13 @@ def test_one_study_has_no_bounds_and_a_rival_that_failed_is_counted() -> None:
     assert found["ratio"] == 2.0
     assert found["low"] is None
     assert found["rival_never_inside"] == 1
+
+
+def test_a_search_that_found_nothing_counts_with_what_it_starts_from() -> None:
+    reached = {"lamp": 0.4, "uniform": 0.3, "evopress": 0.0, "tpe": 0.45, "solver": 0.7, "joint": 0.0}
+    rows = pd.DataFrame({"seed": 0, "strategy": list(reached), "sparsity_components": list(reached.values())})
+    counted = credited(rows).loc[0].to_dict()
+    assert counted == {**reached, "evopress": 0.4, "joint": 0.7}
 
 
 def test_cost_to_reach_counts_what_led_there() -> None:
