@@ -273,11 +273,16 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
     return found
 
 
+def own(rows: pd.DataFrame) -> pd.DataFrame:
+    """Validated sparsity of the strategies' own candidates, by seed and strategy."""
+    return rows.pivot_table(index="seed", columns="strategy", values="sparsity_components")
+
+
 def credited(rows: pd.DataFrame) -> pd.DataFrame:
-    """Validated sparsity by seed and strategy; one that starts from others ends at least with the best of them."""
-    wide = rows.pivot_table(index="seed", columns="strategy", values="sparsity_components")
+    """The same, but a strategy that starts from others ends at least with the best of them."""
+    wide = own(rows)
     starts = [name for name in wide if name not in (*OURS, *ITERATIVE)]
-    for name in wide.columns.intersection(ITERATIVE):
+    for name in [name for name in wide if name in ITERATIVE]:
         wide[name] = wide[[name, *starts, *(OURS if name == JOINT else ())]].max(axis=1)
     return wide
 
@@ -299,8 +304,7 @@ def figures(rows: pd.DataFrame) -> dict[str, Any]:
             (int(row["seed"]), str(row["strategy"])): float(row["cost_to_reach"])
             for row in rows.to_dict("records")
         }
-        own = rows[rows["strategy"].isin(iterative)].sort_values("sparsity_components")
-        best = dict(sorted(own.groupby("seed")["strategy"].last().to_dict().items()))
+        best = dict(zip(wide.index.tolist(), own(rows)[iterative].idxmax(axis=1).tolist(), strict=True))
         raysense = {
             seed: min((costs[seed, n] for n in OURS if costs.get((seed, n), 0) > 0), default=0.0)
             for seed in best
@@ -356,12 +360,12 @@ def summary(preset: Preset, table: pd.DataFrame, found: dict[str, Any]) -> str:
     an_image = sampling.steps * (2 if sampling.guidance > 1 else 1)
     for (bound, name), rows in table.groupby(["max_drop", "strategy"], sort=False):
         share = credited(table[table["max_drop"] == bound])[name]
-        own, reach = int((rows["sparsity_components"] > 0).sum()), rows["cost_to_reach"].dropna()
+        inside, reach = int((rows["sparsity_components"] > 0).sum()), rows["cost_to_reach"].dropna()
         cost = rows["cost"].mean()
         reached = f"{reach.mean():,.0f}" if len(reach) else "never"
         reached += f" ({len(reach)} of {len(rows)})" if 0 < len(reach) < len(rows) else ""
         sparsity = f"{share.mean():.1%} [{share.min():.1%}, {share.max():.1%}]"
-        sparsity += f" (own in {own} of {len(rows)})" if own < len(rows) else ""
+        sparsity += f" (own in {inside} of {len(rows)})" if inside < len(rows) else ""
         lines.append(
             f"| {bound:g} | {name} | {sparsity} | {cost:,.0f} | "
             f"{cost / an_image:,.0f} | {rows['candidates'].mean():.0f} | {reached} |"

@@ -359,6 +359,11 @@ class Cluster(_Strict):
     evaluators: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     cpus_per_evaluator: float = Field(1.0, gt=0)
     gpus_per_evaluator: float = Field(0.0, ge=0)
+    images_per_part: int = Field(
+        512,
+        ge=1,
+        description="evaluations with more images are sampled in parts, by whichever evaluator is free",
+    )
     patience: float = Field(
         1800.0, gt=0, description="seconds that nodes may take to come before a study gives up"
     )

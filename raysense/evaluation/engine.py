@@ -20,8 +20,18 @@ from raysense.evaluation.calibration import OWL, Calibration
 from raysense.evaluation.contest import as_measures, components_of, hold_contest, winners
 from raysense.evaluation.judges import DISTANCES, Judged, Judges, Reference, joined, measure
 from raysense.evaluation.layer_outputs import LayerOutputs
+from raysense.evaluation.parts import REFERENCE_SEEDS, ranges, reference_rung
 from raysense.evaluation.probe import EXTRACTOR, Probe
-from raysense.evaluation.records import CALIBRATION, OUTLIERS, Evaluation, Measure, Task, content_key
+from raysense.evaluation.records import (
+    CALIBRATION,
+    OUTLIERS,
+    PART,
+    Evaluation,
+    Measure,
+    Part,
+    Task,
+    content_key,
+)
 from raysense.metrics import frechet
 from raysense.metrics.references import fingerprint
 from raysense.metrics.statistics import Estimate, mean_interval
@@ -38,9 +48,6 @@ from raysense.store.disk import Disk
 from raysense.study import ImageRung, Study, parse
 
 logger = logging.getLogger(__name__)
-
-REFERENCE_SEEDS = 2
-"""Dense images a prompt in the reference of the distribution metrics."""
 
 Pairs = tuple[list[Prompt], list[int]]
 """Prompts and, for each, a seed."""
@@ -100,6 +107,7 @@ class Evaluator:
         self._sampled = 0
         self._probes: list[Probe] = []
         self._known: dict[str, dict[str, Tensor]] = {}
+        self._dense_sets: dict[str, Judged] = {}
         self._references: dict[tuple[str, int], Reference] = {}
         self._layers: LayerOutputs | None = None
         self._seen: tuple[Allocation, dict[tuple[str, int], tuple[Judged, int]]] = (Allocation(), {})
@@ -162,13 +170,16 @@ class Evaluator:
             elif task.rung == "layer":
                 measures, forwards = self._layered(task.allocation)
                 meter.forwards += forwards
+            elif task.rung == PART and task.part is not None:
+                measures = {}
+                self._part(task.allocation, task.part, task.draw)
+                self.stand_at(task.allocation)  # for its zeros, should the part have been there
             else:
-                rung = self._rung(task.rung)
-                pairs = self._pairs(task.rung, rung, task.draw)
-                dense = self._dense(task.rung, rung, task.draw)
+                pairs = self._pairs(task.rung, task.draw)
+                dense = self._dense(task.rung, task.draw)
                 reference = self._reference(task.rung, task.draw, dense)
+                pruned = self._pruned(task.allocation, task.rung, task.draw)
                 self.stand_at(task.allocation)
-                pruned = self._judge(pairs, dense, task.rung, task.draw) if task.allocation else dense
                 collapsed = pruned.collapsed
                 if not task.allocation and (cut := self._judges.truncated([p.text for p in pairs[0]])):
                     self._notes.append(f"{len(cut)} prompts are longer than the CLIP model reads")
@@ -338,15 +349,66 @@ class Evaluator:
     def _seed(self, draw: int, number: int) -> int:
         return self.study.seed * 10_000_000 + draw * _SEEDS_A_DRAW + number
 
-    def _pairs(self, name: str, rung: ImageRung, draw: int) -> Pairs:
+    def _pairs(self, name: str, draw: int) -> Pairs:
+        rung = self._rung(name)
         prompts = self.prompts.of(name, rung.prompts)
         # Seed by seed, so that a rung with fewer seeds is a prefix of one with more.
         seeds = [self._seed(draw, number) for number in range(rung.seeds) for _ in prompts]
         return list(prompts) * rung.seeds, seeds
 
-    def _dense(self, name: str, rung: ImageRung, draw: int) -> Judged:
+    def _reference_pairs(self, name: str) -> Pairs:
+        """Seeds that no evaluation uses."""
+        largest = reference_rung(name)
+        prompts = self.prompts.of(largest, self._rung(largest).prompts)
+        seeds = [self._seed(0, _FIRST_REFERENCE_SEED + i) for i in range(REFERENCE_SEEDS) for _ in prompts]
+        return list(prompts) * REFERENCE_SEEDS, seeds
+
+    def _ranges(self, pairs: Pairs) -> list[range]:
+        return ranges(len(pairs[0]), self.study.cluster.images_per_part)
+
+    def _dense(self, name: str, draw: int) -> Judged:
         """The dense pipeline on the same prompts and seeds; sampled once a study."""
-        return self._sampled_once("dense", self._pairs(name, rung, draw), name, draw)
+        return self._sampled_once("dense", self._pairs(name, draw), name, draw)
+
+    def _dense_reference(self, name: str) -> Judged:
+        """What distributions are compared with, unless the study brings images of its own."""
+        return self._sampled_once("reference", self._reference_pairs(name))
+
+    def _pruned(self, allocation: Allocation, name: str, draw: int) -> Judged:
+        """The pruned pipeline on a rung's prompts and seeds; what was sampled in parts comes from the cache."""
+        if not allocation:
+            return self._dense(name, draw)
+        chosen = self._ranges(self._pairs(name, draw))
+        return joined([self._pruned_part(allocation, name, draw, some, len(chosen) > 1) for some in chosen])
+
+    def _pruned_part(self, allocation: Allocation, name: str, draw: int, chosen: range, kept: bool) -> Judged:
+        """Some of a rung's images; `kept`: in the cache, for whoever puts the parts together."""
+        pairs, dense = self._pairs(name, draw), self._dense(name, draw)
+
+        def sample() -> Judged:
+            self.stand_at(allocation)
+            return self._judge(pairs, chosen, dense, name, draw)
+
+        if not kept:
+            return sample()
+        key = content_key("part", self._signature, allocation.key, name, draw, chosen.start, chosen.stop)
+        stored = self._blobs.get(key)
+        if stored is not None:
+            return Judged.from_tensors(stored)
+        judged = sample()
+        self._blobs.put(key, judged.to_tensors())
+        return judged
+
+    def _part(self, allocation: Allocation, part: Part, draw: int) -> None:
+        """Sample a part of a set of images into the cache."""
+        pairs = self._reference_pairs(part.rung) if part.reference else self._pairs(part.rung, draw)
+        chosen = self._ranges(pairs)[part.number]
+        if part.reference:
+            self._dense_part("reference", pairs, chosen, "", 0)
+        elif not allocation:
+            self._dense_part("dense", pairs, chosen, part.rung, draw)
+        else:
+            self._pruned_part(allocation, part.rung, draw, chosen, kept=True)
 
     def _reference(self, name: str, draw: int, dense: Judged) -> Reference:
         """What distribution metrics compare with, and the dense pipeline's own distances to it."""
@@ -393,28 +455,33 @@ class Evaluator:
         }
         return Reference(gaussian, features, distances)
 
-    def _dense_reference(self, name: str) -> Judged:
-        """Dense images under seeds that no evaluation uses."""
-        largest = "validation" if name == "validation" else "score"
-        prompts = self.prompts.of(largest, self._rung(largest).prompts)
-        seeds = [self._seed(0, _FIRST_REFERENCE_SEED + i) for i in range(REFERENCE_SEEDS) for _ in prompts]
-        return self._sampled_once("reference", (list(prompts) * REFERENCE_SEEDS, seeds))
-
     def _sampled_once(self, what: str, pairs: Pairs, rung: str = "", draw: int = 0) -> Judged:
-        def sample() -> dict[str, Tensor]:
-            self.stand_at(Allocation())
-            judged = self._judge(pairs, None, rung, draw)
-            if judged.collapsed:
-                raise RaysenseError(
-                    f"`pipeline`: the dense pipeline's own images are broken ({judged.collapsed}); check `dtype`, "
-                    "`sampling.steps` and the weights"
-                )
-            return judged.to_tensors()
+        """A set of dense images from memory, from the cache, or made now, part by part."""
+        key = self._dense_key(what, pairs)
+        if key not in self._dense_sets:
+            parts = [self._dense_part(what, pairs, some, rung, draw) for some in self._ranges(pairs)]
+            self._dense_sets[key] = joined(parts)
+        return self._dense_sets[key]
 
-        prompts, seeds = pairs
+    def _dense_part(self, what: str, pairs: Pairs, chosen: range, rung: str, draw: int) -> Judged:
+        some = pairs[0][chosen.start : chosen.stop], pairs[1][chosen.start : chosen.stop]
+        key = self._dense_key(what, some)
+        stored = self._blobs.get(key)
+        if stored is not None:
+            return Judged.from_tensors(stored)
+        self.stand_at(Allocation())
+        judged = self._judge(pairs, chosen, None, rung, draw)
+        if judged.collapsed:
+            raise RaysenseError(
+                f"`pipeline`: the dense pipeline's own images are broken ({judged.collapsed}); check `dtype`, "
+                "`sampling.steps` and the weights"
+            )
+        self._blobs.put(key, judged.to_tensors())
+        return judged
+
+    def _dense_key(self, what: str, pairs: Pairs) -> str:
         # Not under the study's signature: studies of one pipeline that share a folder share its dense images.
-        key = content_key(what, dense_identity(self.study), [(p.id, p.text) for p in prompts], seeds)
-        return Judged.from_tensors(self._remembered(key, sample))
+        return content_key(what, dense_identity(self.study), [(p.id, p.text) for p in pairs[0]], pairs[1])
 
     def _remembered(self, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Tensors from memory, from the cache, or made now, whichever comes first."""
@@ -426,8 +493,10 @@ class Evaluator:
             self._known[key] = stored
         return self._known[key]
 
-    def _judge(self, pairs: Pairs, dense: Judged | None, rung: str, draw: int) -> Judged:
-        """Sample and extract features batch by batch.
+    def _judge(
+        self, pairs: Pairs, wanted: Sequence[int], dense: Judged | None, rung: str, draw: int
+    ) -> Judged:
+        """Sample the wanted ones of some pairs, which ascend, and extract features batch by batch.
 
         Images of the preview rung are judged apart from the others, in batches of their own: a candidate that
         climbs from preview to score is not sampled twice, and what it gets there is the same to the bit as
@@ -441,13 +510,13 @@ class Evaluator:
         seen = self._seen[1]
         first = set()
         if rung in ("preview", "score"):
-            previewed = self._pairs("preview", self.study.rungs.preview, draw)
+            previewed = self._pairs("preview", draw)
             first = {(prompt.id, seed) for prompt, seed in zip(*previewed, strict=True)}
         parts: list[Judged] = []
         order: list[int] = []
         for chosen in (
-            [i for i, name in enumerate(names) if name in first],
-            [i for i, name in enumerate(names) if name not in first],
+            [i for i in wanted if names[i] in first],
+            [i for i in wanted if names[i] not in first],
         ):
             if chosen and all(names[i] in seen for i in chosen):
                 parts += [seen[names[i]][0].rows([seen[names[i]][1]]) for i in chosen]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -43,17 +44,30 @@ class Judged:
         features: Network (``clip``, ``frechet``) -> (n, d) float32.
         images: (n, 3, h, w) uint8 where a metric compares with the dense pipeline's images, else empty.
         size: Side of the images, in pixels.
-        collapsed: Why the images are broken, or an empty string.
+        broken: One an image: why those of its batch are broken, or an empty string; nothing where none is.
     """
 
     values: Mapping[str, Tensor]
     features: Mapping[str, Tensor]
     images: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
     size: int = 0
-    collapsed: str = ""
+    broken: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values["clip_score"])
+
+    @property
+    def undefined(self) -> list[str]:
+        """Metrics without a value for some image."""
+        return [name for name, value in self.values.items() if bool(value.isnan().any())]
+
+    @property
+    def collapsed(self) -> str:
+        """Why the set is broken, or an empty string: more than half of the images are, or a metric is undefined."""
+        reasons = [reason for reason in self.broken if reason]
+        if len(reasons) * 2 > len(self):
+            return "; ".join(sorted(set(reasons)))
+        return "; ".join(sorted(f"{name} is undefined for some images" for name in self.undefined))
 
     def rows(self, indices: Sequence[int]) -> Judged:
         """Some of the images."""
@@ -61,12 +75,16 @@ class Judged:
         chosen = list(indices)
         values = {name: value[chosen] for name, value in self.values.items()}
         features = {name: value[chosen] for name, value in self.features.items()}
-        return Judged(values, features, images, self.size, self.collapsed)
+        broken = tuple(self.broken[i] for i in chosen) if self.broken else ()
+        return Judged(values, features, images, self.size, broken)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """As named tensors, for the cache; `collapsed` is left out: broken dense images are refused."""
+        """As named tensors, for the cache."""
         tensors = {f"values/{name}": tensor for name, tensor in self.values.items()}
         tensors |= {f"features/{name}": tensor for name, tensor in self.features.items()}
+        if self.broken:
+            text = json.dumps(self.broken).encode()
+            tensors["broken"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         return {**tensors, "images": self.images, "size": torch.tensor(self.size)}
 
     @staticmethod
@@ -77,22 +95,23 @@ class Judged:
             kind, slash, rest = name.partition("/")
             if slash:
                 parts[kind][rest] = tensor
-        return Judged(parts["values"], parts["features"], tensors["images"], int(tensors["size"]))
+        broken = json.loads(bytes(tensors["broken"].tolist())) if "broken" in tensors else ()
+        return Judged(
+            parts["values"], parts["features"], tensors["images"], int(tensors["size"]), tuple(broken)
+        )
 
 
 def joined(parts: Sequence[Judged]) -> Judged:
-    """Sets of images as one; collapsed if more than half of the sets are."""
+    """Sets of images as one."""
+    if len(parts) == 1:
+        return parts[0]
     values = {name: torch.cat([part.values[name] for part in parts]) for name in parts[0].values}
     features = {name: torch.cat([part.features[name] for part in parts]) for name in parts[0].features}
-    reasons = [part.collapsed for part in parts if part.collapsed]
-    broken = sum(len(part) for part in parts if part.collapsed) * 2 > sum(map(len, parts))
-    undefined = [name for name, value in values.items() if bool(value.isnan().any())]
-    if undefined and not broken:
-        reasons, broken = [f"{name} is undefined for some images" for name in undefined], True
-    values = {name: value for name, value in values.items() if name not in undefined}
     images = torch.cat([part.images for part in parts])
-    collapsed = "; ".join(sorted(set(reasons))) if broken else ""
-    return Judged(values, features, images, parts[0].size, collapsed)
+    broken: tuple[str, ...] = ()
+    if any(part.broken for part in parts):
+        broken = tuple(reason for part in parts for reason in part.broken or ("",) * len(part))
+    return Judged(values, features, images, parts[0].size, broken)
 
 
 @dataclass(frozen=True)
@@ -150,7 +169,8 @@ class Judges:
         Args:
             images: Float32 (n, 3, h, w), meant to lie in [0, 1].
             prompts: One an image.
-            dense: The dense pipeline's images of the same prompts and noise, uint8; None where these are they.
+            dense: The dense pipeline's images of the same prompts and noise, uint8; None where these are they, which
+                are kept.
         """
         collapsed = why_collapsed(images)
         size = images.shape[-1]
@@ -161,8 +181,9 @@ class Judges:
         kept = torch.empty(0, dtype=torch.uint8)
         if self.compares_images:
             # The 8 bits that every extractor sees; the dense images are remembered as such.
-            kept = as_bytes(images)
-            rounded = kept.float() / 255
+            seen = as_bytes(images)
+            kept = seen if dense is None else kept
+            rounded = seen.float() / 255
             other = rounded if dense is None else dense.float() / 255
             if "ssim" in self.measured:
                 values["ssim"] = ssim(rounded, other)
@@ -176,7 +197,7 @@ class Judges:
                         raise
                     scores = torch.full((len(images),), torch.nan, dtype=torch.float64)
                 values[name] = scores
-        return Judged(values, features, kept, size, collapsed)
+        return Judged(values, features, kept, size, (collapsed,) * len(images) if collapsed else ())
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
         """Features of float (n, 3, h, w) images in [0, 1], by network."""
@@ -229,7 +250,8 @@ class Judges:
         ids = [prompt.id for prompt in prompts]
         network, clip = self._features.name, self._clip.name
         measures: dict[str, Measure] = {}
-        values = dict(pruned.values)
+        undefined = pruned.undefined
+        values = {name: value for name, value in pruned.values.items() if name not in undefined}
         drops = {"clip_score": clip, **self._paths}
         # Raw features share a large part that makes any two images look alike. The reference's mean is the same
         # for every rung; photographs lie elsewhere, so there the dense images' own mean has to do.

@@ -17,6 +17,9 @@ from raysense.pruning.allocation import Allocation
 CALIBRATION = "calibration"
 """The rung of the one task that is answered by learning instead of measuring."""
 
+PART = "part"
+"""The rung of a task that only samples: some of the images of another evaluation, whose features go to the cache."""
+
 OUTLIERS = "outlier_ratio/"
 """Measures of a calibration: this and a layer's address -> its share of outliers, what OWL allocates by."""
 
@@ -28,6 +31,27 @@ def content_key(*parts: Any) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Some of the images of an evaluation that has more than one evaluator samples at a time.
+
+    Attributes:
+        rung: Whose images, e.g. ``validation``.
+        reference: Not the allocation's own images, but the dense ones that distributions are compared with.
+        number: Which part, from 0.
+        of: How many there are.
+    """
+
+    rung: str
+    reference: bool
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        """For people, and unique among the parts of an evaluation."""
+        return f"{self.rung} {'reference ' * self.reference}{self.number + 1} of {self.of}"
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """One allocation to be measured on one rung.
 
@@ -35,15 +59,18 @@ class Task:
         allocation: What is pruned.
         rung: Name of a rung of the study, e.g. ``probe``, ``score``, ``validation``.
         draw: Which set of seeds: 0 first, 1, 2 … for fresh ones.
+        part: On the rung ``part``: which images to sample.
     """
 
     allocation: Allocation
     rung: str
     draw: int = 0
+    part: Part | None = None
 
     def key(self, signature: str) -> str:
         """The name of this task's evaluation in the store of the study with this signature."""
-        return content_key(signature, self.allocation.key, self.rung, self.draw)
+        which = [] if self.part is None else [str(self.part)]
+        return content_key(signature, self.allocation.key, self.rung, self.draw, *which)
 
 
 @dataclass(frozen=True, slots=True)

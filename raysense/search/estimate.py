@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from raysense.evaluation.parts import images_of, is_split, reference_rung
 from raysense.evaluation.probe import probe_cost
 from raysense.evaluation.records import CALIBRATION, Evaluation, Measure, Question, Task
 from raysense.pruning import priors
@@ -28,9 +29,9 @@ from raysense.pruning.priors import Family
 from raysense.search.curves import SLOPE, removed_energy
 from raysense.search.families import ITERATIVE, SOLVER
 from raysense.search.inquiry import Story
-from raysense.search.plan import Findings, make_story
+from raysense.search.plan import Findings, image_cost, make_story
 from raysense.search.strategy import Lookahead
-from raysense.study import Bound, ImageRung, Study
+from raysense.study import Bound, Study
 
 FEASIBLE_SHARE = 0.5
 """Share of the selected weights up to which the dry run takes a candidate to be inside the budget."""
@@ -239,27 +240,28 @@ class _Cluster:
 
     def _work(self, task: Task, before: Sequence[Task]) -> tuple[int, int, float]:
         """Images, dense references included, sample-forwards, and seconds, after the question's tasks before it."""
-        touched = Task(Allocation({self._grid.addresses[0]: 1}), task.rung)  # without references of its own
-        cost = self._cost_of(Question("", "", (touched,)))
-        rung = getattr(self._study.rungs, task.rung, None)
+        cost = self._cost_of(Question("", "", (task,)))
+        an_image = image_cost(self._study)
         if task.rung == CALIBRATION:
-            score = self._study.rungs.score
-            an_image = self._cost_of(Question("", "", (Task(touched.allocation, "score"),)))
-            return 0, cost, cost / an_image * score.prompts * score.seeds * self._speed.image
-        if not isinstance(rung, ImageRung):
+            return 0, cost, cost / an_image * self._speed.image
+        if task.part is not None:
+            images = cost // an_image
+            return images, cost, images * self._speed.image
+        if task.rung == "probe":
             first = self._fresh_probes > 0
             self._fresh_probes -= 1
             recorded = probe_cost(self._study, records=True) - cost
             return 0, cost + first * recorded, self._speed.probe + first * self._speed.first_probe
-        images = own = rung.prompts * rung.seeds
-        if any((earlier.allocation, earlier.rung) == (task.allocation, "preview") for earlier in before):
-            images -= self._study.rungs.preview.prompts * self._study.rungs.preview.seeds
+        images = 0 if is_split(self._study, task.rung) else images_of(self._study, task.rung)
+        if images and any((e.allocation, e.rung) == (task.allocation, "preview") for e in before):
+            images -= images_of(self._study, "preview")
         # The first on a rung samples the references: two dense images a prompt of the largest rung of its set.
-        largest = "validation" if task.rung == "validation" else "score"
+        largest = reference_rung(task.rung)
         if largest not in self._references:
             self._references.add(largest)
-            images += 2 * getattr(self._study.rungs, largest).prompts
-        return images, cost * images // own, self._speed.images + images * self._speed.image
+            if not is_split(self._study, largest, reference=True):
+                images += images_of(self._study, largest, reference=True)
+        return images, an_image * images, self._speed.images + images * self._speed.image
 
     def _answer(self, question: Question, task: Task, images: int, cost: int, seconds: float) -> Evaluation:
         zeros = self._grid.zeros(task.allocation)

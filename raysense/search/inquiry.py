@@ -1,7 +1,8 @@
 """Strategies that read like stories: generators that ask questions and go on when they are answered.
 
 An *inquiry* is one sequential line of thought (a bisection, say): a generator that yields a `Question`, is sent its
-evaluations, and returns what it found. A *plan* is a generator that yields a list of inquiries, is sent the list of
+evaluations, and returns what it found. It may yield a list of questions to be answered side by side; then it is sent
+the list of their evaluations. A *plan* is a generator that yields a list of inquiries, is sent the list of
 what they found, and returns the study's outcome. `Story` turns a plan into an ask/tell strategy: the inquiries of
 one stage go on side by side, so the evaluators stay busy although each inquiry is sequential.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from raysense.errors import RaysenseError
@@ -18,12 +20,33 @@ from raysense.search.purse import Purse
 from raysense.study import Budget
 
 Outcome = TypeVar("Outcome")
-Inquiry = Generator[Question, Sequence[Evaluation], Any]
+Inquiry = Generator[Question | Sequence[Question], Any, Any]
 Plan = Generator[list[Inquiry], list[Any], Outcome]
 
 
 class OutOfBudget(Exception):
     """Thrown into an inquiry whose next question the budget no longer covers; it returns what it has."""
+
+
+@dataclass
+class _Wish:
+    """What an inquiry waits for: one question, or several side by side."""
+
+    inquiry: int
+    questions: tuple[Question, ...]
+    is_list: bool
+    answers: dict[str, Sequence[Evaluation]] = field(default_factory=dict)
+
+    @property
+    def as_one(self) -> Question:
+        """For the purse: all or nothing."""
+        return replace(self.questions[0], tasks=tuple(t for q in self.questions for t in q.tasks))
+
+    @property
+    def found(self) -> Sequence[Any]:
+        """What the inquiry is sent."""
+        answers = [self.answers[question.name] for question in self.questions]
+        return answers if self.is_list else answers[0]
 
 
 class Story(Generic[Outcome]):
@@ -57,8 +80,9 @@ class Story(Generic[Outcome]):
         self.error: RaysenseError | None = None
         self.cost_of = cost_of
         self.purse = purse or Purse(Budget(), cost_of)
-        self._outstanding: dict[str, tuple[int, Question]] = {}  # question -> its inquiry, and itself
-        self._ready: deque[tuple[int, Question]] = deque()
+        self._outstanding: dict[str, tuple[_Wish, Question]] = {}  # paid for and not yet answered, by name
+        self._granted: deque[Question] = deque()  # of these, not yet asked
+        self._ready: deque[_Wish] = deque()
         self._inquiries: list[Inquiry] = []
         self._found: list[Any] = []
         self._open = 0
@@ -67,23 +91,30 @@ class Story(Generic[Outcome]):
 
     def ask(self) -> Question | None:
         """The next question, or None while answers are outstanding or at the end."""
-        while self._ready:
-            number, question = self._ready.popleft()
-            if self.purse.covers(question, (asked for _, asked in self._outstanding.values())):
-                self._outstanding[question.name] = (number, question)
-                return question
-            self._advance(number, lambda inquiry: inquiry.throw(OutOfBudget()))
-        return None
+        while self._ready and not self._granted:
+            wish = self._ready.popleft()
+            if self.purse.covers(wish.as_one, (question for _, question in self._outstanding.values())):
+                self._outstanding.update({question.name: (wish, question) for question in wish.questions})
+                self._granted.extend(wish.questions)
+            else:
+                self._advance(wish.inquiry, lambda inquiry: inquiry.throw(OutOfBudget()))
+        return self._granted.popleft() if self._granted else None
 
     def tell(self, question: Question, evaluations: Sequence[Evaluation]) -> None:
-        """Send the answers to the inquiry that asked."""
+        """Send the answers to the inquiry that asked, once it has all that it waits for."""
         self.purse.charge(evaluations)
-        number, _ = self._outstanding.pop(question.name)
-        self._advance(number, lambda inquiry: inquiry.send(evaluations))
+        wish, _ = self._outstanding.pop(question.name)
+        wish.answers[question.name] = evaluations
+        if len(wish.answers) == len(wish.questions):
+            self._advance(wish.inquiry, lambda inquiry: inquiry.send(wish.found))
 
-    def _advance(self, number: int, step: Callable[[Inquiry], Question]) -> None:
+    def _advance(self, number: int, step: Callable[[Inquiry], Question | Sequence[Question]]) -> None:
         try:
-            self._ready.append((number, step(self._inquiries[number])))
+            wanted = step(self._inquiries[number])
+            if isinstance(wanted, Question):
+                self._ready.append(_Wish(number, (wanted,), is_list=False))
+            else:
+                self._ready.append(_Wish(number, tuple(wanted), is_list=True))
         except StopIteration as finished:
             self._close(number, finished.value)
         except OutOfBudget:
@@ -115,3 +146,4 @@ class Story(Generic[Outcome]):
     def _end(self, error: RaysenseError) -> None:
         self.error, self.done = error, True
         self._ready.clear()
+        self._granted.clear()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import OWL
+from raysense.evaluation.parts import images_of, is_split, parts_of, ranges, reference_rung
 from raysense.evaluation.probe import probe_cost
 from raysense.evaluation.records import CALIBRATION, Evaluation, Question, StopRule, Task
 from raysense.pruning.allocation import Allocation, LevelGrid
@@ -141,21 +142,22 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
     groups = _groups(ground)
     strategies = [name for name in search.strategies if name not in (SOLVER, OWL, *ITERATIVE)]
     climbs = len(strategies) + (SOLVER in search.strategies) + (OWL in search.strategies)
+    dense, some = Allocation(), Allocation({ground.grid.addresses[0]: 1})
     story.wanted = (
-        3
+        sum(_evaluations(study, dense, rung) for rung in ("preview", "score", "validation"))
         + bool(ground.calibration_cost)
         + len(groups) * min(3, search.levels)
-        + climbs * search.bisections * 2
-        + search.rounds * search.offspring * 2
-        + 2 * len(SAFER[-search.finalists :])
+        + (climbs * search.bisections + search.rounds * search.offspring)
+        * sum(_evaluations(study, some, rung) for rung in ("preview", "score"))
+        + 2 * len(SAFER[-search.finalists :]) * _evaluations(study, some, "validation")
     )
 
     story.headline = "measuring the dense pipeline"
-    calibrations = [_baseline("calibration", (CALIBRATION,))] if ground.calibration_cost else []
+    calibrations = [_baseline(ground, "calibration", (CALIBRATION,))] if ground.calibration_cost else []
     measured = yield [
         *calibrations,
-        _baseline("search", ("preview", "score")),
-        _baseline("validation", ("validation",)),
+        _baseline(ground, "search", ("preview", "score")),
+        _baseline(ground, "validation", ("validation",)),
     ]
     if None in measured:
         raise RaysenseError(
@@ -166,8 +168,8 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
         for evaluation in evaluations:
             if evaluation.failed:
                 raise RaysenseError(f"the dense pipeline could not be measured: {evaluation.failed}")
-    dense = {evaluation.rung: evaluation for evaluations in measured for evaluation in evaluations}
-    _refuse_impossible(dense, ground.bounds)
+    baseline = {evaluation.rung: evaluation for evaluations in measured for evaluation in evaluations}
+    _refuse_impossible(baseline, ground.bounds)
 
     curves: list[Curve] = []
     if SOLVER in search.strategies:
@@ -177,7 +179,7 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
 
     families = {name: ground.families[name] for name in strategies}
     if OWL in search.strategies:
-        families[OWL] = outlier_weighed(ground.inventory, ground.grid, dense[CALIBRATION])
+        families[OWL] = outlier_weighed(ground.inventory, ground.grid, baseline[CALIBRATION])
     if curves:
         families[SOLVER] = _solver(ground, curves, groups, {})
     story.headline = "climbing: the sparsest total of every strategy"
@@ -201,15 +203,15 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
         # Everybody starts from what the closed forms gave; the joint search also from the solver's climb.
         for known in tried:
             if name == JOINT or known.strategy != SOLVER:
-                proposer.tell(known.allocation, load_of(known, ground.bounds, dense))
+                proposer.tell(known.allocation, load_of(known, ground.bounds, baseline))
         left = itertools.count()
         inquiries += [
-            _lane(ground, name, proposer, left, dense)
+            _lane(ground, name, proposer, left, baseline)
             for _ in range(min(search.lookahead, search.rounds * search.offspring))
         ]
     start = _best([c for c in tried if c.strategy not in (SOLVER, JOINT)])
     if EVOPRESS in search.strategies and start is not None:
-        inquiries.append(_evopress(ground, start.allocation, dense))
+        inquiries.append(_evopress(ground, start.allocation, baseline))
     if inquiries:
         more: list[list[Candidate]] = yield inquiries
         tried += [candidate for found in more if found for candidate in found]
@@ -232,16 +234,45 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
         test for test, contender in zip(tests, contenders, strict=True) if contender.strategy == "uniform"
     ]
     uniform = _best(plain[0]) if plain else None
-    return Findings(dense, curves, tried, [c for test in tests for c in test], winner, uniform)
+    return Findings(baseline, curves, tried, [c for test in tests for c in test], winner, uniform)
 
 
 # --- inquiries ----------------------------------------------------------------------------------------
 
 
-def _baseline(name: str, rungs: Sequence[str]) -> Inquiry:
+def _asked(ground: _Ground, question: Question) -> Inquiry:
+    """A question; where an evaluation has too many images for one evaluator, all sample them first, side by side.
+
+    What a stop rule may make needless is not sampled before. Returns the evaluations, in the order of the tasks.
+    """
+    asked: set[Task] = set()
+    runs: list[tuple[list[Task], list[Task]]] = []  # parts, and the tasks that they are for
+    for task in question.tasks:
+        parts = [part for part in parts_of(ground.study, task.allocation, task.rung) if part not in asked]
+        asked.update(parts)
+        if not runs or (parts and question.stop is not None):
+            runs.append(([], []))
+        runs[-1][0].extend(parts)
+        runs[-1][1].append(task)
+    found: list[Evaluation] = []
+    for parts, tasks in runs:
+        name = f"{question.name}/{len(found)}" if found else question.name
+        if parts:
+            yield [
+                Question(f"{name}/part {number}: {part.part}", question.stage, (part,))
+                for number, part in enumerate(parts, 1)
+            ]
+        evaluations = yield replace(question, name=name, tasks=tuple(tasks))
+        found += evaluations
+        if question.stop is not None and question.stop.says_stop(found[-1]):
+            break
+    return found
+
+
+def _baseline(ground: _Ground, name: str, rungs: Sequence[str]) -> Inquiry:
     """The dense pipeline on some rungs; returns the evaluations."""
-    dense = Allocation()
-    return (yield Question(f"baseline/{name}", "baseline", tuple(Task(dense, rung) for rung in rungs)))
+    tasks = tuple(Task(Allocation(), rung) for rung in rungs)
+    return (yield from _asked(ground, Question(f"baseline/{name}", "baseline", tasks)))
 
 
 def _curve(ground: _Ground, group: str, members: Sequence[str]) -> Inquiry:
@@ -313,7 +344,7 @@ def _judge(ground: _Ground, strategy: str, name: str, allocation: Allocation) ->
     """One candidate climbing the rungs; returns it."""
     tasks = (Task(allocation, "preview"), Task(allocation, "score"))
     stop = hopeless(ground.bounds, ground.study.rungs)
-    evaluations = yield Question(f"search/{name}", "search", tasks, stop)
+    evaluations = yield from _asked(ground, Question(f"search/{name}", "search", tasks, stop))
     return _candidate(ground, strategy, allocation, evaluations[-1])
 
 
@@ -353,7 +384,8 @@ def _evopress(ground: _Ground, start: Allocation, dense: Mapping[str, Evaluation
                 break
             rung = ("probe", "preview", "score")[stage]
             name = f"search/{EVOPRESS}/{number}"
-            evaluations = yield Question(name, "search", tuple(Task(a, rung) for a in pool))
+            tasks = tuple(Task(a, rung) for a in pool)
+            evaluations = yield from _asked(ground, Question(name, "search", tasks))
             spent += sum(evaluation.cost for evaluation in evaluations)
             if rung == "probe":
                 losses = [math.inf if e.failed else e.measures["probe_error"].value for e in evaluations]
@@ -380,7 +412,7 @@ def _validate(ground: _Ground, strategy: str, family: Family, zeros: int) -> Inq
             question = Question(
                 f"validation/{strategy}/{share}", "validation", (Task(allocation, "validation"),)
             )
-            (evaluation,) = yield question
+            (evaluation,) = yield from _asked(ground, question)
             feasible = is_feasible(evaluation, ground.bounds)
             tested.append(
                 Candidate(strategy, allocation, ground.grid.zeros(allocation), evaluation, feasible)
@@ -489,7 +521,9 @@ def _refuse_small_budget(ground: _Ground) -> None:
     """A budget that cannot pay for the dense pipeline buys nothing: refused before anything is spent."""
     study, dense = ground.study, Allocation()
     rungs = ["preview", "score", "validation", *([CALIBRATION] if ground.calibration_cost else [])]
-    least = sum(_cost_of(ground, Task(dense, rung)) for rung in rungs)
+    tasks = {Task(dense, rung) for rung in rungs}
+    tasks |= {part for task in tasks for part in parts_of(study, dense, task.rung)}
+    least = sum(_cost_of(ground, task) for task in tasks)
     if study.budget.max_cost is not None and study.budget.max_cost < least:
         answer = (
             least + study.search.bisections * _step_cost(study) + _images_cost(study, study.rungs.validation)
@@ -507,16 +541,30 @@ def _step_cost(study: Study) -> int:
 
 
 def _images_cost(study: Study, rung: ImageRung) -> int:
-    return rung.prompts * rung.seeds * study.sampling.steps * (2 if study.sampling.guidance > 1 else 1)
+    return rung.prompts * rung.seeds * image_cost(study)
+
+
+def image_cost(study: Study) -> int:
+    """Sample-forwards of an image."""
+    return study.sampling.steps * (2 if study.sampling.guidance > 1 else 1)
 
 
 def _cost_of(ground: _Ground, task: Task) -> int:
-    """Sample-forwards of a task, dense references not yet cached included."""
+    """Sample-forwards of a task, dense references not yet cached included; parts are paid for before."""
     study = ground.study
     if task.rung == CALIBRATION:
         return ground.calibration_cost
     if task.rung == "probe":
         return probe_cost(study)
+    if task.part is not None:
+        images = images_of(study, task.part.rung, task.part.reference)
+        return len(ranges(images, study.cluster.images_per_part)[task.part.number]) * image_cost(study)
     rung: ImageRung = getattr(study.rungs, task.rung)
-    reference = 2 if not task.allocation else 0
-    return _images_cost(study, rung) * (1 + reference)
+    own = 0 if is_split(study, task.rung) else 1
+    reference = 0 if task.allocation or is_split(study, reference_rung(task.rung), reference=True) else 2
+    return _images_cost(study, rung) * (own + reference)
+
+
+def _evaluations(study: Study, allocation: Allocation, rung: str) -> int:
+    """Rows that one evaluation makes, with those of its parts."""
+    return 1 + len(parts_of(study, allocation, rung))

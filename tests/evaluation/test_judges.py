@@ -161,10 +161,13 @@ def test_the_token_is_blacked_out(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_more_than_half_must_be_broken_and_an_undefined_metric_breaks_all() -> None:
     def part(n: int, collapsed: str = "", mine: float = 1.0) -> Judged:
         values = {"clip_score": torch.ones(n), "mine": torch.full((n,), mine)}
-        return Judged(values, {"clip": torch.ones(n, 2)}, collapsed=collapsed)
+        return Judged(values, {"clip": torch.ones(n, 2)}, broken=(collapsed,) * n if collapsed else ())
 
     assert joined([part(3), part(2, "black")]).collapsed == ""
     assert joined([part(2), part(3, "black")]).collapsed == "black"
     undefined = joined([part(9), part(1, mine=float("nan"))])
     assert undefined.collapsed == "mine is undefined for some images"
-    assert "mine" not in undefined.values
+    assert undefined.undefined == ["mine"]
+    mixed = joined([part(2), part(3, "black")])
+    assert mixed.rows([4, 0]).broken == ("black", "")
+    assert Judged.from_tensors(mixed.to_tensors()).broken == mixed.broken == ("", "", *["black"] * 3)

@@ -57,6 +57,16 @@ def test_curves_are_counted_and_more_evaluators_share_them() -> None:
     assert one.price(3600.0) == pytest.approx(one.wall)
 
 
+def test_parts_sample_the_same_images_and_keep_evaluators_busy() -> None:
+    whole, parted = (planned(study(cluster={"images_per_part": most}), 8) for most in (1000, 50))
+    # The preview's images are a part of the score's where one evaluator samples both; here of one rung, four of them.
+    again = {"baseline": 24, "search": 3 * 24, "validation": 0}
+    for name, stage in whole.stages.items():
+        assert parted.stages[name].images == stage.images + again[name]
+        assert parted.stages[name].evaluations > stage.evaluations
+    assert parted.wall < 0.5 * whole.wall
+
+
 def test_the_budget_ends_it() -> None:
     whole = planned(study(search={"strategies": ["uniform", "lamp", "erk"]}))
     # Enough for the dense pipeline and the finalists, for which the main job keeps a reserve; not for all candidates.

@@ -98,3 +98,51 @@ def test_an_error_ends_the_story() -> None:
     run(story)
     assert story.done
     assert str(story.error) == "impossible"
+
+
+def several(name: str, width: int) -> Inquiry:
+    try:
+        answers = yield [question(f"{name}{number}") for number in range(width)]
+    except OutOfBudget:
+        return -1
+    return [evaluation.zeros for (evaluation,) in answers]
+
+
+def test_an_inquiry_may_ask_several_questions_side_by_side() -> None:
+    def plan(story: Story[object]) -> Plan[object]:
+        return (yield [several("a", 3), counting("b", 2)])
+
+    story: Story[object] = Story(plan, lambda q: len(q.tasks))
+    asked = [story.ask() for _ in range(5)]
+    assert [q.name for q in asked if q] == ["a0", "a1", "a2", "b0"]
+    for value, number in ((7, 2), (5, 0), (6, 1)):  # whoever is done first
+        finished = asked[number]
+        assert finished is not None
+        story.tell(finished, answer(value))
+    assert run_rest(story, asked[3]) == ["b1"]
+    assert story.outcome == [[5, 6, 7], 2]
+
+
+def test_several_questions_are_paid_for_together_or_not_asked() -> None:
+    def plan(story: Story[object]) -> Plan[object]:
+        return (yield [several("a", 3), counting("b", 2)])
+
+    def cost(asked: Question) -> int:
+        return len(asked.tasks)
+
+    story: Story[object] = Story(plan, cost, Purse(Budget(max_cost=2), cost))
+    first = story.ask()
+    assert first is not None
+    assert first.name == "b0"
+    assert run_rest(story, first) == ["b1"]
+    assert story.outcome == [-1, 2]
+
+
+def run_rest(story: Story[object], outstanding: Question | None) -> list[str]:
+    """Answers what is outstanding and whatever is asked then."""
+    names: list[str] = []
+    while outstanding is not None:
+        story.tell(outstanding, answer(1))
+        outstanding = story.ask()
+        names += [outstanding.name] if outstanding else []
+    return names

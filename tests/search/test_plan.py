@@ -10,7 +10,8 @@ from torch import nn
 
 from raysense.cluster import run_in_process
 from raysense.errors import RaysenseError
-from raysense.evaluation.records import CALIBRATION, OUTLIERS, Evaluation, Measure, Question, Task
+from raysense.evaluation.parts import parts_of
+from raysense.evaluation.records import CALIBRATION, OUTLIERS, PART, Evaluation, Measure, Question, Task
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory, take_inventory
 from raysense.pruning.patterns import Pattern, pattern_grid
@@ -41,7 +42,7 @@ class Landscape:
     def evaluate(self, task: Task) -> Evaluation:
         self.tasks.append(task)
         damage = self.damage(task.allocation)
-        images = {"probe": 0, "preview": 8, "score": 16, "validation": 32}[task.rung]
+        images = {"probe": 0, "preview": 8, "score": 16, "validation": 32, PART: 5}[task.rung]
         near = Measure(damage, damage - self.noise, damage + self.noise, 16, "made-up")
         return Evaluation(
             key=task.key(SIGNATURE),
@@ -58,7 +59,7 @@ class Landscape:
         )
 
 
-def made_up(**search: object) -> tuple[Study, Inventory, LevelGrid, Story[Findings]]:
+def made_up(per_part: int = 512, **search: object) -> tuple[Study, Inventory, LevelGrid, Story[Findings]]:
     study = parse(
         {
             "name": "made-up",
@@ -70,6 +71,7 @@ def made_up(**search: object) -> tuple[Study, Inventory, LevelGrid, Story[Findin
                 "validation": {"prompts": 32},
             },
             "search": {"strategies": ["uniform", "solver"], "bisections": 7, **search},
+            "cluster": {"images_per_part": per_part},
         }
     )
     modules = {"unet": nn.Sequential(*(nn.Linear(32, 32 + 8 * (i % 3)) for i in range(LAYERS)))}
@@ -79,8 +81,10 @@ def made_up(**search: object) -> tuple[Study, Inventory, LevelGrid, Story[Findin
     return study, inventory, grid, make_story(study, inventory, grid, families)
 
 
-def run(folder: Path, lookahead: int = 4, **search: object) -> tuple[Findings, Landscape]:
-    study, inventory, grid, story = made_up(**search)
+def run(
+    folder: Path, lookahead: int = 4, per_part: int = 512, **search: object
+) -> tuple[Findings, Landscape]:
+    study, inventory, grid, story = made_up(per_part, **search)
     landscape = Landscape(inventory, grid)
     store = Store.open(str(folder), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
@@ -125,10 +129,44 @@ def test_resumed_in_the_middle_gives_the_same_answer(tmp_path: Path) -> None:
     assert len(rest.tasks) == len(keys) - len({t.key(SIGNATURE) for t in everything.tasks[:60]})
 
 
-def test_each_evaluation_is_made_once(tmp_path: Path) -> None:
-    _, landscape = run(tmp_path)
+@pytest.mark.parametrize("per_part", [512, 10])
+def test_each_evaluation_is_made_once(tmp_path: Path, per_part: int) -> None:
+    _, landscape = run(tmp_path, per_part=per_part)
     keys = [task.key(SIGNATURE) for task in landscape.tasks]
     assert len(keys) == len(set(keys))
+
+
+def test_large_evaluations_are_sampled_in_parts_first_and_decide_the_same(tmp_path: Path) -> None:
+    names = ["uniform", "solver", "evopress"]
+    whole, _ = run(tmp_path / "whole", strategies=names, rounds=1, offspring=4)
+    parted, landscape = run(tmp_path / "parted", strategies=names, rounds=1, offspring=4, per_part=10)
+    assert parted.winner is not None
+    assert whole.winner is not None
+    assert parted.winner.allocation == whole.winner.allocation
+    assert [c.allocation for c in parted.tried] == [c.allocation for c in whole.tried]
+    study = made_up(per_part=10)[0]
+    seen: set[Task] = set()
+    for task in landscape.tasks:
+        assert seen.issuperset(parts_of(study, task.allocation, task.rung)), task
+        seen.add(task)
+    # What the preview makes hopeless is not sampled further.
+    hopeless = {
+        c.allocation for c in parted.tried if c.evaluation.rung == "preview" and c.strategy != "evopress"
+    }
+    assert hopeless
+    of_them = [t for t in landscape.tasks if t.allocation in hopeless and t.part and t.part.rung == "score"]
+    assert not of_them
+
+
+def test_parts_go_side_by_side() -> None:
+    _, _, _, story = made_up(per_part=10)
+    asked: list[Question] = []
+    while (question := story.ask()) is not None:
+        asked.append(question)
+    # Score: two of the dense pipeline's own, four of the reference; validation: four and seven.
+    assert [q.tasks[0].rung for q in asked] == [PART] * (2 + 4 + 4 + 7)
+    assert asked[0].name == "baseline/search/part 1: score reference 1 of 4"
+    assert len({q.name for q in asked}) == len(asked)
 
 
 def test_the_largest_damage_may_be_kept_least_instead_of_the_sum(tmp_path: Path) -> None:
@@ -203,9 +241,11 @@ def test_impossible_bound_is_refused_with_the_dense_value(tmp_path: Path) -> Non
     assert all(not task.allocation for task in landscape.tasks)
 
 
-def spend(folder: Path, seconds: float = 0.0, **budget: float) -> tuple[Story[Findings], Landscape]:
+def spend(
+    folder: Path, seconds: float = 0.0, per_part: int = 512, **budget: float
+) -> tuple[Story[Findings], Landscape]:
     """A study with a budget, on a pipeline whose sample-forwards cost what the plan reckons, timed."""
-    study, inventory, grid, plain = made_up()
+    study, inventory, grid, plain = made_up(per_part)
     limited = study.model_copy(update={"budget": Budget.model_validate(budget)})
     story = make_story(limited, inventory, grid, closed_forms(inventory, grid, {}))
     landscape = Timed(inventory, grid, plain, seconds)
@@ -228,9 +268,10 @@ class Timed(Landscape):
         return replace(super().evaluate(task), cost=cost, seconds=cost * self.seconds * slower)
 
 
+@pytest.mark.parametrize("per_part", [512, 10])
 @pytest.mark.parametrize("budget", [5_000, 8_000, 12_000, 16_000, 24_000])
-def test_budget_is_never_exceeded(tmp_path: Path, budget: int) -> None:
-    story, _ = spend(tmp_path, max_cost=budget)
+def test_budget_is_never_exceeded(tmp_path: Path, budget: int, per_part: int) -> None:
+    story, _ = spend(tmp_path, max_cost=budget, per_part=per_part)
     assert story.purse.spent <= budget
     assert story.purse.refusal is not None
     assert f"`budget.max_cost` is {budget:,} sample-forwards" in str(story.purse.refusal)
@@ -239,11 +280,15 @@ def test_budget_is_never_exceeded(tmp_path: Path, budget: int) -> None:
         assert story.outcome.winner is not None, "the best so far, validated"
 
 
-def test_a_budget_below_the_dense_pipeline_is_refused_before_anything_is_spent() -> None:
-    study, inventory, grid, _ = made_up()
+@pytest.mark.parametrize(("per_part", "least"), [(512, "4,032"), (10, "3,648")])
+def test_a_budget_below_the_dense_pipeline_is_refused_before_anything_is_spent(
+    per_part: int, least: str
+) -> None:
+    # Of 24 sample-forwards an image: three times 8, 16 and 32; in parts 8, and once two seeds for all of the 16.
+    study, inventory, grid, _ = made_up(per_part)
     limited = study.model_copy(update={"budget": Budget(max_cost=1000)})
     with pytest.raises(
-        RaysenseError, match=r"is 1,000 sample-forwards, but measuring the dense pipeline takes 4,032"
+        RaysenseError, match=rf"is 1,000 sample-forwards, but measuring the dense pipeline takes {least}"
     ):
         make_story(limited, inventory, grid, closed_forms(inventory, grid, {}))
 
