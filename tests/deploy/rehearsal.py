@@ -54,8 +54,9 @@ STUDY = {
     "rungs.validation.prompts": "12",
     "sampling.steps": "4",
     "constraints": "{clip_score: {max_drop: 0.5}}",
-    # Two cores an evaluator, of which each machine shows two: one evaluator a machine.
-    "cluster": "{evaluators: 2, cpus_per_evaluator: 2}",
+    # Two cores an evaluator, of which each machine shows two: one evaluator a machine. Both sample a part of whatever
+    # has more than 8 images.
+    "cluster": "{evaluators: 2, cpus_per_evaluator: 2, images_per_part: 8}",
 }
 
 
@@ -295,6 +296,9 @@ def check_results(results: Path) -> None:
     assert len(rows) == summary["evaluations"] == len({row["key"] for row in rows})
     hosts = {row["evaluator"].rsplit("-", 2)[0] for row in rows}
     assert hosts == {"head", "worker"}, hosts
+    sampled = [row for row in rows if row["rung"] == "part"]
+    assert {row["evaluator"].rsplit("-", 2)[0] for row in sampled} == hosts, "parts of one evaluation on one machine"
+    assert all(row["images"] == 0 for row in rows if row["rung"] in ("score", "validation"))
     pages = [path.name for path in results.glob("*.html")]
     say(f"{len(rows)} evaluations, measured on {' and '.join(sorted(hosts))}; page: {pages or 'none made'}")
 
