@@ -20,7 +20,7 @@ from raysense.evaluation.calibration import OWL, Calibration
 from raysense.evaluation.contest import as_measures, components_of, hold_contest, winners
 from raysense.evaluation.judges import DISTANCES, Judged, Judges, Reference, joined, measure
 from raysense.evaluation.layer_outputs import LayerOutputs
-from raysense.evaluation.parts import REFERENCE_SEEDS, ranges, reference_rung
+from raysense.evaluation.parts import REFERENCE_SEEDS, is_kept, ranges_of, reference_rung
 from raysense.evaluation.probe import EXTRACTOR, Probe
 from raysense.evaluation.records import (
     CALIBRATION,
@@ -363,35 +363,34 @@ class Evaluator:
         seeds = [self._seed(0, _FIRST_REFERENCE_SEED + i) for i in range(REFERENCE_SEEDS) for _ in prompts]
         return list(prompts) * REFERENCE_SEEDS, seeds
 
-    def _ranges(self, pairs: Pairs) -> list[range]:
-        return ranges(len(pairs[0]), self.study.cluster.images_per_part)
-
     def _dense(self, name: str, draw: int) -> Judged:
         """The dense pipeline on the same prompts and seeds; sampled once a study."""
-        return self._sampled_once("dense", self._pairs(name, draw), name, draw)
+        return self._sampled_once("dense", self._pairs(name, draw), ranges_of(self.study, name), name, draw)
 
     def _dense_reference(self, name: str) -> Judged:
         """What distributions are compared with, unless the study brings images of its own."""
-        return self._sampled_once("reference", self._reference_pairs(name))
+        parts = ranges_of(self.study, reference_rung(name), reference=True)
+        return self._sampled_once("reference", self._reference_pairs(name), parts)
 
     def _pruned(self, allocation: Allocation, name: str, draw: int) -> Judged:
         """The pruned pipeline on a rung's prompts and seeds; what was sampled in parts comes from the cache."""
         if not allocation:
             return self._dense(name, draw)
-        chosen = self._ranges(self._pairs(name, draw))
-        return joined([self._pruned_part(allocation, name, draw, some, len(chosen) > 1) for some in chosen])
+        parts = ranges_of(self.study, name)
+        return joined([self._pruned_part(allocation, name, draw, chosen) for chosen in parts])
 
-    def _pruned_part(self, allocation: Allocation, name: str, draw: int, chosen: range, kept: bool) -> Judged:
-        """Some of a rung's images; `kept`: in the cache, for whoever puts the parts together."""
+    def _pruned_part(self, allocation: Allocation, name: str, draw: int, chosen: range) -> Judged:
+        """Some of a rung's images."""
         pairs, dense = self._pairs(name, draw), self._dense(name, draw)
 
         def sample() -> Judged:
             self.stand_at(allocation)
             return self._judge(pairs, chosen, dense, name, draw)
 
-        if not kept:
+        if not is_kept(self.study, name):
             return sample()
-        key = content_key("part", self._signature, allocation.key, name, draw, chosen.start, chosen.stop)
+        some = _some(pairs, chosen)
+        key = content_key("part", self._signature, allocation.key, [p.id for p in some[0]], some[1])
         stored = self._blobs.get(key)
         if stored is not None:
             return Judged.from_tensors(stored)
@@ -401,14 +400,13 @@ class Evaluator:
 
     def _part(self, allocation: Allocation, part: Part, draw: int) -> None:
         """Sample a part of a set of images into the cache."""
-        pairs = self._reference_pairs(part.rung) if part.reference else self._pairs(part.rung, draw)
-        chosen = self._ranges(pairs)[part.number]
+        chosen = ranges_of(self.study, part.rung, part.reference)[part.number]
         if part.reference:
-            self._dense_part("reference", pairs, chosen, "", 0)
+            self._dense_part("reference", self._reference_pairs(part.rung), chosen, "", 0)
         elif not allocation:
-            self._dense_part("dense", pairs, chosen, part.rung, draw)
+            self._dense_part("dense", self._pairs(part.rung, draw), chosen, part.rung, draw)
         else:
-            self._pruned_part(allocation, part.rung, draw, chosen, kept=True)
+            self._pruned_part(allocation, part.rung, draw, chosen)
 
     def _reference(self, name: str, draw: int, dense: Judged) -> Reference:
         """What distribution metrics compare with, and the dense pipeline's own distances to it."""
@@ -455,17 +453,19 @@ class Evaluator:
         }
         return Reference(gaussian, features, distances)
 
-    def _sampled_once(self, what: str, pairs: Pairs, rung: str = "", draw: int = 0) -> Judged:
+    def _sampled_once(
+        self, what: str, pairs: Pairs, parts: Sequence[range], rung: str = "", draw: int = 0
+    ) -> Judged:
         """A set of dense images from memory, from the cache, or made now, part by part."""
         key = self._dense_key(what, pairs)
         if key not in self._dense_sets:
-            parts = [self._dense_part(what, pairs, some, rung, draw) for some in self._ranges(pairs)]
-            self._dense_sets[key] = joined(parts)
+            self._dense_sets[key] = joined(
+                [self._dense_part(what, pairs, chosen, rung, draw) for chosen in parts]
+            )
         return self._dense_sets[key]
 
     def _dense_part(self, what: str, pairs: Pairs, chosen: range, rung: str, draw: int) -> Judged:
-        some = pairs[0][chosen.start : chosen.stop], pairs[1][chosen.start : chosen.stop]
-        key = self._dense_key(what, some)
+        key = self._dense_key(what, _some(pairs, chosen))
         stored = self._blobs.get(key)
         if stored is not None:
             return Judged.from_tensors(stored)
@@ -570,6 +570,10 @@ class Evaluator:
         self._batch //= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _some(pairs: Pairs, chosen: range) -> Pairs:
+    return pairs[0][chosen.start : chosen.stop], pairs[1][chosen.start : chosen.stop]
 
 
 def inventory_and_grid(study: Study, components: Mapping[str, object]) -> tuple[Inventory, LevelGrid]:

@@ -40,16 +40,46 @@ def is_split(study: Study, rung: str, reference: bool = False) -> bool:
     return images_of(study, rung, reference) > study.cluster.images_per_part
 
 
+def ranges_of(study: Study, rung: str, reference: bool = False) -> list[range]:
+    """The parts of a rung's images, or of its reference's; one where it is not split.
+
+    The score rung begins with the preview's parts: a candidate that climbs has them already.
+    """
+    n, most = images_of(study, rung, reference), study.cluster.images_per_part
+    if n <= most:
+        return [range(n)]
+    head = [] if reference else _head(study, rung)
+    start = head[-1].stop if head else 0
+    return head + [range(start + part.start, start + part.stop) for part in ranges(n - start, most)]
+
+
+def is_kept(study: Study, rung: str) -> bool:
+    """Whether the features of a rung's images go to the cache, for a later evaluation that needs them too."""
+    return is_split(study, rung) or (
+        rung == "preview" and is_split(study, "score") and bool(_head(study, "score"))
+    )
+
+
 def parts_of(study: Study, allocation: Allocation, rung: str) -> list[Task]:
     """The tasks that sample an evaluation's images beforehand; none where one evaluator does it at once."""
     if not isinstance(getattr(study.rungs, rung, None), ImageRung):
         return []
-    sets = [(rung, False)]
-    if not allocation and study.metrics.reference.path is None:
-        sets.append((reference_rung(rung), True))
-    return [
-        Task(allocation, PART, part=Part(name, reference, number, count))
-        for name, reference in sets
-        if (count := len(ranges(images_of(study, name, reference), study.cluster.images_per_part))) > 1
-        for number in range(count)
-    ]
+    tasks: list[Task] = []
+    if is_split(study, rung):
+        count = len(ranges_of(study, rung))
+        tasks += [
+            Task(allocation, PART, part=Part(rung, False, number, count))
+            for number in range(len(_head(study, rung)), count)
+        ]
+    largest = reference_rung(rung)
+    if not allocation and study.metrics.reference.path is None and is_split(study, largest, reference=True):
+        count = len(ranges_of(study, largest, reference=True))
+        tasks += [Task(allocation, PART, part=Part(largest, True, number, count)) for number in range(count)]
+    return tasks
+
+
+def _head(study: Study, rung: str) -> list[range]:
+    """The preview's parts, where these are the first of the rung's images."""
+    preview, score = study.rungs.preview, study.rungs.score
+    leads = preview.seeds == 1 and preview.prompts < score.prompts
+    return ranges_of(study, "preview") if rung == "score" and leads else []

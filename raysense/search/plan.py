@@ -11,7 +11,7 @@ import numpy as np
 
 from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import OWL
-from raysense.evaluation.parts import images_of, is_split, parts_of, ranges, reference_rung
+from raysense.evaluation.parts import is_split, parts_of, ranges_of, reference_rung
 from raysense.evaluation.probe import probe_cost
 from raysense.evaluation.records import CALIBRATION, Evaluation, Question, StopRule, Task
 from raysense.pruning.allocation import Allocation, LevelGrid
@@ -557,8 +557,8 @@ def _cost_of(ground: _Ground, task: Task) -> int:
     if task.rung == "probe":
         return probe_cost(study)
     if task.part is not None:
-        images = images_of(study, task.part.rung, task.part.reference)
-        return len(ranges(images, study.cluster.images_per_part)[task.part.number]) * image_cost(study)
+        parts = ranges_of(study, task.part.rung, task.part.reference)
+        return len(parts[task.part.number]) * image_cost(study)
     rung: ImageRung = getattr(study.rungs, task.rung)
     own = 0 if is_split(study, task.rung) else 1
     reference = 0 if task.allocation or is_split(study, reference_rung(task.rung), reference=True) else 2

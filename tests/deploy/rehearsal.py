@@ -297,7 +297,9 @@ def check_results(results: Path) -> None:
     hosts = {row["evaluator"].rsplit("-", 2)[0] for row in rows}
     assert hosts == {"head", "worker"}, hosts
     sampled = [row for row in rows if row["rung"] == "part"]
-    assert {row["evaluator"].rsplit("-", 2)[0] for row in sampled} == hosts, "parts of one evaluation on one machine"
+    assert {row["evaluator"].rsplit("-", 2)[0] for row in sampled} == hosts, (
+        "parts of one evaluation on one machine"
+    )
     assert all(row["images"] == 0 for row in rows if row["rung"] in ("score", "validation"))
     pages = [path.name for path in results.glob("*.html")]
     say(f"{len(rows)} evaluations, measured on {' and '.join(sorted(hosts))}; page: {pages or 'none made'}")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysense.evaluation.engine import Evaluator
-from raysense.evaluation.parts import images_of, is_split, parts_of, ranges
+from raysense.evaluation.parts import is_split, parts_of, ranges, ranges_of
 from raysense.evaluation.records import Evaluation, Task
 from raysense.pruning.allocation import Allocation
 from raysense.study import Study, load
@@ -48,6 +48,9 @@ def test_a_set_that_fits_has_no_parts() -> None:
     # Two of the dense pipeline's own, and of the reference, 2 × 9 images, three.
     assert len(parts_of(parted, Allocation(), "validation")) == 2 + 3
     assert parts_of(parted, Allocation(), "probe") == []
+    # The preview's 8 are the first of the score rung's 10.
+    assert ranges_of(parted, "score") == [range(8), range(8, 10)]
+    assert [str(task.part) for task in parts_of(parted, some, "score")] == ["score 2 of 2"]
     # The preview is small, but is compared with the reference of the whole search.
     assert {task.part.rung for task in parts_of(parted, Allocation(), "preview") if task.part} == {"score"}
 
@@ -111,7 +114,19 @@ def test_an_evaluation_that_ended_in_the_middle_goes_on_at_its_last_part(
     monkeypatch.setattr(one, "_judge", dying)
     with pytest.raises(KeyboardInterrupt):
         one.evaluate(task)
-    assert other.evaluate(task).images == 4  # of parts of 3, 3 and 4
+    assert other.evaluate(task).images == 2  # of parts of 4, 4 and 2
+
+
+def test_what_the_preview_has_sampled_the_score_rung_has_already(evaluators: list[Evaluator]) -> None:
+    one, other = evaluators
+    for allocation in (Allocation(), pruned(one, 0.25)):
+        preview = one.evaluate(Task(allocation, "preview"))
+        score = other.evaluate(Task(allocation, "score"))
+        if allocation:
+            assert (preview.images, score.images) == (8, 2)
+        assert [row["prompt_id"] for row in score.samples[:8]] == [r["prompt_id"] for r in preview.samples]
+        drops = [[row["clip_score"] for row in found.samples[:8]] for found in (preview, score)]
+        assert drops[0] == drops[1]
 
 
 def test_broken_images_are_known_as_such_from_the_cache(
@@ -144,5 +159,5 @@ def test_a_damaged_part_is_sampled_again(evaluators: list[Evaluator], folder: Pa
         one.evaluate(part)
     entry.write_bytes(entry.read_bytes()[:-3])
     found = other.evaluate(task)
-    assert found.images == len(ranges(images_of(one.study, "validation"), 4)[0])
+    assert found.images == len(ranges_of(one.study, "validation")[0])
     assert replace(found, seconds=0.0).measures == one.evaluate(task).measures
