@@ -360,7 +360,7 @@ class Cluster(_Strict):
     cpus_per_evaluator: float = Field(1.0, gt=0)
     gpus_per_evaluator: float = Field(0.0, ge=0)
     images_per_part: int = Field(
-        512,
+        128,
         ge=1,
         description="evaluations with more images are sampled in parts, by whichever evaluator is free",
     )

@@ -59,7 +59,7 @@ class Landscape:
         )
 
 
-def made_up(per_part: int = 512, **search: object) -> tuple[Study, Inventory, LevelGrid, Story[Findings]]:
+def made_up(per_part: int = 128, **search: object) -> tuple[Study, Inventory, LevelGrid, Story[Findings]]:
     study = parse(
         {
             "name": "made-up",
@@ -82,7 +82,7 @@ def made_up(per_part: int = 512, **search: object) -> tuple[Study, Inventory, Le
 
 
 def run(
-    folder: Path, lookahead: int = 4, per_part: int = 512, **search: object
+    folder: Path, lookahead: int = 4, per_part: int = 128, **search: object
 ) -> tuple[Findings, Landscape]:
     study, inventory, grid, story = made_up(per_part, **search)
     landscape = Landscape(inventory, grid)
@@ -129,7 +129,7 @@ def test_resumed_in_the_middle_gives_the_same_answer(tmp_path: Path) -> None:
     assert len(rest.tasks) == len(keys) - len({t.key(SIGNATURE) for t in everything.tasks[:60]})
 
 
-@pytest.mark.parametrize("per_part", [512, 10])
+@pytest.mark.parametrize("per_part", [128, 10])
 def test_each_evaluation_is_made_once(tmp_path: Path, per_part: int) -> None:
     _, landscape = run(tmp_path, per_part=per_part)
     keys = [task.key(SIGNATURE) for task in landscape.tasks]
@@ -242,7 +242,7 @@ def test_impossible_bound_is_refused_with_the_dense_value(tmp_path: Path) -> Non
 
 
 def spend(
-    folder: Path, seconds: float = 0.0, per_part: int = 512, **budget: float
+    folder: Path, seconds: float = 0.0, per_part: int = 128, **budget: float
 ) -> tuple[Story[Findings], Landscape]:
     """A study with a budget, on a pipeline whose sample-forwards cost what the plan reckons, timed."""
     study, inventory, grid, plain = made_up(per_part)
@@ -268,7 +268,7 @@ class Timed(Landscape):
         return replace(super().evaluate(task), cost=cost, seconds=cost * self.seconds * slower)
 
 
-@pytest.mark.parametrize("per_part", [512, 10])
+@pytest.mark.parametrize("per_part", [128, 10])
 @pytest.mark.parametrize("budget", [5_000, 8_000, 12_000, 16_000, 20_000])
 def test_budget_is_never_exceeded(tmp_path: Path, budget: int, per_part: int) -> None:
     story, _ = spend(tmp_path, max_cost=budget, per_part=per_part)
@@ -280,7 +280,7 @@ def test_budget_is_never_exceeded(tmp_path: Path, budget: int, per_part: int) ->
         assert story.outcome.winner is not None, "the best so far, validated"
 
 
-@pytest.mark.parametrize(("per_part", "least"), [(512, "4,032"), (10, "3,456")])
+@pytest.mark.parametrize(("per_part", "least"), [(128, "4,032"), (10, "3,456")])
 def test_a_budget_below_the_dense_pipeline_is_refused_before_anything_is_spent(
     per_part: int, least: str
 ) -> None:
