@@ -55,7 +55,7 @@ class Ledger:
         self._new: dict[str, Evaluation] = {}
         self._open: dict[str, Work] = {}
         self._stage = ""
-        self._done = self._replayed = self._failed = self._images = self._cost = 0
+        self._done = self._replayed = self._failed = self._images = self._cost = self._spent = 0
 
     @property
     def finished(self) -> bool:
@@ -116,6 +116,8 @@ class Ledger:
             failed=self._failed,
             outstanding=sum(len(work.left) for work in self._open.values()),
             wanted=int(getattr(strategy, "wanted", 0)),
+            spent=self._spent,
+            wanted_cost=int(getattr(strategy, "wanted_cost", 0)),
             images=self._images,
             cost=self._cost,
         )
@@ -127,6 +129,7 @@ class Ledger:
     def _count(self, evaluation: Evaluation, *, replayed: bool) -> None:
         self._done += 1
         self._failed += bool(evaluation.failed)
+        self._spent += evaluation.cost
         if replayed:
             self._replayed += 1
         else:

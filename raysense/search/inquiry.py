@@ -61,6 +61,7 @@ class Story(Generic[Outcome]):
         done: The plan has come to its end.
         headline: One line for the live view; the plan sets it.
         wanted: Evaluations expected in all; the plan sets it.
+        wanted_cost: Their sample-forwards; the plan sets it.
         outcome: What the plan returned.
         error: The `RaysenseError` that ended the plan.
         cost_of: See above.
@@ -75,7 +76,7 @@ class Story(Generic[Outcome]):
     ) -> None:
         self.done = False
         self.headline = ""
-        self.wanted = 0
+        self.wanted = self.wanted_cost = 0
         self.outcome: Outcome | None = None
         self.error: RaysenseError | None = None
         self.cost_of = cost_of

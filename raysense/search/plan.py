@@ -11,7 +11,7 @@ import numpy as np
 
 from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import OWL
-from raysense.evaluation.parts import is_split, parts_of, ranges_of, reference_rung
+from raysense.evaluation.parts import images_of, is_split, parts_of, ranges_of, reference_rung
 from raysense.evaluation.probe import probe_cost
 from raysense.evaluation.records import CALIBRATION, Evaluation, Question, StopRule, Task
 from raysense.pruning.allocation import Allocation, LevelGrid
@@ -142,16 +142,29 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
     groups = _groups(ground)
     strategies = [name for name in search.strategies if name not in (SOLVER, OWL, *ITERATIVE)]
     climbs = len(strategies) + (SOLVER in search.strategies) + (OWL in search.strategies)
-    dense, some = Allocation(), Allocation({ground.grid.addresses[0]: 1})
+    probes, finalists = len(groups) * min(3, search.levels), 2 * len(SAFER[-search.finalists :])
+    first, one = _baseline_tasks(ground), Allocation({ground.grid.addresses[0]: 1})
+    climb, test = (_with_parts(study, one, rungs) for rungs in (("preview", "score"), ("validation",)))
     story.wanted = (
-        sum(_evaluations(study, dense, rung) for rung in ("preview", "score", "validation"))
-        + bool(ground.calibration_cost)
-        + len(groups) * min(3, search.levels)
-        + (climbs * search.bisections + search.rounds * search.offspring)
-        * sum(_evaluations(study, some, rung) for rung in ("preview", "score"))
-        + 2 * len(SAFER[-search.finalists :]) * _evaluations(study, some, "validation")
+        len(first)
+        + probes
+        + (climbs * search.bisections + search.rounds * search.offspring) * len(climb)
+        + finalists * len(test)
     )
+    score, held_out = (images_of(study, rung) * image_cost(study) for rung in ("score", "validation"))
+    costs = {
+        "curves": probes * probe_cost(study),
+        "climbs": climbs * search.bisections * score,
+        "joint": search.rounds * search.offspring * score,
+        "tests": finalists * held_out,
+    }
 
+    def expect(*stages: str) -> None:
+        """What is still to come, beside what is spent; said anew at each stage, as candidates may end early."""
+        story.wanted_cost = story.purse.spent + sum(costs[stage] for stage in stages)
+
+    expect("curves", "climbs", "joint", "tests")
+    story.wanted_cost += sum(_cost_of(ground, task) for task in first)
     story.headline = "measuring the dense pipeline"
     calibrations = [_baseline(ground, "calibration", (CALIBRATION,))] if ground.calibration_cost else []
     measured = yield [
@@ -172,6 +185,7 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
     _refuse_impossible(baseline, ground.bounds)
 
     curves: list[Curve] = []
+    expect("curves", "climbs", "joint", "tests")
     if SOLVER in search.strategies:
         story.headline = f"learning how sensitive {len(groups)} {search.granularity}s are"
         found = yield [_curve(ground, group, members) for group, members in groups.items()]
@@ -182,11 +196,11 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
         families[OWL] = outlier_weighed(ground.inventory, ground.grid, baseline[CALIBRATION])
     if curves:
         families[SOLVER] = _solver(ground, curves, groups, {})
+    expect("climbs", "joint", "tests")
     story.headline = "climbing: the sparsest total of every strategy"
     climbed: list[list[Candidate]] = yield [_climb(ground, name, family) for name, family in families.items()]
     tried = [candidate for climb in climbed for candidate in climb]
-    story.headline = _headline(ground, tried)
-
+    expect("joint", "tests")
     story.headline = "searching jointly: " + _headline(ground, tried)
     proposers: dict[str, Proposer] = {}
     if curves and search.rounds:
@@ -216,6 +230,7 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
         more: list[list[Candidate]] = yield inquiries
         tried += [candidate for found in more if found for candidate in found]
 
+    expect("tests")
     story.headline = "validating on held-out prompts: " + _headline(ground, tried)
     best = _best(tried)
     contenders = [] if best is None else [best]
@@ -519,11 +534,8 @@ def _refuse_impossible(dense: Mapping[str, Evaluation], bounds: Sequence[Bound])
 
 def _refuse_small_budget(ground: _Ground) -> None:
     """A budget that cannot pay for the dense pipeline buys nothing: refused before anything is spent."""
-    study, dense = ground.study, Allocation()
-    rungs = ["preview", "score", "validation", *([CALIBRATION] if ground.calibration_cost else [])]
-    tasks = {Task(dense, rung) for rung in rungs}
-    tasks |= {part for task in tasks for part in parts_of(study, dense, task.rung)}
-    least = sum(_cost_of(ground, task) for task in tasks)
+    study = ground.study
+    least = sum(_cost_of(ground, task) for task in _baseline_tasks(ground))
     if study.budget.max_cost is not None and study.budget.max_cost < least:
         answer = (
             least + study.search.bisections * _step_cost(study) + _images_cost(study, study.rungs.validation)
@@ -565,6 +577,12 @@ def _cost_of(ground: _Ground, task: Task) -> int:
     return _images_cost(study, rung) * (own + reference)
 
 
-def _evaluations(study: Study, allocation: Allocation, rung: str) -> int:
-    """Rows that one evaluation makes, with those of its parts."""
-    return 1 + len(parts_of(study, allocation, rung))
+def _with_parts(study: Study, allocation: Allocation, rungs: Sequence[str]) -> set[Task]:
+    """The tasks of some evaluations, with those of their parts."""
+    parts = {part for rung in rungs for part in parts_of(study, allocation, rung)}
+    return {*(Task(allocation, rung) for rung in rungs), *parts}
+
+
+def _baseline_tasks(ground: _Ground) -> set[Task]:
+    rungs = ["preview", "score", "validation", *([CALIBRATION] if ground.calibration_cost else [])]
+    return _with_parts(ground.study, Allocation(), rungs)

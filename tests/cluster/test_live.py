@@ -46,6 +46,13 @@ def test_time_left_is_unknown_before_there_is_a_pace() -> None:
     assert Snapshot(done=5, replayed=5, wanted=9, seconds=3.0).seconds_left is None
 
 
+def test_time_left_counts_sample_forwards_where_they_are_known() -> None:
+    begun = Snapshot(done=300, wanted=400, cost=20_000, spent=30_000, wanted_cost=100_000, seconds=100.0)
+    assert begun.seconds_left == 350.0  # not the 33 s of a hundred evaluations as short as those before
+    assert Snapshot(cost=4_000, spent=90_000, wanted_cost=100_000, seconds=9.0).seconds_left is None
+    assert Snapshot(cost=20_000, spent=120_000, wanted_cost=100_000, seconds=9.0).seconds_left == 0.0
+
+
 def test_durations_read_well() -> None:
     assert [duration(s) for s in (0.4, 59, 60, 3599, 3600, 11_100)] == [
         "0 s", "59 s", "1 min", "59 min", "1 h 00", "3 h 05",

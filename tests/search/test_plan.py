@@ -293,6 +293,17 @@ def test_a_budget_below_the_dense_pipeline_is_refused_before_anything_is_spent(
         make_story(limited, inventory, grid, closed_forms(inventory, grid, {}))
 
 
+@pytest.mark.parametrize("per_part", [128, 10])
+def test_what_the_plan_expects_is_about_what_it_spends(tmp_path: Path, per_part: int) -> None:
+    story, landscape = spend(tmp_path, per_part=per_part)
+    plan = made_up(per_part)[3]
+    assert (
+        story.purse.spent < plan.wanted_cost < 2.5 * story.purse.spent
+    )  # a preview that ends a climb saves the rest
+    assert story.purse.spent <= story.wanted_cost < 1.5 * story.purse.spent  # as of the last stage
+    assert len(landscape.tasks) <= story.wanted * 1.1
+
+
 def test_hours_and_money_are_hard_and_depend_on_stored_seconds_alone(tmp_path: Path) -> None:
     free, _ = spend(tmp_path / "free", seconds=0.1)
     hours = free.purse.seconds / 3600
