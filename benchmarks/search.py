@@ -36,6 +36,7 @@ import pandas as pd
 from scipy import stats
 
 from raysense.evaluation.calibration import OWL
+from raysense.evaluation.parts import image_cost
 from raysense.evaluation.records import CALIBRATION, Evaluation, Question
 from raysense.pipelines.prompts import load_prompts
 from raysense.search import proposers
@@ -356,8 +357,7 @@ def summary(preset: Preset, table: pd.DataFrame, found: dict[str, Any]) -> str:
         "| max_drop | strategy | sparsity_components | cost | image-equivalents | candidates | cost to reach |",
         "|---|---|---|---|---|---|---|",
     ]
-    sampling = study_of(preset, 0, preset.bounds[0]).sampling
-    an_image = sampling.steps * (2 if sampling.guidance > 1 else 1)
+    an_image = image_cost(study_of(preset, 0, preset.bounds[0]))
     for (bound, name), rows in table.groupby(["max_drop", "strategy"], sort=False):
         share = credited(table[table["max_drop"] == bound])[name]
         inside, reach = int((rows["sparsity_components"] > 0).sum()), rows["cost_to_reach"].dropna()

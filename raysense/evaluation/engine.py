@@ -391,12 +391,7 @@ class Evaluator:
             return sample()
         some = _some(pairs, chosen)
         key = content_key("part", self._signature, allocation.key, [p.id for p in some[0]], some[1])
-        stored = self._blobs.get(key)
-        if stored is not None:
-            return Judged.from_tensors(stored)
-        judged = sample()
-        self._blobs.put(key, judged.to_tensors())
-        return judged
+        return self._cached(key, sample)
 
     def _part(self, allocation: Allocation, part: Part, draw: int) -> None:
         """Sample a part of a set of images into the cache."""
@@ -465,17 +460,24 @@ class Evaluator:
         return self._dense_sets[key]
 
     def _dense_part(self, what: str, pairs: Pairs, chosen: range, rung: str, draw: int) -> Judged:
-        key = self._dense_key(what, _some(pairs, chosen))
+        def sample() -> Judged:
+            self.stand_at(Allocation())
+            judged = self._judge(pairs, chosen, None, rung, draw)
+            if judged.collapsed:
+                raise RaysenseError(
+                    f"`pipeline`: the dense pipeline's own images are broken ({judged.collapsed}); check `dtype`, "
+                    "`sampling.steps` and the weights"
+                )
+            return judged
+
+        return self._cached(self._dense_key(what, _some(pairs, chosen)), sample)
+
+    def _cached(self, key: str, sample: Callable[[], Judged]) -> Judged:
+        """Some images' features from the cache, or sampled now and put there."""
         stored = self._blobs.get(key)
         if stored is not None:
             return Judged.from_tensors(stored)
-        self.stand_at(Allocation())
-        judged = self._judge(pairs, chosen, None, rung, draw)
-        if judged.collapsed:
-            raise RaysenseError(
-                f"`pipeline`: the dense pipeline's own images are broken ({judged.collapsed}); check `dtype`, "
-                "`sampling.steps` and the weights"
-            )
+        judged = sample()
         self._blobs.put(key, judged.to_tensors())
         return judged
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from raysense.evaluation.parts import images_of, is_split, reference_rung
+from raysense.evaluation.parts import image_cost, images_of, is_split, reference_rung
 from raysense.evaluation.probe import probe_cost
 from raysense.evaluation.records import CALIBRATION, Evaluation, Measure, Question, Task
 from raysense.pruning import priors
@@ -29,7 +29,7 @@ from raysense.pruning.priors import Family
 from raysense.search.curves import SLOPE, removed_energy
 from raysense.search.families import ITERATIVE, SOLVER
 from raysense.search.inquiry import Story
-from raysense.search.plan import Findings, image_cost, make_story
+from raysense.search.plan import Findings, make_story
 from raysense.search.strategy import Lookahead
 from raysense.study import Bound, Study
 

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from raysense.evaluation.calibration import calibration_cost
 from raysense.evaluation.engine import inventory_and_grid
+from raysense.evaluation.parts import image_cost
 from raysense.evaluation.probe import probe_cost
 from raysense.evaluation.speed import Measured, measure_speed
 from raysense.pipelines.load import empty_components
@@ -79,10 +80,9 @@ def here(study: Study) -> int:
 
 def given_speed(study: Study, forwards_per_second: float) -> Speed:
     """From sample-forwards a second; what a calibration would add beside them is left out."""
-    guided = 2 if study.sampling.guidance > 1 else 1
     second = 1 / forwards_per_second
     return Speed(
-        image=study.sampling.steps * guided * second,
+        image=image_cost(study) * second,
         probe=probe_cost(study) * second,
         first_probe=(probe_cost(study, records=True) - probe_cost(study)) * second,
         start=START_SECONDS,

@@ -11,7 +11,7 @@ import numpy as np
 
 from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import OWL
-from raysense.evaluation.parts import images_of, is_split, parts_of, ranges_of, reference_rung
+from raysense.evaluation.parts import image_cost, images_of, is_split, parts_of, ranges_of, reference_rung
 from raysense.evaluation.probe import probe_cost
 from raysense.evaluation.records import CALIBRATION, Evaluation, Question, StopRule, Task
 from raysense.pruning.allocation import Allocation, LevelGrid
@@ -33,7 +33,7 @@ from raysense.search.inquiry import Inquiry, OutOfBudget, Plan, Story
 from raysense.search.proposers import Learned, Proposer, Random, Switches, Tpe, evopress, scaled
 from raysense.search.purse import Purse
 from raysense.search.verdict import hopeless, is_feasible, margins
-from raysense.study import Bound, ImageRung, Study
+from raysense.study import Bound, Study
 
 HOPELESS_PROBE = 1.0
 """Relative probe error at which a curve ends: the guided prediction is as far off as predicting nothing."""
@@ -130,7 +130,7 @@ def make_story(
     def cost_of(question: Question) -> int:
         return sum(_cost_of(ground, task) for task in question.tasks)
 
-    validation = 2 * len(SAFER[-study.search.finalists :]) * _images_cost(study, study.rungs.validation)
+    validation = 2 * len(SAFER[-study.search.finalists :]) * _images_cost(study, "validation")
     climb = study.search.bisections * _step_cost(study)
     # What curves teach is worth nothing without a climb, nor a climb without validation.
     reserve = {"sensitivity": climb + validation, "search": validation}
@@ -151,7 +151,7 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
         + (climbs * search.bisections + search.rounds * search.offspring) * len(climb)
         + finalists * len(test)
     )
-    score, held_out = (images_of(study, rung) * image_cost(study) for rung in ("score", "validation"))
+    score, held_out = (_images_cost(study, rung) for rung in ("score", "validation"))
     costs = {
         "curves": probes * probe_cost(study),
         "climbs": climbs * search.bisections * score,
@@ -537,9 +537,7 @@ def _refuse_small_budget(ground: _Ground) -> None:
     study = ground.study
     least = sum(_cost_of(ground, task) for task in _baseline_tasks(ground))
     if study.budget.max_cost is not None and study.budget.max_cost < least:
-        answer = (
-            least + study.search.bisections * _step_cost(study) + _images_cost(study, study.rungs.validation)
-        )
+        answer = least + study.search.bisections * _step_cost(study) + _images_cost(study, "validation")
         raise RaysenseError(
             f"`budget.max_cost` is {study.budget.max_cost:,} sample-forwards, but measuring the dense pipeline takes "
             f"{least:,} and one strategy's climb to a validated answer some {answer:,} in all; raise it or shrink "
@@ -549,16 +547,11 @@ def _refuse_small_budget(ground: _Ground) -> None:
 
 def _step_cost(study: Study) -> int:
     """Sample-forwards of a candidate that climbs to the score rung, at most."""
-    return _images_cost(study, study.rungs.preview) + _images_cost(study, study.rungs.score)
+    return _images_cost(study, "preview") + _images_cost(study, "score")
 
 
-def _images_cost(study: Study, rung: ImageRung) -> int:
-    return rung.prompts * rung.seeds * image_cost(study)
-
-
-def image_cost(study: Study) -> int:
-    """Sample-forwards of an image."""
-    return study.sampling.steps * (2 if study.sampling.guidance > 1 else 1)
+def _images_cost(study: Study, rung: str) -> int:
+    return images_of(study, rung) * image_cost(study)
 
 
 def _cost_of(ground: _Ground, task: Task) -> int:
@@ -571,10 +564,9 @@ def _cost_of(ground: _Ground, task: Task) -> int:
     if task.part is not None:
         parts = ranges_of(study, task.part.rung, task.part.reference)
         return len(parts[task.part.number]) * image_cost(study)
-    rung: ImageRung = getattr(study.rungs, task.rung)
     own = 0 if is_split(study, task.rung) else 1
     reference = 0 if task.allocation or is_split(study, reference_rung(task.rung), reference=True) else 2
-    return _images_cost(study, rung) * (own + reference)
+    return _images_cost(study, task.rung) * (own + reference)
 
 
 def _with_parts(study: Study, allocation: Allocation, rungs: Sequence[str]) -> set[Task]:
