@@ -72,7 +72,7 @@ ALLOCATIONS = _schema(
 
 EVALUATIONS = _schema(
     "One row per evaluation: one allocation measured on one rung; or, on the rung `part`, some of its images sampled.",
-    ("key", _TEXT, "name of the evaluation: hash of study signature, allocation, rung, draw and part"),
+    ("key", _TEXT, "name of the evaluation: hash of study signature, allocation, rung and draw"),
     ("question", _TEXT, "the question that asked first"),
     ("stage", _TEXT, "baseline, sensitivity, search or validation"),
     ("allocation", _TEXT, "content hash of the allocation; see the table allocations"),
