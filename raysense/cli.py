@@ -419,13 +419,13 @@ def _check(study: Study) -> list[str]:
     from raysense.pipelines.prompts import check_counts
 
     rungs = study.rungs
-    check_counts(study.prompts, {name: rung.prompts for name, rung in rungs})
+    notes = check_counts(study.prompts, {name: rung.prompts for name, rung in rungs})
     reference = study.metrics.reference.path
     if reference is not None and not Path(reference).exists():
         raise RaysenseError(
             f"`metrics.reference.path`: there is no {reference}; give a folder, a table or .npz"
         )
-    return _doubts(study)
+    return [*notes, *_doubts(study)]
 
 
 def _doubts(study: Study) -> list[str]:

@@ -2,14 +2,15 @@
 
 Ramesh & Zhao (arXiv 2411.15113) take the first caption of every picture of COCO train2017 and let
 ``numpy.random.seed(0)`` choose 10,000 of them. The same 10,000, in the same order, are the search prompts here; the
-next 10,000 of the same shuffle are held out for validation. Captions: Lin et al., "Microsoft COCO: Common Objects
-in Context" (2014), CC BY 4.0.
+next 10,000 of the same shuffle whose text is none of these are held out for validation. Captions: Lin et al.,
+"Microsoft COCO: Common Objects in Context" (2014), CC BY 4.0.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import tempfile
@@ -20,6 +21,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 from raysense.errors import RaysenseError
+from raysense.pipelines.prompt_files import normalised
 
 NAME = "coco-train2017"
 PER_SET = 10_000
@@ -39,14 +41,14 @@ def rows() -> list[dict[str, str]]:
         RaysenseError: The archive cannot be had, or is not the one that was published.
     """
     folder = Path(os.environ.get("RAYSENSE_CACHE", Path.home() / ".cache" / "raysense"))
-    kept = folder / f"{NAME}.jsonl"
+    kept = folder / f"{NAME}-disjoint.jsonl"  # an earlier version kept captions that both sets shared
     try:
         if not kept.exists():
             folder.mkdir(parents=True, exist_ok=True)
             with _alone(folder / f"{NAME}.lock"):  # the evaluators of one machine start together
                 if not kept.exists():
                     _fetch(kept)
-        return [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in kept.read_text(encoding="utf-8").split("\n") if line]
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
         raise RaysenseError(
             f"`prompts` {NAME}: {ARCHIVE} cannot be had ({error}); check the network, or give a file of prompts"
@@ -67,21 +69,22 @@ def choose(annotations: dict[str, list[dict[str, object]]], per_set: int = PER_S
         first.setdefault(annotation["image_id"], str(annotation["caption"]).strip())
     captions = list(first.items())
     # `numpy.random.seed(0); numpy.random.choice(n, k, replace=False)` is the head of this very permutation.
-    order = np.random.RandomState(0).permutation(len(captions))[: 2 * per_set]
+    order = np.random.RandomState(0).permutation(len(captions)).tolist()
+    chosen = order[:per_set]
+    searched = {normalised(captions[index][1]) for index in chosen}
+    apart = (index for index in order[per_set:] if normalised(captions[index][1]) not in searched)
+    held_out = list(itertools.islice(apart, per_set))
     return [
-        {
-            "id": f"coco-{captions[index][0]}",
-            "prompt": captions[index][1],
-            "split": "search" if number < per_set else "validation",
-        }
-        for number, index in enumerate(order)
+        {"id": f"coco-{captions[index][0]}", "prompt": captions[index][1], "split": split}
+        for split, indices in (("search", chosen), ("validation", held_out))
+        for index in indices
     ]
 
 
 def _fetch(kept: Path) -> None:
     with tempfile.TemporaryFile(dir=kept.parent) as archive:
         digest = hashlib.sha1(usedforsecurity=False)
-        with urlopen(ARCHIVE, timeout=60) as response:
+        with urlopen(ARCHIVE, timeout=30) as response:
             while block := response.read(1 << 20):
                 digest.update(block)
                 archive.write(block)

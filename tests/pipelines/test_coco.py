@@ -64,6 +64,17 @@ def test_the_papers_captions_come_first(archive: list[str]) -> None:
     assert len({row["id"] for row in rows}) == 80
 
 
+def test_no_caption_is_held_out_that_was_searched_on() -> None:
+    """Pictures of COCO share captions; the paper's stay, others step in for the held-out ones."""
+    same = {"annotations": [{"image_id": n, "caption": f"A  cat {n % 70}."} for n in range(120)]}
+    rows = coco.choose(same, per_set=30)
+    texts = {
+        name: {row["prompt"] for row in rows if row["split"] == name} for name in ("search", "validation")
+    }
+    assert not texts["search"] & texts["validation"]
+    assert [row["split"] for row in rows] == ["search"] * 30 + ["validation"] * 30
+
+
 def test_it_is_downloaded_once(archive: list[str]) -> None:
     sets = load_prompts(coco.NAME)
     assert load_prompts(coco.NAME) == sets
