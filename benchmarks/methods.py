@@ -26,7 +26,7 @@ import duckdb
 import pandas as pd
 
 from raysense.cluster.evaluators import new_life, signed
-from raysense.evaluation.engine import Evaluator, signature
+from raysense.evaluation.engine import Evaluator
 from raysense.evaluation.records import Question, Task
 from raysense.search.main import denominators, layer_rows
 from raysense.search.once import allocate
@@ -222,10 +222,11 @@ def measure(size: Size, setting: Setting, sparsities: Sequence[float], out: Path
     if stored.issuperset(question_of(setting.method, sparsity) for sparsity in sparsities):
         return
     evaluator = Evaluator(study, str(out))
-    identity = signature(study, evaluator.grid)
+    identity = evaluator.signature
     store.begin(
         study.model_dump(mode="json"),
         signature=identity,
+        inputs=evaluator.inputs,
         denominators=denominators(evaluator.inventory),
         extensions=EXTENSIONS,
     )

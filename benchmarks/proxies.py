@@ -35,7 +35,7 @@ import numpy as np
 from scipy import stats
 
 from raysense.cluster import run_in_process
-from raysense.evaluation.engine import Evaluator, signature
+from raysense.evaluation.engine import Evaluator
 from raysense.evaluation.records import Evaluation, Question, Task
 from raysense.pipelines.load import modules_of
 from raysense.pruning import priors
@@ -178,11 +178,12 @@ def run(study: Study, out: str, each: int) -> dict[str, Any]:
     """Measure what the store lacks, then correlate."""
     evaluator = Evaluator(study, out)
     chosen = allocations(evaluator, each, study.seed)
-    identity = signature(study, evaluator.grid)
+    identity = evaluator.signature
     store = Store.open(out, create=True)
     store.begin(
         study.model_dump(mode="json"),
         signature=identity,
+        inputs=evaluator.inputs,
         denominators={},
         extensions=EXTENSIONS,
     )

@@ -160,7 +160,7 @@ def run(study: Study, folder: Path) -> list[dict[str, Any]]:
     """One study to its end, in this process; one row a strategy."""
     from raysense.cluster import run_in_process
     from raysense.evaluation.calibration import calibration_cost
-    from raysense.evaluation.engine import Evaluator, signature
+    from raysense.evaluation.engine import Evaluator
     from raysense.pipelines.load import load_pipeline, modules_of
     from raysense.search.families import closed_forms
     from raysense.search.main import begin_store
@@ -175,8 +175,8 @@ def run(study: Study, folder: Path) -> list[dict[str, Any]]:
     families = closed_forms(inventory, grid, modules, study.search.proportions)
     story = make_story(study, inventory, grid, families, learning)
     told = Told(story)
-    store = begin_store(study, str(folder), inventory, grid)
-    run_in_process(told, evaluator, store, signature=signature(study, grid), lookahead=study.search.lookahead)
+    store = begin_store(study, str(folder), inventory, grid, evaluator.inputs)
+    run_in_process(told, evaluator, store, signature=evaluator.signature, lookahead=study.search.lookahead)
     if story.error is not None:
         raise story.error
     if story.outcome is None:

@@ -29,7 +29,7 @@ from raysense.pipelines.load import modules_of
 from raysense.pruning.allocation import Allocation
 from raysense.pruning.layers import weight_of
 from raysense.report.frames import Run
-from raysense.report.pictures import on_this_machine
+from raysense.report.pictures import evaluator_of
 
 RECORD = "allocation.json"
 """Stands in every exported folder: what was pruned, and what makes the folder ours to replace."""
@@ -84,7 +84,7 @@ def export(
             state = "has not finished" if run.summary is None else "has no winner"
             raise RaysenseError(f"`{uri}`: the study {state}; name one of its allocations with --allocation")
     chosen = run.allocation(allocation)
-    evaluator = Evaluator(on_this_machine(run.study), run.uri)
+    evaluator = evaluator_of(run)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".raysense-export-", dir=out.parent) as scratch:
         dense, pruned = Path(scratch) / "dense", Path(scratch) / "pruned"

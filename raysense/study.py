@@ -6,7 +6,10 @@ Importing this module loads neither torch nor Ray, so that ``raysense validate``
 from __future__ import annotations
 
 import difflib
+import functools
 import json
+import operator
+import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -46,6 +49,9 @@ NEEDS_IMAGES = ("kid", "cmmd", "precision", "recall")
 
 EXTENSIONS = ("budget", "cluster", "name", "track")
 """Parts of a study that may change between a run and its resumption, as no row depends on them."""
+
+PLACES = ("pipeline", "revision", "prompts", "metrics.reference.path")
+"""Where something lies that is known by its content: it may be moved."""
 
 AnyBound = TypeVar("AnyBound", bound=BaseModel)
 
@@ -454,15 +460,29 @@ class Study(_Strict):
         return tuple(name for name in chosen if not (saved and name in NEEDS_IMAGES))
 
     def identity(self) -> dict[str, Any]:
-        """What decides the rows: the definition less what may be changed on ``--resume``."""
+        """What decides the rows, beside contents: the definition less what may be changed on ``--resume``."""
         definition = self.model_dump(mode="json")
         for extension in EXTENSIONS:
             del definition[extension]
+        for place in PLACES:
+            *sections, last = place.split(".")
+            del functools.reduce(operator.getitem, sections, definition)[last]
+        for section, field in (("clip", "model"), ("clip", "pretrained"), ("frechet", "extractor")):
+            values = definition["metrics"][section]
+            values[field] = _without_folder(values[field])
         return definition
 
     def to_yaml(self) -> str:
         """The study as YAML, defaults included; `load` reads it back to an equal study."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _without_folder(value: str | None) -> str | None:
+    """A network's name; of one that lies in a folder or file only that, as it is known by its content."""
+    if value is None:
+        return None
+    kind, mark, _ = value.partition("local-dir:")
+    return kind + mark if mark else ("a file" if os.path.isabs(value) else value)
 
 
 def quickstart() -> Path:

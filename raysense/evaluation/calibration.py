@@ -17,13 +17,12 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-import raysense
 from raysense.errors import RaysenseError
 from raysense.evaluation.blobs import Blobs
 from raysense.evaluation.contest import components_of, heats
 from raysense.evaluation.probe import probe_cost
-from raysense.evaluation.records import content_key
 from raysense.evaluation.slices import Slices
+from raysense.hashing import content_key
 from raysense.pipelines.load import denoiser_of, modules_of
 from raysense.pipelines.prompts import PromptSets, load_prompts
 from raysense.pipelines.sample import call_pipeline
@@ -119,6 +118,7 @@ class Calibration:
         grid: Their levels.
         prompts: The study's prompts; the first search prompts are used.
         disk: Where the cache is.
+        identity: A hash of the pipeline's weights and of the software.
 
     Attributes:
         images: Images sampled by this object so far.
@@ -133,6 +133,7 @@ class Calibration:
         grid: LevelGrid,
         prompts: PromptSets,
         disk: Disk,
+        identity: str = "",
     ) -> None:
         self._study, self._pipeline = study, pipeline
         self._inventory, self._grid = inventory, grid
@@ -143,8 +144,8 @@ class Calibration:
         self._pattern = Pattern.parse(study.prune.pattern) if study.prune.pattern else None
         self._batch = study.sampling.batch
         self._base = content_key(
-            raysense.__version__,
-            [study.pipeline, study.revision, study.dtype],
+            identity,
+            study.dtype,
             [(prompt.id, prompt.text) for prompt in self._prompts],
             study.sampling.model_dump(exclude={"batch"}),
             self._seed,

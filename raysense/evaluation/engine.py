@@ -7,17 +7,24 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-import raysense
+from raysense import plugins
 from raysense.errors import RaysenseError
 from raysense.evaluation.blobs import Blobs
 from raysense.evaluation.calibration import OWL, Calibration
 from raysense.evaluation.contest import as_measures, components_of, hold_contest, winners
+from raysense.evaluation.inputs import (
+    device_in_words,
+    inputs_of,
+    stored_prompts,
+    taken_away,
+    versions,
+)
 from raysense.evaluation.judges import DISTANCES, Judged, Judges, Reference, joined, measure
 from raysense.evaluation.layer_outputs import LayerOutputs
 from raysense.evaluation.parts import REFERENCE_SEEDS, is_kept, ranges_of, reference_rung
@@ -30,13 +37,12 @@ from raysense.evaluation.records import (
     Measure,
     Part,
     Task,
-    content_key,
 )
+from raysense.hashing import content_key
 from raysense.metrics import frechet
-from raysense.metrics.references import fingerprint
 from raysense.metrics.statistics import Estimate, mean_interval
 from raysense.pipelines.load import compile_denoiser, load_pipeline
-from raysense.pipelines.prompts import Prompt, load_prompts
+from raysense.pipelines.prompts import Prompt, PromptSets, load_prompts
 from raysense.pipelines.sample import call_pipeline, metered
 from raysense.pipelines.texts import TextCache
 from raysense.pruning.allocation import Allocation, LevelGrid
@@ -45,6 +51,7 @@ from raysense.pruning.masks import Pruner
 from raysense.pruning.patterns import Pattern, pattern_grid
 from raysense.pruning.saliency import UPDATING
 from raysense.store.disk import Disk
+from raysense.store.store import contents_differ
 from raysense.study import ImageRung, Study, parse
 
 logger = logging.getLogger(__name__)
@@ -65,6 +72,7 @@ class Evaluator:
         study: The study.
         directory: The study's store; dense references are cached beside it.
         threads: CPU threads for torch; None leaves torch's own choice.
+        prompts: The study's prompts; None to read them from where the study says.
 
     Attributes:
         inventory: The selected layers and the denominators.
@@ -74,7 +82,13 @@ class Evaluator:
         texts: Text embeddings that were computed.
     """
 
-    def __init__(self, study: Study, directory: str, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        study: Study,
+        directory: str,
+        threads: int | None = None,
+        prompts: PromptSets | None = None,
+    ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self.study = study
@@ -87,8 +101,7 @@ class Evaluator:
             channels_last=study.channels_last,
         )
         self.inventory, self.grid = inventory_and_grid(study, self.pipeline.components)
-        self.prompts = load_prompts(study.prompts)
-        self._judges = Judges(study, self.device)
+        self.prompts = prompts or load_prompts(study.prompts)
         self._blobs = Blobs(Disk(directory))
         self.calibration = Calibration(
             study,
@@ -97,11 +110,15 @@ class Evaluator:
             self.grid,
             self.prompts,
             Disk(directory),
+            content_key(taken_away(study), versions(), self.device),
         )
+        self._ran_on = {
+            "device": device_in_words(self.device),
+            "versions": " ".join(f"{name} {version}" for name, version in versions().items()),
+        }
         self._masker: Pruner | None = None
         names = study.prune.methods
         self._methods = dict.fromkeys(components_of(self.grid), names[0]) if len(names) == 1 else {}
-        self._signature = signature(study, self.grid)
         self._batch = study.sampling.batch
         self._notes: list[str] = []
         self._sampled = 0
@@ -114,6 +131,38 @@ class Evaluator:
         self.texts = TextCache(self.pipeline, self._state)
         if study.compile:
             compile_denoiser(self.pipeline)
+
+    @cached_property
+    def _judges(self) -> Judges:
+        """Loaded when the first image is judged: an export needs none."""
+        return Judges(self.study, self.device)
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """What the study is measured on, by content."""
+        return inputs_of(self.study, self.prompts, self._judges, self.device)
+
+    @cached_property
+    def signature(self) -> str:
+        """What every key starts from."""
+        return signature(self.study, self.grid, self.inputs)
+
+    @cached_property
+    def _dense_identity(self) -> str:
+        return dense_identity(self.study, self.inputs)
+
+    def expect(self, inputs: Mapping[str, Any]) -> None:
+        """Refuse to measure something else than the driver asks for.
+
+        Raises:
+            RaysenseError: `inputs` differ from this machine's; says in what.
+        """
+        if changed := contents_differ(inputs, self.inputs):
+            what = "; ".join(map(str.strip, changed))
+            raise RaysenseError(
+                f"this machine would measure something else than the driver: {what} (first the driver's, then this "
+                "machine's). Give every machine the same files under the same paths, and the same packages"
+            )
 
     @property
     def masker(self) -> Pruner:
@@ -186,7 +235,7 @@ class Evaluator:
                 measures, values = self._judges.compare(pairs[0], pruned, dense, reference)
                 samples = _sample_rows(pairs, values)
         return Evaluation(
-            key=task.key(self._signature),
+            key=task.key(self.signature),
             question="",
             stage="",
             allocation=task.allocation.key,
@@ -201,6 +250,7 @@ class Evaluator:
             method=" ".join(part for part in (self.saliency, self.study.prune.pattern) if part),
             notes="; ".join(note for note in (*self._notes, self.calibration.noted(task.allocation)) if note),
             samples=samples,
+            **self._ran_on,
         )
 
     def sample(self, allocation: Allocation, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Tensor:
@@ -256,7 +306,7 @@ class Evaluator:
             finally:
                 self._leave()
 
-        return self._remembered(content_key("contest", self._signature), hold)
+        return self._remembered(content_key("contest", self.signature), hold)
 
     def _contend(self, method: str) -> Callable[[Allocation], Measure]:
         """Let one method prune everything; gives what measures its allocations."""
@@ -390,7 +440,7 @@ class Evaluator:
         if not is_kept(self.study, name):
             return sample()
         some = _some(pairs, chosen)
-        key = content_key("part", self._signature, allocation.key, [p.id for p in some[0]], some[1])
+        key = content_key("part", self.signature, allocation.key, [p.id for p in some[0]], some[1])
         return self._cached(key, sample)
 
     def _part(self, allocation: Allocation, part: Part, draw: int) -> None:
@@ -411,7 +461,6 @@ class Evaluator:
 
     def _make_reference(self, name: str, draw: int, dense: Judged) -> Reference:
         judges, external = self._judges, self._judges.external
-        content = "dense" if external.path is None else fingerprint(Path(external.path))
         features: Mapping[str, Tensor] = {}
         if external.is_saved:
             gaussian = judges.saved_reference()
@@ -420,7 +469,8 @@ class Evaluator:
                 features = self._dense_reference(name).features
             else:
                 features = self._remembered(
-                    external_key(judges, dense.size), lambda: judges.external_features(dense.size)
+                    external_key(self.inputs, judges, dense.size),
+                    lambda: judges.external_features(dense.size),
                 )
             gaussian = frechet.statistics(features["frechet"])
         metrics = [metric for metric in DISTANCES if metric in judges.measured]
@@ -435,8 +485,7 @@ class Evaluator:
                     tensors[f"{metric}/joint"] = torch.from_numpy(estimate.joint)
             return tensors
 
-        # Not "distances": entries of that name were written before there was a joint part, and lack it.
-        key = content_key("distances and pairs", self._signature, name, draw, content, metrics)
+        key = content_key("distances", self.signature, name, draw, metrics)
         stored = self._remembered(key, estimate)
         distances = {
             metric: Estimate(
@@ -483,7 +532,7 @@ class Evaluator:
 
     def _dense_key(self, what: str, pairs: Pairs) -> str:
         # Not under the study's signature: studies of one pipeline that share a folder share its dense images.
-        return content_key(what, dense_identity(self.study), [(p.id, p.text) for p in pairs[0]], pairs[1])
+        return content_key(what, self._dense_identity, [(p.id, p.text) for p in pairs[0]], pairs[1])
 
     def _remembered(self, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Tensors from memory, from the cache, or made now, whichever comes first."""
@@ -594,37 +643,53 @@ def inventory_and_grid(study: Study, components: Mapping[str, object]) -> tuple[
     return inventory, LevelGrid(inventory.sizes, study.prune.cap)
 
 
-def dense_identity(study: Study) -> str:
+def dense_identity(study: Study, inputs: Mapping[str, Any]) -> str:
     """What the dense pipeline's images and their features follow from, prompts and seeds aside."""
     return content_key(
-        raysense.__version__,
-        study.pipeline,
-        study.revision,
+        {name: content for name, content in inputs.items() if name not in ("prompts", "reference")},
         study.dtype,
         study.channels_last,
         study.compile,
         study.sampling.model_dump(),
-        study.metrics.model_dump(),
+        sorted(study.metrics.custom.items()),
         study.measured(),
         study.seed,
     )
 
 
-def signature(study: Study, grid: LevelGrid) -> str:
+def signature(study: Study, grid: LevelGrid, inputs: Mapping[str, Any]) -> str:
     """What every key of the study's evaluations starts from: whatever changes a value changes it."""
-    return content_key(raysense.__version__, study.identity(), grid.signature())
+    return content_key(study.identity(), inputs, grid.signature())
 
 
-def external_key(judges: Judges, size: int) -> str:
+def external_key(inputs: Mapping[str, Any], judges: Judges, size: int) -> str:
     """The cache's name for the features of a study's own reference images."""
-    assert judges.external.path is not None
-    content = fingerprint(Path(judges.external.path))
-    return content_key("external", judges.identity, content, judges.external.limit, size)
+    decides = {name: inputs[name] for name in ("judges", "reference", "plugins", "versions", "device")}
+    return content_key("external", decides, judges.identity, judges.external.limit, size)
 
 
-def build(study: Mapping[str, Any], directory: str, threads: int | None = None) -> Evaluator:
-    """An evaluator from plain data, as a worker receives it."""
-    return Evaluator(parse(study), directory, threads)
+def build(
+    study: Mapping[str, Any],
+    directory: str,
+    threads: int | None = None,
+    expected: Mapping[str, Any] | None = None,
+    code: Mapping[str, Any] | None = None,
+) -> Evaluator:
+    """An evaluator from plain data, as a worker receives it.
+
+    Args:
+        study: The study's definition.
+        directory: Its store.
+        threads: See `Evaluator`.
+        expected: What the driver's `inputs_of` gave; None for no comparison.
+        code: What the driver's `plugins.packed` gave.
+    """
+    plugins.unpack(code or {})
+    known = None if expected is None else stored_prompts(Disk(directory), expected["prompts"])
+    evaluator = Evaluator(parse(study), directory, threads, known)
+    if expected is not None:
+        evaluator.expect(expected)
+    return evaluator
 
 
 def _as_they_are(images: Tensor, indices: Sequence[int]) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from raysense.errors import RaysenseError
 from raysense.evaluation.records import Measure
+from raysense.hashing import DIGITS
 from raysense.metrics import cmmd, frechet, kid, mmd, references
 from raysense.metrics.clip_score import clip_scores
 from raysense.metrics.closeness import Lpips, feature_closeness, ssim
@@ -137,6 +140,7 @@ class Judges:
         device: Where the networks run.
 
     Attributes:
+        device: See above.
         measured: The metrics, custom ones left out.
         compares_images: Whether a metric needs the dense pipeline's images beside the pruned one's.
 
@@ -149,6 +153,7 @@ class Judges:
         model = clip.model
         if model == BUNDLED:
             model = f"local-dir:{files('raysense.bundled') / 'scorer'}"
+        self.device = device
         self.measured = study.measured()
         self._clip = ClipFeatures(model, clip.pretrained, device)
         self._features = extractor(study.metrics.frechet.extractor, device)
@@ -226,6 +231,16 @@ class Judges:
         """What the features of an image depend on, beside the image."""
         return [self._clip.name, self._features.name]
 
+    @cached_property
+    def contents(self) -> dict[str, str]:
+        """Network -> its name and a hash of its weights: what features depend on, beside the images."""
+        networks = {"clip": self._clip, "features": self._features, "lpips": self._lpips}
+        return {
+            name: f"{network.name} {weights_hash(network)}"
+            for name, network in networks.items()
+            if network is not None
+        }
+
     def estimate(
         self, metric: str, judged: Judged, features: Mapping[str, Tensor], gaussian: frechet.Gaussian
     ) -> Estimate:
@@ -286,6 +301,20 @@ class Judges:
             if prompt not in self._texts:
                 self._texts[prompt] = self._clip.texts([prompt])[0]
         return torch.stack([self._texts[prompt] for prompt in prompts])
+
+
+def weights_hash(network: object) -> str:
+    """A hash of all weights in the modules that an object is or holds; of nothing, if it holds none."""
+    held = {"": network} if isinstance(network, torch.nn.Module) else vars(network)
+    digest = hashlib.sha256()
+    for place, module in sorted(held.items()):
+        if not isinstance(module, torch.nn.Module):
+            continue
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{place}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            if isinstance(tensor, Tensor):
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:DIGITS]
 
 
 def measure(interval: Interval, extractor_name: str, n: int | None = None) -> Measure:

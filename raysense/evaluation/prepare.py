@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+
+import torch
 
 from raysense.evaluation.blobs import Blobs
 from raysense.evaluation.engine import external_key, inventory_and_grid
+from raysense.evaluation.inputs import hub_commit, inputs_of
 from raysense.evaluation.judges import Judges
 from raysense.metrics import frechet
-from raysense.pipelines.load import load_pipeline, modules_of, pipeline_folder
-from raysense.pipelines.prompts import load_prompts
+from raysense.pipelines.load import load_pipeline, modules_of
+from raysense.pipelines.prompts import PromptSets, load_prompts
 from raysense.store.disk import Disk
 from raysense.study import Study
-
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def prepare(study: Study, out: str) -> Iterator[Found]:
 
     pipeline = load_pipeline(study.pipeline, revision=study.revision, dtype=study.dtype)
     inventory, _ = inventory_and_grid(study, pipeline.components)
-    commit = hub_commit(study)
+    commit = hub_commit(study.pipeline, study.revision)
     where = f" at commit {commit}" if commit else ""
     parameters = sum(p.numel() for module in modules_of(pipeline).values() for p in module.parameters())
     advice = ""
@@ -66,7 +65,9 @@ def prepare(study: Study, out: str) -> Iterator[Found]:
     size = side_of(pipeline, study)
     del pipeline
 
-    judges = Judges(study)
+    # Where there is no GPU, an evaluator that has one makes the reference's features anew.
+    on_gpu = study.cluster.gpus_per_evaluator > 0 and torch.cuda.is_available()
+    judges = Judges(study, "cuda" if on_gpu else "cpu")
     texts = [prompt.text for prompt in (*prompts.search, *prompts.validation)]
     cut = judges.truncated(texts)
     advice = f"{len(cut)} prompts are longer than it reads; only their beginning counts" if cut else ""
@@ -77,10 +78,10 @@ def prepare(study: Study, out: str) -> Iterator[Found]:
         yield Found("lpips", "VGG-16 weights")
     for name, path in study.metrics.custom.items():
         yield Found("custom", f"{name}: {path}")
-    yield _reference(study, judges, Blobs(Disk(out)), size)
+    yield _reference(study, prompts, judges, Blobs(Disk(out)), size)
 
 
-def _reference(study: Study, judges: Judges, blobs: Blobs, size: int | None) -> Found:
+def _reference(study: Study, prompts: PromptSets, judges: Judges, blobs: Blobs, size: int | None) -> Found:
     external = judges.external
     if external.path is None:
         return Found("reference", "dense images of other seeds; sampled by the study's first evaluation")
@@ -93,25 +94,13 @@ def _reference(study: Study, judges: Judges, blobs: Blobs, size: int | None) -> 
             "reference",
             f"{external.path}: read by the study's first evaluation, which knows the images' size",
         )
-    key = external_key(judges, size)
+    key = external_key(inputs_of(study, prompts, judges, judges.device), judges, size)
     stored = blobs.get(key)
     if stored is None:
         stored = judges.external_features(size)
         blobs.put(key, stored)
     n = frechet.statistics(stored["frechet"]).n
     return Found("reference", f"{external.path}: features of {n:,} images, cached as {key}")
-
-
-def hub_commit(study: Study) -> str:
-    """The commit of a hub pipeline in the local cache, or an empty string for a folder or the bundle."""
-    from huggingface_hub import try_to_load_from_cache
-
-    source = pipeline_folder(study.pipeline)
-    if Path(source).exists():
-        return ""
-    file = try_to_load_from_cache(source, "model_index.json", revision=study.revision)
-    commit = Path(file).parent.name if isinstance(file, str) else ""
-    return commit if COMMIT.fullmatch(commit) else ""
 
 
 def side_of(pipeline: object, study: Study) -> int | None:

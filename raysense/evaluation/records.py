@@ -6,12 +6,11 @@ every task is answered by one `Evaluation`, which is one row of the store.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from raysense.hashing import content_key
 from raysense.pruning.allocation import Allocation
 
 CALIBRATION = "calibration"
@@ -22,12 +21,6 @@ PART = "part"
 
 OUTLIERS = "outlier_ratio/"
 """Measures of a calibration: this and a layer's address -> its share of outliers, what OWL allocates by."""
-
-
-def content_key(*parts: Any) -> str:
-    """A 16-character hexadecimal hash of JSON-able parts; the same parts give the same key anywhere."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +154,8 @@ class Evaluation:
         notes: Anything that departed from the plan, e.g. ``out of memory: batch 64 -> 32``.
         trial: Ray Tune's trial id, or ``in-process``.
         evaluator: Which evaluator life answered.
+        device: What it ran on: ``cpu``, ``cuda: NVIDIA H100``.
+        versions: Of the software that decides what is measured.
         samples: Per-image rows: ``prompt_id``, ``prompt``, ``seed`` and one float per per-image metric.
     """
 
@@ -181,4 +176,6 @@ class Evaluation:
     method: str = ""
     trial: str = ""
     evaluator: str = ""
+    device: str = ""
+    versions: str = ""
     samples: Sequence[Mapping[str, Any]] = ()

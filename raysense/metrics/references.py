@@ -10,7 +10,6 @@ Surprising Subtleties in GAN Evaluation", 2022).
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -61,18 +60,6 @@ def check(path: Path) -> None:
         raise RaysenseError(f"`metrics.reference.path`: there is no {path}; give a folder or one of {known}")
     if not path.is_dir() and path.suffix.lower() not in known:
         raise RaysenseError(f"`metrics.reference.path` must be a folder or one of {known}, but got {path}")
-
-
-def fingerprint(path: Path) -> str:
-    """16 hexadecimal digits that change with a table's content, or with a folder's names and sizes of images."""
-    digest = hashlib.sha256()
-    if path.is_dir():
-        for file in sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGES):
-            digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
-    else:
-        with path.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 def captions(path: Path, column: str = "caption") -> list[str]:

@@ -18,13 +18,13 @@ from torch.nn.functional import interpolate
 from raysense.errors import RaysenseError
 from raysense.evaluation.blobs import Blobs
 from raysense.evaluation.engine import Evaluator
-from raysense.evaluation.records import content_key
-from raysense.pipelines.prompts import Prompt, load_prompts
+from raysense.evaluation.inputs import prompts_of, refuse_other, use_code
+from raysense.hashing import content_key
+from raysense.pipelines.prompts import Prompt
 from raysense.pruning.allocation import Allocation
 from raysense.pruning.priors import uniform
 from raysense.report.frames import Run
-from raysense.store.store import Store
-from raysense.study import Study, parse
+from raysense.study import Study
 
 LABEL_HEIGHT = 22
 SMALLEST_TILE = 96
@@ -75,7 +75,7 @@ def strips(run: Run, candidates: pd.DataFrame, count: int, paint: bool) -> list[
     chosen = choose_rows(candidates, (run.summary or {}).get("allocation"))
     if not chosen:
         return []
-    prompts = load_prompts(run.study.prompts).validation[:count]
+    prompts = prompts_of(run.record, run.study, run.disk).validation[:count]
     painter = _Painter(run, prompts)
     found = []
     for row in chosen:
@@ -181,7 +181,7 @@ class _Painter:
 
     def evaluator(self) -> Evaluator:
         if self._evaluator is None:
-            self._evaluator = Evaluator(on_this_machine(self._run.study), self._run.uri)
+            self._evaluator = evaluator_of(self._run)
         return self._evaluator
 
     def pixels(self, allocation: Allocation, paint: bool) -> npt.NDArray[np.uint8] | None:
@@ -224,6 +224,18 @@ def on_this_machine(study: Study) -> Study:
     return study
 
 
+def evaluator_of(run: Run) -> Evaluator:
+    """An evaluator on this machine of what a stored study measured.
+
+    Raises:
+        RaysenseError: The pipeline, or the code that chose weights, is another one than the study measured.
+    """
+    use_code(run.disk)
+    refuse_other(run.record, run.study, run.uri)
+    prompts = prompts_of(run.record, run.study, run.disk)
+    return Evaluator(on_this_machine(run.study), run.uri, prompts=prompts)
+
+
 def paint_comparison(run: Path, out: Path, count: int = 12) -> None:
     """Write a PNG with three rows: dense, the study's winner, and one ratio for all layers at the same sparsity.
 
@@ -245,9 +257,7 @@ def paint_comparison(run: Path, out: Path, count: int = 12) -> None:
         ) from None
     if not summary["feasible"]:
         raise RaysenseError(f"`{run}`: the study has no winner to paint; loosen its constraints")
-    definition = Store.open(str(run)).study
-    assert definition is not None
-    evaluator = Evaluator(on_this_machine(parse(definition["definition"])), str(run))
+    evaluator = evaluator_of(Run(str(run)))
     grid = evaluator.grid
     winner = Allocation(summary["levels"])
     same = uniform(evaluator.inventory, grid, grid.zeros(winner))

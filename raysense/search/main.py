@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import pyarrow as pa
 import torch
 from rich.console import Console
 
+from raysense import plugins
 from raysense.cluster import EvaluatorSpec, LiveView, run_on_ray
 from raysense.cluster.tracking import Tracker, check_track
 from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import OWL, calibration_cost
 from raysense.evaluation.engine import inventory_and_grid, signature
+from raysense.evaluation.inputs import inputs_of, keep_code, keep_prompts
 from raysense.evaluation.judges import Judges
 from raysense.pipelines.load import load_pipeline, modules_of
+from raysense.pipelines.prompts import load_prompts
 from raysense.pruning.allocation import LevelGrid
 from raysense.pruning.layers import Inventory
 from raysense.report.page import write_page
@@ -27,7 +31,7 @@ from raysense.search.families import ITERATIVE, SOLVER, check_strategies, closed
 from raysense.search.plan import make_story
 from raysense.store.disk import Disk
 from raysense.store.store import Store
-from raysense.study import EXTENSIONS, Study
+from raysense.study import EXTENSIONS, PLACES, Study
 
 logger = logging.getLogger(__name__)
 
@@ -61,25 +65,20 @@ def run_study(
     learning = calibration_cost(study, inventory, grid, modules)
     families = closed_forms(inventory, grid, modules, study.search.proportions)
     check_strategies(study.search.strategies, (*families, OWL, SOLVER, *ITERATIVE[1:]))
-    Judges(study)
+    device = "cuda" if study.cluster.gpus_per_evaluator > 0 else "cpu"
+    inputs = inputs_of(study, load_prompts(study.prompts), Judges(study), device)
     story = make_story(study, inventory, grid, families, learning)
-    identity = signature(study, grid)
-    store = begin_store(study, out, inventory, grid)
+    store = begin_store(study, out, inventory, grid, inputs)
 
     cluster = study.cluster
-    threads = max(1, round(cluster.cpus_per_evaluator))
-    directory = out if "://" in out else str(Path(out).resolve())
-    spec = EvaluatorSpec(
-        "raysense.evaluation.engine:build",
-        {"study": study.model_dump(mode="json"), "directory": directory, "threads": threads},
-    )
+    spec = evaluator_spec(study, out, inputs)
     tracker = Tracker(study.track, study.name, denominators(inventory)) if study.track.wanted else None
     with LiveView(console) as live, PageWhileRunning(out):
         run = run_on_ray(
             story,
             spec,
             out,
-            signature=identity,
+            signature=signature(study, grid, inputs),
             lookahead=study.search.lookahead,
             evaluators=cluster.evaluators,
             cpus_per_evaluator=cluster.cpus_per_evaluator,
@@ -130,21 +129,41 @@ def refuse_to_overwrite(out: str, resume: bool) -> None:
         raise RaysenseError(f"`--out {out}` holds other files, but no study; give an empty or a new folder")
 
 
-def begin_store(study: Study, out: str, inventory: Inventory, grid: LevelGrid) -> Store:
-    """The study's store, with its definition and its layers in it.
+def begin_store(
+    study: Study, out: str, inventory: Inventory, grid: LevelGrid, inputs: Mapping[str, Any]
+) -> Store:
+    """The study's store, with its definition, its layers, its prompts and its plug-ins' code in it.
 
     Raises:
-        RaysenseError: `out` cannot be written, or holds a study of another definition.
+        RaysenseError: `out` cannot be written, or holds a study of another definition or of other contents.
     """
     store = Store.open(out, create=True)
     store.begin(
         study.model_dump(mode="json"),
-        signature=signature(study, grid),
+        signature=signature(study, grid, inputs),
         denominators=denominators(inventory),
-        extensions=EXTENSIONS,
+        extensions=(*EXTENSIONS, *PLACES),
+        inputs=inputs,
     )
     store.write_table("layers", layer_rows(inventory, grid, study.search.granularity))
+    disk = Disk(out)
+    keep_prompts(disk, load_prompts(study.prompts))
+    keep_code(disk, study)
     return store
+
+
+def evaluator_spec(study: Study, out: str, inputs: Mapping[str, Any]) -> EvaluatorSpec:
+    """How a worker makes an evaluator: it gets the plug-ins' code too, and refuses to measure anything else."""
+    return EvaluatorSpec(
+        "raysense.evaluation.engine:build",
+        {
+            "study": study.model_dump(mode="json"),
+            "directory": out if "://" in out else str(Path(out).resolve()),
+            "threads": max(1, round(study.cluster.cpus_per_evaluator)),
+            "expected": dict(inputs),
+            "code": plugins.packed(plugins.named_by(study)),
+        },
+    )
 
 
 def denominators(inventory: Inventory) -> dict[str, int]:

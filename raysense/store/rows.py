@@ -30,6 +30,8 @@ _PLAIN = (
     "method",
     "trial",
     "evaluator",
+    "device",
+    "versions",
 )
 _OWN = ("key", "allocation")  # texts that hardly recur
 _MEASURE = ("value", "low", "high", "n", "extractor")

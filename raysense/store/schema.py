@@ -89,6 +89,8 @@ EVALUATIONS = _schema(
     ("method", _TEXT, "what chose the weights that left: wanda, magnitude 2:4 …"),
     ("trial", _TEXT, "Ray Tune's trial id, or in-process"),
     ("evaluator", _TEXT, "which evaluator life answered"),
+    ("device", _TEXT, "what it ran on: cpu, cuda and the card's name"),
+    ("versions", _TEXT, "of the software that decides what is measured"),
 )
 
 MEASURES = _schema(
@@ -114,7 +116,7 @@ SAMPLES = _schema(
     ("value", _FLOAT, "its value for this image"),
 )
 
-LATER = {"method"}
+LATER = {"method", "device", "versions"}
 """Columns of `evaluations` that came after the first stores of this version; an empty text where missing."""
 
 TABLES: dict[str, pa.Schema] = {

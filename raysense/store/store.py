@@ -37,6 +37,17 @@ from raysense.store.disk import Disk, read_json
 from raysense.store.lock import DriverLock
 from raysense.store.schema import DENOMINATORS, LATER, SCHEMA_VERSION, TABLES, check_version
 
+CONTENTS = {
+    "prompts": "the prompts' texts or ids",
+    "pipeline": "the pipeline's files",
+    "judges": "the networks that judge",
+    "reference": "the reference's images",
+    "plugins": "a plug-in's code",
+    "versions": "the software",
+    "device": "the kind of device that measures",
+}
+"""What a study's `inputs` are, in words."""
+
 _FROM_OBJECTS = ("evaluations", "measures", "samples", "allocations")
 _MANY_FILES = 12  # above this, a compaction rewrites a table's files as one
 _ORPHAN_SECONDS = 600.0  # a partial file this old has no writer any more
@@ -97,6 +108,7 @@ class Store:
         signature: str,
         denominators: Mapping[str, int] | None = None,
         extensions: Sequence[str] = ("budget",),
+        inputs: Mapping[str, Any] | None = None,
     ) -> None:
         """Records what the study is, or checks that it is still the same. For the driver.
 
@@ -107,6 +119,7 @@ class Store:
                 names in `raysense.store.schema.DENOMINATORS`. May be given later, once they are counted.
             extensions: Fields of the definition, dotted if nested, that may change without changing
                 the study, such as a larger budget.
+            inputs: What the rows depend on beside the definition, by content, JSON-able; part of the identity.
 
         Raises:
             RaysenseError: The store holds another study; shows each differing field.
@@ -116,7 +129,7 @@ class Store:
             raise RaysenseError(f"denominators: unknown {unknown}; known are {sorted(DENOMINATORS)}.")
         plain: dict[str, Any] = json.loads(json.dumps(definition))
         with self.lock():
-            self._begin(plain, signature, denominators or {}, extensions)
+            self._begin(plain, signature, denominators or {}, extensions, inputs or {})
 
     def _begin(
         self,
@@ -124,6 +137,7 @@ class Store:
         signature: str,
         denominators: Mapping[str, int],
         extensions: Sequence[str],
+        inputs: Mapping[str, Any],
     ) -> None:
         study = self._read_study()
         if study is None:
@@ -135,10 +149,11 @@ class Store:
                 "denominators": {},
             }
         elif study["signature"] != signature:
-            raise RaysenseError(_refusal(self._disk.shown, study, plain, extensions))
+            raise RaysenseError(_refusal(self._disk.shown, study, plain, extensions, inputs))
         new = {
             **study,
             "definition": plain,
+            "inputs": json.loads(json.dumps(inputs)),
             "denominators": {**study["denominators"], **{k: int(v) for k, v in denominators.items()}},
         }
         if new != study:
@@ -543,17 +558,44 @@ def _new_allocations(added: pa.Table, stored: pa.Table) -> pa.Table:
     return added.filter(pc.invert(pc.is_in(added["allocation"], stored["allocation"].combine_chunks())))
 
 
-def _refusal(uri: str, study: Mapping[str, Any], now: Mapping[str, Any], extensions: Sequence[str]) -> str:
-    differences = [
+def _refusal(
+    uri: str,
+    study: Mapping[str, Any],
+    now: Mapping[str, Any],
+    extensions: Sequence[str],
+    inputs: Mapping[str, Any],
+) -> str:
+    stored = study.get("inputs")
+    lines = [
         f"  {field}: stored {was!r}, now {will!r}"
         for field, was, will in difference(study["definition"], now)
         if not any(field == free or field.startswith(f"{free}.") for free in extensions)
     ]
-    shown = "\n".join(differences) or "  (its definition reads the same: weights or software differ)"
+    if stored is not None:
+        lines += contents_differ(stored, inputs)
+    elif inputs:
+        wrote = study.get("raysense_version", "unknown")
+        lines.append(f"  raysense {wrote} began it, which stored no contents to compare")
+    shown = "\n".join(lines) or "  (its definition reads the same: weights or software differ)"
     return (
-        f"store `{uri}` holds another study. Differing fields:\n{shown}\n"
-        "Set them back, or give another folder for the changed study."
+        f"store `{uri}` holds another study. What differs:\n{shown}\n"
+        "Set it back, or give another folder for the changed study."
     )
+
+
+def contents_differ(
+    was: Mapping[str, Any], now: Mapping[str, Any], parts: Sequence[str] = tuple(CONTENTS)
+) -> list[str]:
+    """In what two `inputs` differ, a line each, in words."""
+    return [
+        f"  {CONTENTS[part]} (`{'.'.join(filter(None, (part, field)))}`): stored {_shown(old)}, now {_shown(new)}"
+        for part in parts
+        for field, old, new in difference(was.get(part), now.get(part))
+    ]
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else str(value)
 
 
 def difference(was: Any, now: Any, field: str = "") -> list[tuple[str, Any, Any]]:

@@ -14,8 +14,9 @@ from torch import Tensor
 from raysense.cli import main
 from raysense.errors import RaysenseError
 from raysense.evaluation.engine import Evaluator, external_key
+from raysense.evaluation.inputs import hub_commit
 from raysense.evaluation.judges import Judged, Judges, joined
-from raysense.evaluation.prepare import hub_commit, prepare, without_token
+from raysense.evaluation.prepare import prepare, without_token
 from raysense.evaluation.records import Evaluation, Task
 from raysense.metrics import frechet
 from raysense.metrics.statistics import mean_interval
@@ -95,7 +96,7 @@ def test_the_three_kinds_of_external_reference_agree_and_are_read_once(tmp_path:
     by_folder = load(overrides=[*SMALL, f"metrics.reference.path={folder}"])
     evaluator, from_folder = evaluated(by_folder, cache)
     judges = evaluator._judges
-    stored = cache / "cache" / external_key(judges, 32)
+    stored = cache / "cache" / external_key(evaluator.inputs, judges, 32)
     assert stored.exists()
     saved = tmp_path / "photos.npz"
     frechet.save(frechet.statistics(judges.external_features(32)["frechet"]), saved, "efficientnet-lite0-96")
@@ -114,7 +115,8 @@ def test_prepare_reads_the_reference_once_and_the_evaluator_finds_it(tmp_path: P
     found = {thing.what: thing for thing in prepare(study, str(tmp_path / "run"))}
     assert list(found) == ["prompts", "pipeline", "clip", "features", "reference"]
     assert "features of 12 images" in found["reference"].text
-    assert (tmp_path / "run" / "cache" / external_key(Judges(study), 32)).exists()
+    evaluator = Evaluator(study, str(tmp_path / "run"))
+    assert (tmp_path / "run" / "cache" / external_key(evaluator.inputs, Judges(study), 32)).exists()
 
 
 def test_bad_references_and_metrics_name_field_and_remedy(
@@ -146,9 +148,9 @@ def test_a_hub_pipeline_is_pinned_to_its_commit_without_a_network(
     (hub / "snapshots").mkdir()
     (hub / "snapshots" / commit).symlink_to(pipeline_folder("bundled"), target_is_directory=True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert hub_commit(load(overrides=["pipeline=someone/emoji"])) == commit
-    assert hub_commit(load(overrides=["pipeline=someone/other"])) == ""
-    assert hub_commit(load()) == ""
+    assert hub_commit("someone/emoji", None) == commit
+    assert hub_commit("someone/other", None) == ""
+    assert hub_commit("bundled", None) == ""
 
 
 def test_the_token_is_blacked_out(monkeypatch: pytest.MonkeyPatch) -> None:

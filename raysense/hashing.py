@@ -1,0 +1,76 @@
+"""One content hash for everything: plain data, files, folders. Loads neither torch nor Ray.
+
+A file is read once in a process, however often it is asked for, as long as its size, times and inode stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from raysense.errors import RaysenseError
+
+log = logging.getLogger("raysense")
+
+DIGITS = 16
+QUIET_SECONDS = 1.0
+_CHUNK = 1 << 22
+
+_known: dict[tuple[str, int, int, int, int], str] = {}
+
+
+def content_key(*parts: Any) -> str:
+    """A 16-character hexadecimal hash of JSON-able parts; the same parts give the same key anywhere."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+
+def file_hash(path: Path) -> str:
+    """16 hexadecimal digits of the SHA-256 of a file's content.
+
+    Raises:
+        RaysenseError: The file cannot be read.
+    """
+    try:
+        status = path.stat()
+        seen = (str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        if seen not in _known:
+            _known[seen] = _read(path, status.st_size)
+    except OSError as error:
+        raise RaysenseError(f"cannot read `{path}`: {error.strerror or error}") from None
+    return _known[seen]
+
+
+def files_hash(folder: Path, files: Iterable[Path]) -> str:
+    """A hash of some files of a folder: of their names below it and of their contents."""
+    return content_key(sorted((file.relative_to(folder).as_posix(), file_hash(file)) for file in files))
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """All files below a folder, those behind links too; hidden ones and what Python compiles left out."""
+    found: list[Path] = []
+    been: set[str] = set()  # links may lead round in a circle
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith((".", "__pycache__"))]
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(parent, name)) not in been]
+        been.update(os.path.realpath(os.path.join(parent, name)) for name in folders)
+        found += [Path(parent) / name for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def _read(path: Path, size: int) -> str:
+    digest, done, began, told = hashlib.sha256(), 0, time.monotonic(), False
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            if not told and time.monotonic() - began > QUIET_SECONDS:
+                told = True
+                log.warning("reading %s (%.1f GB) once, to know it again", path, size / 1e9)
+    return digest.hexdigest()[:DIGITS]
