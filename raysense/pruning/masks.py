@@ -21,6 +21,7 @@ from raysense.errors import RaysenseError
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory, Layer, count_zeros, weight_of
 from raysense.pruning.patterns import Pattern, pattern_leaves
+from raysense.pruning.ranking import leaving_levels
 from raysense.pruning.saliency import Known, Method, find_method, score_layer
 
 log = logging.getLogger(__name__)
@@ -33,9 +34,6 @@ _PLACES: dict[Place, str] = {
     "host": "in the host's memory",
     "mapped": "memory-mapped from disk, for want of free memory",
 }
-
-NEVER = 255
-"""The byte of a weight that leaves at no level. A weight with byte b is zero at the levels above b."""
 
 _CHUNK = 1 << 21
 """Weights masked at a time on a CPU: the bytes, widened, stay in the cache. A sixteenth of it cost twice the time."""
@@ -171,24 +169,6 @@ class Masker(Pruner):
 
     def _write(self, address: str, level: int) -> None:
         mask_into(self._live[address], self._master[address], self._leaves[address], level)
-
-
-def leaving_levels(scores: Tensor, removed: list[int]) -> Tensor:
-    """The byte of each weight: how many levels it survives, or `NEVER`.
-
-    Args:
-        scores: One a weight; the lowest leave first, equal ones in order of position.
-        removed: How many weights are gone at levels 1, 2, …; non-decreasing, at most 255 entries.
-
-    Returns:
-        uint8, in the shape of `scores`: exactly ``removed[l - 1]`` entries are below ``l``.
-    """
-    order = scores.flatten().argsort(stable=True)
-    counts = torch.tensor([0, *removed, order.numel()], device=order.device).diff()
-    values = torch.tensor([*range(len(removed)), NEVER], dtype=torch.uint8, device=order.device)
-    leaves = torch.empty(order.numel(), dtype=torch.uint8, device=order.device)
-    leaves[order] = values.repeat_interleave(counts)
-    return leaves.view(scores.shape)
 
 
 def mask_into(live: Tensor, master: Tensor, leaves: Tensor, level: int) -> None:

@@ -1,8 +1,8 @@
 """How much each weight matters: one function per method.
 
-The contract: a method takes a weight and what is `Known` about its layer, and returns one float32 score a
-weight, in the weight's shape, all finite; the weights with the lowest scores leave first. Equal scores are
-ordered by position. The order of a layer's scores is all that counts.
+The contract: a method takes a weight and what is `Known` about its layer, and returns one score a weight (float32,
+float16 or bfloat16), in the weight's shape, all finite; the weights with the lowest scores leave first. Equal scores
+are ordered by position. The order of a layer's scores is all that counts.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Method:
 
 
 def magnitude(weight: Tensor, known: Known | None = None) -> Tensor:
-    """|w|."""
-    return weight.detach().float().abs()
+    """|w|, in the weight's own type: scores of 16 bits are ranked some four times as fast."""
+    return weight.detach().abs()
 
 
 def random(weight: Tensor, known: Known) -> Tensor:
@@ -170,7 +170,9 @@ def score_layer(method: Method, weight: Tensor, known: Known) -> Tensor:
             f"saliency: {method.name} must give a finite score for each of {tuple(weight.shape)} weights of "
             f"{known.address}, but gave {int(torch.isfinite(scores).sum())} in shape {tuple(scores.shape)}"
         )
-    return scores.float().masked_fill(weight == 0, -torch.inf)
+    if scores.dtype not in (torch.float16, torch.bfloat16):
+        scores = scores.float()
+    return scores.masked_fill(weight == 0, -torch.inf)
 
 
 def output_rows(weight: Tensor, kind: str) -> Tensor:

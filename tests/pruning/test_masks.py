@@ -16,8 +16,9 @@ from raysense.errors import RaysenseError
 from raysense.pruning import masks
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import take_inventory
-from raysense.pruning.masks import NEVER, Masker, leaving_levels, mask_into
+from raysense.pruning.masks import Masker, mask_into
 from raysense.pruning.patterns import Pattern, pattern_grid
+from raysense.pruning.ranking import NEVER, leaving_levels
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BITS = {2: torch.int16, 4: torch.int32}
