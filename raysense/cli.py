@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -10,13 +11,15 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from raysense import __version__
 from raysense.errors import RaysenseError
 from raysense.study import BUNDLED, Study, load
 
 RUNS = Path("reports/runs")
+
+logger = logging.getLogger(__name__)
 
 _SEARCH_EPILOG = """\
 examples:
@@ -50,6 +53,40 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
         argv: Arguments; None for the process's own.
         command: Run this command, `argv` being its arguments.
     """
+    try:
+        try:
+            return _main(argv, command)
+        finally:
+            sys.stdout.flush()  # not left to the interpreter's end, where nobody can answer for it
+    except BrokenPipeError:
+        _drop(sys.stdout)
+        return 1
+    except OSError as error:
+        logger.info("what failed:", exc_info=True)
+        what = str(error)
+        if error.filename is None and error.errno in _WRITING:  # what opens or renames a file names it
+            _drop(sys.stdout)
+            what = f"the output cannot be written: {error.strerror}; send it where there is room"
+        _complain(what)
+        return 2
+
+
+_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
+
+def _complain(text: str) -> None:
+    try:
+        print(f"raysense: error: {text}", file=sys.stderr, flush=True)
+    except OSError:  # nobody can be told; the exit status says it
+        _drop(sys.stderr)
+
+
+def _drop(stream: TextIO) -> None:
+    """Nobody takes this output any more, so that what is still buffered raises nothing at the interpreter's end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _main(argv: Sequence[str] | None, command: str | None) -> int:
     parser = _parser(command)
     args = parser.parse_args(argv)
     level = logging.INFO if args.verbose else logging.WARNING
@@ -59,13 +96,10 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
     try:
         return int(args.run(args))
     except RaysenseError as error:
-        print(f"raysense: error: {error}", file=sys.stderr)
+        _complain(str(error))
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:

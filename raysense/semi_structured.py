@@ -87,7 +87,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     try:
         record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not isinstance(record.get("zeros_by_layer"), dict):
+            raise ValueError("no `zeros_by_layer`")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise RaysenseError(
             f"`{folder}` holds no export of raysense ({RECORD}: {error}); give the folder that `raysense export` wrote"
         ) from None

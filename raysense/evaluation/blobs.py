@@ -17,8 +17,8 @@ _DIGEST = 32
 class Blobs:
     """Named sets of tensors on a disk.
 
-    An entry is written whole, led by its SHA-256. Concurrent writers of one key write the same content, so
-    whoever comes last does no harm; a damaged entry counts as missing.
+    An entry is written whole, led by the SHA-256 of its key and its content. Concurrent writers of one key write the
+    same content, so whoever comes last does no harm; a damaged entry, or another key's, counts as missing.
     """
 
     def __init__(self, disk: Disk) -> None:
@@ -30,7 +30,7 @@ class Blobs:
         if data is None:
             return None
         digest, content = data[:_DIGEST], data[_DIGEST:]
-        if hashlib.sha256(content).digest() != digest:
+        if _digest(key, content) != digest:
             logger.warning("cache entry %s is damaged; it is made again", self._disk.path(f"cache/{key}"))
             return None
         return dict(load(content))
@@ -38,4 +38,8 @@ class Blobs:
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Store `tensors`, moved to the CPU, under `key`."""
         content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
-        self._disk.write(f"cache/{key}", hashlib.sha256(content).digest() + content)
+        self._disk.write(f"cache/{key}", _digest(key, content) + content)
+
+
+def _digest(key: str, content: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + b"\0" + content).digest()

@@ -25,7 +25,7 @@ from raysense.evaluation.slices import Slices
 from raysense.hashing import content_key
 from raysense.pipelines.load import denoiser_of, modules_of
 from raysense.pipelines.prompts import PromptSets, load_prompts
-from raysense.pipelines.sample import call_pipeline
+from raysense.pipelines.sample import call_pipeline, first_seed
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory, Layer, weight_of
 from raysense.pruning.masks import Masker, Pruner
@@ -138,7 +138,7 @@ class Calibration:
         self._study, self._pipeline = study, pipeline
         self._inventory, self._grid = inventory, grid
         self._prompts = prompts.search[: study.prune.calibration.prompts]
-        self._seed = study.seed * 10_000_000 + CALIBRATION_SEED
+        self._seed = first_seed(study.seed) + CALIBRATION_SEED
         self._blobs = Blobs(disk)
         self._modules = modules_of(pipeline)
         self._pattern = Pattern.parse(study.prune.pattern) if study.prune.pattern else None

@@ -43,7 +43,7 @@ from raysense.metrics import frechet
 from raysense.metrics.statistics import Estimate, mean_interval
 from raysense.pipelines.load import compile_denoiser, load_pipeline
 from raysense.pipelines.prompts import Prompt, PromptSets, load_prompts
-from raysense.pipelines.sample import call_pipeline, metered
+from raysense.pipelines.sample import call_pipeline, first_seed, metered
 from raysense.pipelines.texts import TextCache
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory, take_inventory
@@ -397,7 +397,7 @@ class Evaluator:
         return rung
 
     def _seed(self, draw: int, number: int) -> int:
-        return self.study.seed * 10_000_000 + draw * _SEEDS_A_DRAW + number
+        return first_seed(self.study.seed) + draw * _SEEDS_A_DRAW + number
 
     def _pairs(self, name: str, draw: int) -> Pairs:
         rung = self._rung(name)

@@ -42,7 +42,7 @@ class Slices:
             return False
         try:
             with safe_open(path, framework="pt") as file:
-                return bool(file.metadata())
+                return bool(self._about(address, file.metadata()))
         except (SafetensorError, OSError):
             return False
 
@@ -50,8 +50,8 @@ class Slices:
         """Store a layer's weights at each level, and what departed from the plan when they were made."""
         tensors = {str(level): weight.cpu().contiguous() for level, weight in levels.items()}
         digests = {name: _digest(tensor) for name, tensor in tensors.items()}
-        metadata = {"note": note, "sha256": json.dumps(digests)}
-        self._disk.write(self._name(address), save(tensors, metadata))
+        about = {"key": self._keys[address], "note": note, "sha256": json.dumps(digests)}
+        self._disk.write(self._name(address), save(tensors, {**about, _OWN: _sum(about)}))
 
     def load(self, address: str, level: int) -> Tensor:
         """A layer's weights at a level above 0: a view of the mapped file, not to be written to.
@@ -65,11 +65,12 @@ class Slices:
                 with safe_open(path, framework="pt") as file:
                     tensor: Tensor = file.get_tensor(str(level))
                     if (address, level) not in self._checked:
-                        if json.loads(file.metadata()["sha256"])[str(level)] != _digest(tensor):
+                        about = self._about(address, file.metadata())
+                        if json.loads(about["sha256"])[str(level)] != _digest(tensor):
                             raise OSError("its content does not match its hash")
                         self._checked.add((address, level))
                     return tensor
-            except (SafetensorError, OSError, KeyError) as error:
+            except (SafetensorError, OSError, KeyError, ValueError) as error:
                 reason = f"is damaged ({error})"
         else:
             reason = "is gone"
@@ -83,8 +84,20 @@ class Slices:
         path = self._local(address)
         if path is None:
             return ""
-        with safe_open(path, framework="pt") as file:
-            return str((file.metadata() or {}).get("note", ""))
+        try:
+            with safe_open(path, framework="pt") as file:
+                return self._about(address, file.metadata())["note"]
+        except (SafetensorError, OSError) as error:
+            raise RaysenseError(
+                f"slices: {address}: `{path}` is damaged ({error}); delete it and resume: the layer is solved again"
+            ) from error
+
+    def _about(self, address: str, metadata: Mapping[str, str] | None) -> dict[str, str]:
+        """What stands in a file's header beside the tensors, checked."""
+        about = dict(metadata or {})
+        if about.pop(_OWN, None) != _sum(about) or about["key"] != self._keys[address]:
+            raise OSError("its header does not match its hash, or it is another layer's")
+        return about
 
     def _name(self, address: str) -> str:
         return f"cache/{self._keys[address]}.safetensors"
@@ -106,6 +119,14 @@ class Slices:
             partial.write_bytes(content)
             os.replace(partial, here)
         return str(here)
+
+
+_OWN = "sha256 of these"
+"""Name of the header's own checksum."""
+
+
+def _sum(about: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(tensor: Tensor) -> str:

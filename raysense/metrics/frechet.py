@@ -21,6 +21,7 @@ Unbiased FID…", 2020): compare only at equal N, against the same reference.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,10 +171,12 @@ def from_moments(mean: npt.ArrayLike, covariance: npt.ArrayLike, n: int) -> Gaus
     """
     mu = torch.from_numpy(np.array(mean, dtype=np.float64))
     sigma = torch.from_numpy(np.array(covariance, dtype=np.float64))
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+    if mu.ndim != 1 or not len(mu) or sigma.shape != (len(mu), len(mu)):
         raise RaysenseError(
             f"mean {tuple(mu.shape)} and covariance {tuple(sigma.shape)} do not belong together."
         )
+    if not bool(torch.isfinite(mu).all() and torch.isfinite(sigma).all()):
+        raise RaysenseError("the stored mean or covariance is not finite; compute the statistics again.")
     values, vectors = torch.linalg.eigh((sigma + sigma.T) / 2)
     top = float(values[-1])
     if not bool(torch.isfinite(values).all()) or float(values[0]) < -1e-6 * top:
@@ -211,11 +214,19 @@ def load(path: Path, extractor: str) -> Gaussian:
         RaysenseError: If the file is missing, no statistics, or another extractor's.
     """
     try:
+        with zipfile.ZipFile(
+            path
+        ) as archive:  # numpy may stop before the end, where the checksum is compared
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"`{damaged}` does not match its checksum")
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError) as error:
+        n = int(arrays.get("n", 0))
+        numbers = {name: np.array(arrays[name], dtype=np.float64) for name in {"mu", "sigma"} & arrays.keys()}
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen types for damage
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise RaysenseError(
-            f"reference statistics {path}: cannot be read ({error}); give an .npz file."
+            f"reference statistics {path}: cannot be read ({reason}); give an .npz file."
         ) from error
     if not {"mu", "sigma"} <= arrays.keys():
         raise RaysenseError(f"reference statistics {path}: has {sorted(arrays)}, needs `mu` and `sigma`.")
@@ -225,4 +236,7 @@ def load(path: Path, extractor: str) -> Gaussian:
             f"reference statistics {path}: made with {written_for}, but the study measures with {extractor}; "
             "make them again or name that extractor."
         )
-    return from_moments(arrays["mu"], arrays["sigma"], int(arrays.get("n", 0)))
+    try:
+        return from_moments(numbers["mu"], numbers["sigma"], n)
+    except RaysenseError as error:
+        raise RaysenseError(f"reference statistics {path}: {error}") from error

@@ -16,6 +16,11 @@ from raysense.pipelines.prompts import Prompt
 from raysense.study import Sampling
 
 
+def first_seed(study_seed: int) -> int:
+    """The first seed of a study's images; the others count on from it."""
+    return study_seed * 10_000_000
+
+
 def noise_seed(prompt_id: str, seed: int) -> int:
     """The 63-bit seed of the generator behind one image."""
     digest = hashlib.sha256(f"{seed}\0{prompt_id}".encode()).digest()

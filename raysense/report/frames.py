@@ -23,7 +23,7 @@ from raysense.errors import RaysenseError
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.saliency import UPDATING
 from raysense.report.front import front
-from raysense.store.disk import Disk, read_json
+from raysense.store.disk import Disk, read_sealed
 from raysense.store.schema import TABLES
 from raysense.store.store import Store
 from raysense.study import Bound, ImageRung, Study, parse
@@ -69,7 +69,12 @@ class Run:
     @cached_property
     def summary(self) -> dict[str, Any] | None:
         """``summary.json``, or None while the study is unfinished."""
-        return read_json(self.disk, "summary.json", "Run the study again with --resume; it is written anew.")
+        remedy = "Delete it and run the study again with --resume; it is written anew."
+        summary = read_sealed(self.disk, "summary.json", remedy)
+        if summary is not None and summary.get("signature") != self.record["signature"]:
+            path = self.disk.path("summary.json")
+            raise RaysenseError(f"`{path}` belongs to another study than `study.json` beside it. {remedy}")
+        return summary
 
     @property
     def bounds(self) -> list[Bound]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from raysense.evaluation.engine import Evaluator
 from raysense.evaluation.inputs import prompts_of, refuse_other, use_code
 from raysense.hashing import content_key
 from raysense.pipelines.prompts import Prompt
+from raysense.pipelines.sample import first_seed
 from raysense.pruning.allocation import Allocation
 from raysense.pruning.priors import uniform
 from raysense.report.frames import Run
@@ -185,7 +185,7 @@ class _Painter:
         return self._evaluator
 
     def pixels(self, allocation: Allocation, paint: bool) -> npt.NDArray[np.uint8] | None:
-        seeds = [self._run.study.seed * 10_000_000] * len(self._prompts)
+        seeds = noise_of_pictures(self._run.study, len(self._prompts))
         ids = [prompt.id for prompt in self._prompts]
         key = content_key(
             "picture", self._run.record["signature"], allocation.key, ids, seeds, LARGEST_THUMBNAIL
@@ -199,6 +199,11 @@ class _Painter:
             self.blobs.put(key, stored)
         pixels: npt.NDArray[np.uint8] = stored["pixels"].numpy()
         return pixels
+
+
+def noise_of_pictures(study: Study, count: int) -> list[int]:
+    """Seeds of pictures that are shown: those of the first images of a rung."""
+    return [first_seed(study.seed)] * count
 
 
 def thumbnails(images: Tensor) -> Tensor:
@@ -236,28 +241,26 @@ def evaluator_of(run: Run) -> Evaluator:
     return Evaluator(on_this_machine(run.study), run.uri, prompts=prompts)
 
 
-def paint_comparison(run: Path, out: Path, count: int = 12) -> None:
+def paint_comparison(folder: Path, out: Path, count: int = 12) -> None:
     """Write a PNG with three rows: dense, the study's winner, and one ratio for all layers at the same sparsity.
 
     The prompts are held-out ones; all rows share prompts and noise.
 
     Args:
-        run: A finished study's folder.
+        folder: A finished study's folder or address.
         out: The PNG to write.
         count: Images a row.
 
     Raises:
         RaysenseError: The folder holds no finished study, or the study has no winner.
     """
-    try:
-        summary = json.loads((run / "summary.json").read_text())
-    except (OSError, ValueError):
-        raise RaysenseError(
-            f"`{run}` holds no finished study (no readable summary.json); run it first"
-        ) from None
+    run = Run(str(folder))
+    summary = run.summary
+    if summary is None:
+        raise RaysenseError(f"`{folder}` holds no finished study (no summary.json); run it first")
     if not summary["feasible"]:
-        raise RaysenseError(f"`{run}`: the study has no winner to paint; loosen its constraints")
-    evaluator = evaluator_of(Run(str(run)))
+        raise RaysenseError(f"`{folder}`: the study has no winner to paint; loosen its constraints")
+    evaluator = evaluator_of(run)
     grid = evaluator.grid
     winner = Allocation(summary["levels"])
     same = uniform(evaluator.inventory, grid, grid.zeros(winner))
@@ -268,7 +271,8 @@ def paint_comparison(run: Path, out: Path, count: int = 12) -> None:
         f"one ratio for all layers: {share} removed": same,
     }
     prompts = evaluator.prompts.validation[:count]
-    painted = [evaluator.sample(allocation, prompts, [0] * len(prompts)) for allocation in rows.values()]
+    seeds = noise_of_pictures(run.study, len(prompts))
+    painted = [evaluator.sample(allocation, prompts, seeds) for allocation in rows.values()]
     picture(painted, list(rows)).save(out)
 
 

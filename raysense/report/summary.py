@@ -48,8 +48,11 @@ def summarise(
     dense = findings.dense["validation"]
     zeros = winner.evaluation.zeros if winner else inventory.zeros_before
     shares = inventory.sparsities(zeros)
+    record = store.study
+    assert record is not None
     return {
         "study": study.name,
+        "signature": record["signature"],
         "pipeline": study.pipeline,
         "feasible": winner is not None,
         "strategy": winner.strategy if winner else None,

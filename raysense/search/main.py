@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +29,7 @@ from raysense.report.summary import render, summarise
 from raysense.search.families import ITERATIVE, SOLVER, check_strategies, closed_forms
 from raysense.search.plan import make_story
 from raysense.store.disk import Disk
+from raysense.store.sealed import seal
 from raysense.store.store import Store
 from raysense.study import EXTENSIONS, PLACES, Study
 
@@ -96,7 +96,7 @@ def run_study(
     store.compact()
 
     summary = summarise(study, inventory, story.outcome, store, run.snapshot.seconds, story.purse)
-    Disk(out).write("summary.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+    Disk(out).write("summary.json", seal(summary, indent=2, finite=True))
     render(summary, out, console)
     # Pictures are painted on this machine: where the study needed a GPU, only if there is one here.
     can_paint = not cluster.gpus_per_evaluator or torch.cuda.is_available()

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from raysense.errors import RaysenseError
+from raysense.store.sealed import unseal
 
 
 class Disk:
@@ -100,11 +101,16 @@ class Disk:
                 for folder in (os.path.dirname(partial), os.path.dirname(self._at(name))):
                     if not os.path.isdir(folder):
                         os.makedirs(folder, exist_ok=True)
-                with open(partial, "wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(partial, self._at(name))
+                try:
+                    with open(partial, "wb") as file:
+                        file.write(content)
+                        file.flush()
+                        os.fsync(file.fileno())
+                    os.replace(partial, self._at(name))
+                except OSError:  # a full disk is not to be filled further with what nobody reads
+                    with contextlib.suppress(OSError):
+                        os.unlink(partial)
+                    raise
             except FileNotFoundError as error:  # the folder vanished in between
                 raise OSError(str(error)) from error
 
@@ -141,8 +147,24 @@ def read_json(disk: Disk, name: str, remedy: str) -> dict[str, Any] | None:
         return None
     try:
         fields = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RaysenseError(f"`{disk.path(name)}` is damaged ({error}). {remedy}") from error
     if not isinstance(fields, dict):
         raise RaysenseError(f"`{disk.path(name)}` is not a file of raysense. {remedy}")
     return fields
+
+
+def read_sealed(disk: Disk, name: str, remedy: str) -> dict[str, Any] | None:
+    """The fields of a file that `raysense.store.sealed.seal` made, or None if there is no such file.
+
+    Raises:
+        RaysenseError: The file is damaged; names the path and `remedy`. Or another raysense wrote it.
+    """
+    raw = disk.read(name)
+    if raw is None:
+        return None
+    path = disk.path(name)
+    try:
+        return unseal(raw, f"`{path}`")
+    except ValueError as error:
+        raise RaysenseError(f"`{path}` is damaged or not a file of raysense ({error}). {remedy}") from error

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from types import TracebackType
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 from raysense.errors import RaysenseError
 from raysense.store.disk import Disk, read_json
+
+logger = logging.getLogger(__name__)
 
 NAME = "driver.lock"
 RENEW_SECONDS = 20.0
@@ -74,38 +78,48 @@ class _FileLock:
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
-        self._file: IO[str] | None = None
+        self._file: int | None = None
 
     def take(self) -> None:
         import fcntl
 
         path = self._disk.path(NAME)
-        try:
+        with self._explained(
+            "cannot be written", "Choose a folder that you may write to, on a disk with room."
+        ):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  # held open: it is the lock
-        except OSError as error:
-            raise RaysenseError(
-                f"store `{self._disk.shown}`: cannot be written ({error}). Choose a folder you may write to."
-            ) from error
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            content = file.read()
-            file.close()
-            held: dict[str, Any] = {}
-            with contextlib.suppress(ValueError):  # the holder has not written it yet
-                held = json.loads(content)
-            _refuse(self._disk, held)
-        file.truncate(0)
-        file.write(json.dumps(_holder("")))
-        file.flush()
+            with self._explained(
+                "the file system below it has no locks",
+                "Without one, two drivers could write at once: choose a folder on a local disk, a network file system "
+                "mounted with locks, or an s3:// address.",
+            ):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    _refuse(self._disk, _held(os.read(file, 4096)))
+            with self._explained("cannot be written", "Make room on the disk, then start again."):
+                content = json.dumps(_holder("")).encode()
+                os.pwrite(file, content, 0)
+                os.truncate(file, len(content))
+        except BaseException:
+            os.close(file)
+            raise
         self._file = file
+
+    @contextlib.contextmanager
+    def _explained(self, what: str, remedy: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RaysenseError(f"store `{self._disk.shown}`: {what} ({error}). {remedy}") from error
 
     def give(self) -> None:
         assert self._file is not None  # given back by who took it
-        self._file.truncate(0)
-        self._file.close()
+        with contextlib.suppress(OSError):  # what stands in the file does no harm: the lock ends with `close`
+            os.truncate(self._file, 0)
+        os.close(self._file)
 
 
 class _Lease:
@@ -131,7 +145,10 @@ class _Lease:
     def give(self) -> None:
         self._ended.set()
         self._renewal.join()
-        self._disk.delete([NAME])
+        try:
+            self._disk.delete([NAME])
+        except RaysenseError as error:  # what was to be written is: no reason to call it failed
+            logger.warning("the lease runs out by itself after %g s: %s", STALE_SECONDS, error)
 
     def _keep_renewing(self) -> None:
         while not self._ended.wait(RENEW_SECONDS):
@@ -146,15 +163,27 @@ def _holder(token: str) -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "token": token, "renewed": time.time()}
 
 
+def _held(content: bytes) -> dict[str, Any]:
+    """Who wrote a lock's file; empty while the holder has not written it yet."""
+    with contextlib.suppress(ValueError, RecursionError):
+        held = json.loads(content)
+        if isinstance(held, dict):
+            return held
+    return {}
+
+
 def _alive(held: dict[str, Any]) -> bool:
-    """Whether the lease's holder still renews it, or at least still runs."""
-    if time.time() - float(held.get("renewed", 0)) > STALE_SECONDS:
+    """Whether the lease's holder still renews it, or at least still runs; not if the lease is damaged."""
+    renewed, process = held.get("renewed"), held.get("pid")
+    if not isinstance(renewed, int | float) or not isinstance(process, int) or process < 1:
+        return False
+    if time.time() - renewed > STALE_SECONDS:
         return False
     if held.get("host") != socket.gethostname():
         return True
     try:
-        os.kill(int(held.get("pid", 0)), 0)
-    except ProcessLookupError:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from raysense.evaluation.records import Evaluation, Measure
-from raysense.store.schema import EVALUATIONS, LATER, SCHEMA_VERSION, TABLES, check_version
+from raysense.store.schema import EVALUATIONS, LATER, TABLES
+from raysense.store.sealed import seal, unseal
 
 _PLAIN = (
     "key",
@@ -80,8 +80,7 @@ def without_samples(evaluation: Evaluation) -> Evaluation:
 
 def to_object(evaluation: Evaluation, levels: Mapping[str, int] | None) -> bytes:
     """The content of an evaluation's immutable object."""
-    fields = {"schema_version": SCHEMA_VERSION, **to_fields(evaluation), "levels": dict(levels or {})}
-    return json.dumps(fields, separators=(",", ":"), ensure_ascii=False, default=_number).encode()
+    return seal({**to_fields(evaluation), "levels": dict(levels or {})}, default=_number)
 
 
 def _number(value: Any) -> float | int:
@@ -92,21 +91,18 @@ def _number(value: Any) -> float | int:
     raise TypeError(f"{type(value).__name__} cannot be stored; give text or a number")
 
 
-def from_object(content: bytes) -> tuple[Evaluation, dict[str, int]]:
+def from_object(content: bytes, where: str) -> tuple[Evaluation, dict[str, int]]:
     """The evaluation and its allocation's levels.
 
     Raises:
         ValueError: The content is damaged.
-        RaysenseError: A newer raysense wrote it.
+        RaysenseError: Another raysense wrote it.
     """
-    fields = json.loads(content)
-    if not isinstance(fields, dict):
-        raise ValueError("not an evaluation")
-    check_version(fields.pop("schema_version", None), f"evaluation {fields.get('key')}")
-    levels = fields.pop("levels", None)
+    fields = unseal(content, where)
     try:
+        levels = fields.pop("levels")
         return from_fields(fields), dict(levels)
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"field {error} is missing or of the wrong type") from error
 
 

@@ -16,7 +16,8 @@ import pyarrow as pa
 import raysense
 from raysense.errors import RaysenseError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: checksums in every file."""
 
 _INT, _FLOAT, _TEXT = pa.int64(), pa.float64(), pa.string()
 

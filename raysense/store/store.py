@@ -4,7 +4,7 @@ Layout, below the store's address::
 
     study.json               what the study is: signature, definition, denominators
     objects/<key>.json       one evaluation each, immutable, written by whoever measured it
-    tables/<name>/*.parquet  compacted rows
+    tables/<name>/*.parquet  compacted rows; a file's name is the SHA-256 of its content
     manifest.json            which files below tables/ count; switching it is what makes a compaction happen
     driver.lock              see `raysense.store.lock`
     partial/                 files being written on a local disk; nobody reads here
@@ -12,30 +12,30 @@ Layout, below the store's address::
 An evaluation is visible from the moment its object is there. Compaction writes new Parquet files, then
 replaces the manifest, then deletes the objects it has taken in; a reader passes over objects whose key
 is already in a table. Stopped between any two of these steps, the store still reads the same rows.
+
+Every file is checked when it is read: JSON carries its own checksum (`raysense.store.sealed`), Parquet is named by it.
 """
 
 from __future__ import annotations
 
 import json
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 import raysense
 from raysense.errors import RaysenseError
 from raysense.evaluation.records import Evaluation
-from raysense.store import rows
-from raysense.store.disk import Disk, read_json
+from raysense.store import parquet, rows
+from raysense.store.disk import Disk, read_sealed
 from raysense.store.lock import DriverLock
-from raysense.store.schema import DENOMINATORS, LATER, SCHEMA_VERSION, TABLES, check_version
+from raysense.store.schema import DENOMINATORS, LATER, TABLES
+from raysense.store.sealed import seal
 
 CONTENTS = {
     "prompts": "the prompts' texts or ids",
@@ -142,7 +142,6 @@ class Store:
         study = self._read_study()
         if study is None:
             study = {
-                "schema_version": SCHEMA_VERSION,
                 "signature": signature,
                 "raysense_version": raysense.__version__,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -157,21 +156,23 @@ class Store:
             "denominators": {**study["denominators"], **{k: int(v) for k, v in denominators.items()}},
         }
         if new != study:
-            self._disk.write("study.json", json.dumps(new, indent=1).encode())
+            if self._read_study() is None and self._disk.read("manifest.json") is None:
+                # From now on there is one, so that a lost one is not taken for a study without rows.
+                self._write_manifest(0, {}, signature)
+            self._disk.write("study.json", seal(new, indent=1))
             self._study = new
 
     def _read_study(self) -> dict[str, Any] | None:
         if self._study is None:
             remedy = "Restore it from a copy, or start the study in another folder."
-            study = read_json(self._disk, "study.json", remedy)
+            study = read_sealed(self._disk, "study.json", remedy)
             if study is not None:
-                missing = {"schema_version", "signature", "definition", "denominators"} - set(study)
+                missing = {"signature", "definition", "denominators"} - set(study)
                 if missing:
                     raise RaysenseError(
                         f"`{self._disk.path('study.json')}` is not a study of raysense "
                         f"(no {sorted(missing)}). {remedy}"
                     )
-                self._check_version(study, "study.json", remedy)
             self._study = study
         return self._study
 
@@ -302,33 +303,52 @@ class Store:
                 tables["studies"] = [self._write_parquet("studies", _studies(study))]
             self._switch(tables, manifest)
         self._disk.delete([f"objects/{name}" for name in names])
-        self._sweep(tables)
+        self._sweep()
         return len(objects)
 
     def _switch(self, tables: Mapping[str, list[str]], manifest: Mapping[str, Any]) -> None:
-        new = {
-            "schema_version": SCHEMA_VERSION,
-            "generation": manifest["generation"] + 1,
-            "tables": dict(tables),
-        }
-        self._disk.write("manifest.json", json.dumps(new, indent=1).encode())
+        """Makes these files the ones that count.
 
-    def _sweep(self, tables: Mapping[str, list[str]]) -> None:
-        """Deletes Parquet files that no manifest names and partial files that have no writer."""
-        for name in TABLES:
-            kept = set(tables.get(name, ()))
-            there = [f"tables/{name}/{file}" for file, _ in self._disk.names(f"tables/{name}")]
-            self._disk.delete([file for file in there if file not in kept])
+        Raises:
+            RaysenseError: Another driver has done so since `manifest` was read, or deleted a file, although it did
+                not hold the lock.
+        """
+        there = {f"tables/{name}/{file}" for name in tables for file, _ in self._disk.names(f"tables/{name}")}
+        missing = {file for files in tables.values() for file in files} - there
+        if missing or self._read_manifest()["generation"] != manifest["generation"]:
+            raise RaysenseError(
+                f"store `{self._disk.shown}`: another driver has compacted this study meanwhile. Stop it, then start "
+                "again; nothing is lost."
+            )
+        self._write_manifest(manifest["generation"] + 1, tables, (self._read_study() or {}).get("signature"))
+
+    def _write_manifest(
+        self, generation: int, tables: Mapping[str, Sequence[str]], signature: str | None
+    ) -> None:
+        fields = {"generation": generation, "signature": signature, "tables": dict(tables)}
+        self._disk.write("manifest.json", seal(fields, indent=1))
+
+    def _sweep(self) -> None:
+        """Deletes Parquet files that the manifest does not name and partial files that have no writer.
+
+        Read anew: on an object store, whose lease is no lock, another driver may have switched it. There a file must
+        be old too, as its writer may be about to.
+        """
         old = time.time() - _ORPHAN_SECONDS
+        named = self._read_manifest()["tables"]
+        for name in TABLES:
+            kept = set(named.get(name, ()))
+            there = [(f"tables/{name}/{file}", at) for file, at in self._disk.names(f"tables/{name}")]
+            gone = [file for file, at in there if file not in kept and (self._disk.local or at < old)]
+            self._disk.delete(gone)
         self._disk.delete(
             [f"partial/{name}" for name, modified in self._disk.names("partial") if modified < old]
         )
 
     def _write_parquet(self, name: str, table: pa.Table) -> str:
-        file = f"tables/{name}/{uuid.uuid4().hex}.parquet"
-        buffer = BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        self._disk.write(file, buffer.getvalue())
+        content = parquet.encode(table)
+        file = f"tables/{name}/{parquet.digest(content)}.parquet"
+        self._disk.write(file, content)
         return file
 
     def _read_parquet(self, name: str, files: Sequence[str]) -> pa.Table:
@@ -338,7 +358,9 @@ class Store:
             if content is None:
                 raise FileNotFoundError(self._disk.path(file))
             try:
-                part = pq.read_table(pa.BufferReader(content))
+                if file != f"tables/{name}/{parquet.digest(content)}.parquet":
+                    raise ValueError("its content does not match the checksum in its name")
+                part = parquet.decode(content)
                 for column in LATER.intersection(schema.names).difference(part.column_names):
                     part = part.append_column(column, pa.array([""] * len(part), pa.string()))
                 parts.append(part.select(schema.names).cast(schema))
@@ -350,21 +372,18 @@ class Store:
         return pa.concat_tables(parts).replace_schema_metadata(schema.metadata)
 
     def _read_manifest(self) -> dict[str, Any]:
-        remedy = "Restore it from a copy of the store."
-        manifest = read_json(self._disk, "manifest.json", remedy)
+        path, remedy = self._disk.path("manifest.json"), "Restore it from a copy of the store."
+        manifest = read_sealed(self._disk, "manifest.json", remedy)
+        study = self._read_study()
         if manifest is None:
+            if study is not None:
+                raise RaysenseError(f"`{path}` is missing; without it no stored row is found. {remedy}")
             return {"generation": 0, "tables": {}}
         if not isinstance(manifest.get("tables"), dict) or not isinstance(manifest.get("generation"), int):
-            raise RaysenseError(f"`{self._disk.path('manifest.json')}` is damaged (no tables). {remedy}")
-        self._check_version(manifest, "manifest.json", remedy)
+            raise RaysenseError(f"`{path}` is damaged (no tables). {remedy}")
+        if study is not None and manifest.get("signature") not in (None, study["signature"]):
+            raise RaysenseError(f"`{path}` belongs to another study than `study.json` beside it. {remedy}")
         return manifest
-
-    def _check_version(self, fields: Mapping[str, Any], name: str, remedy: str) -> None:
-        path = self._disk.path(name)
-        try:
-            check_version(fields.get("schema_version"), f"`{path}`", fields.get("raysense_version", ""))
-        except ValueError as error:
-            raise RaysenseError(f"`{path}` is damaged ({error}). {remedy}") from error
 
     def _load_compacted(self) -> _Compacted:
         for attempt in range(5):
@@ -422,7 +441,7 @@ class Store:
     def _parse(self, name: str, content: bytes) -> tuple[Evaluation, dict[str, int]]:
         path = self._disk.path(f"objects/{name}")
         try:
-            evaluation, levels = rows.from_object(content)
+            evaluation, levels = rows.from_object(content, f"`{path}`")
         except ValueError as error:
             raise RaysenseError(
                 f"`{path}` is damaged or not a file of raysense ({error}). "

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,8 @@ import pytest
 from raysense.cli import main
 from raysense.report.compare import compare
 from raysense.report.frames import Run
-from tests.report.conftest import REFERENCE
+from tests.conftest import REFERENCE
+from tests.tables import edit
 
 
 def test_a_study_is_like_itself() -> None:
@@ -21,9 +21,10 @@ def test_a_study_is_like_itself() -> None:
 
 
 def test_differences_and_doubts_are_named(reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = json.loads((reference / "study.json").read_text())
-    record["definition"] |= {"name": "other", "pipeline": "[red]<b>x</b>"}
-    (reference / "study.json").write_text(json.dumps(record))
+    edit(
+        reference / "study.json",
+        lambda record: record["definition"].update(name="other", pipeline="[red]<b>x</b>"),
+    )
     (reference / "summary.json").unlink()
     assert main(["compare", str(REFERENCE), str(reference)]) == 0
     shown = " ".join(capsys.readouterr().out.split())

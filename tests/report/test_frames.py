@@ -9,7 +9,7 @@ from raysense.cli import main
 from raysense.errors import RaysenseError
 from raysense.report.frames import Run, lower_is_better, strategy_of
 from raysense.store.schema import LATER, TABLES
-from tests.report.conftest import REFERENCE, REPORTS
+from tests.conftest import REFERENCE, REPORTS
 
 QUERIES = sorted((REPORTS / "queries").glob("*.sql"))
 

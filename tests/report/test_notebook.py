@@ -3,7 +3,7 @@ from __future__ import annotations
 import nbformat
 from nbclient import NotebookClient
 
-from tests.report.conftest import REPORTS
+from tests.conftest import REPORTS
 
 
 def test_the_notebook_runs_top_to_bottom_and_shows_what_is_committed() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from raysense.report.frames import Run
 from raysense.report.page import build, number, write_page
 from raysense.report.refresh import PageWhileRunning
 from tests.report.browser import Browser
-from tests.report.tables import column, multiply, rewrite
+from tests.tables import column, edit, multiply, rewrite
 
 EVIL = (
     "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>'; DROP TABLE x; "
@@ -26,17 +27,18 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of the reference study with everything that users choose turned against it, pictures included."""
     from shutil import copytree
 
-    from tests.report.conftest import REFERENCE
+    from tests.conftest import REFERENCE
 
     run = Path(copytree(REFERENCE, tmp_path_factory.mktemp("hostile") / "run"))
     prompts = run.parent / "prompts '\"<b>.jsonl"
     rows = [{"id": f"{n}", "prompt": f"{EVIL} {n}", "split": "validation"} for n in range(2)]
     prompts.write_text("\n".join(map(json.dumps, rows)))
-    record = json.loads((run / "study.json").read_text())
-    record["definition"]["prompts"] = str(prompts)
-    record["definition"]["revision"] = EVIL
-    record["raysense_version"] = EVIL
-    (run / "study.json").write_text(json.dumps(record))
+
+    def turn(record: dict[str, Any]) -> None:
+        record["definition"] |= {"prompts": str(prompts), "revision": EVIL}
+        record["raysense_version"] = EVIL
+
+    edit(run / "study.json", turn)
 
     def question(name: str) -> str:
         return name.replace("search/recipe", f"search/{EVIL.replace('/', '|')}")
@@ -138,19 +140,20 @@ def test_a_study_without_a_single_evaluation_has_a_page_too(unfinished: Path) ->
 
 
 def test_a_study_without_a_winner(reference: Path) -> None:
-    summary = json.loads((reference / "summary.json").read_text())
-    summary |= {
-        "feasible": False,
-        "allocation": None,
-        "levels": {},
-        "metrics": {},
-        "uniform": None,
-        "strategy": None,
-    }
-    summary["constraints"] = [
-        {k: row[k] for k in ("field", "measure", "limit")} for row in summary["constraints"]
-    ]
-    (reference / "summary.json").write_text(json.dumps(summary))
+    def without(summary: dict[str, Any]) -> None:
+        summary |= {
+            "feasible": False,
+            "allocation": None,
+            "levels": {},
+            "metrics": {},
+            "uniform": None,
+            "strategy": None,
+        }
+        summary["constraints"] = [
+            {k: row[k] for k in ("field", "measure", "limit")} for row in summary["constraints"]
+        ]
+
+    edit(reference / "summary.json", without)
     assert "Nothing that was tried stayed inside the quality budget" in build(
         Run(str(reference)), paint=False
     )

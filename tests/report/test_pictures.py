@@ -6,7 +6,7 @@ import torch
 from raysense.errors import RaysenseError
 from raysense.report.frames import Run
 from raysense.report.pictures import LABEL_HEIGHT, choose_rows, paint_comparison, picture
-from tests.report.conftest import REFERENCE
+from tests.conftest import REFERENCE
 
 
 def test_rows_keep_their_pixels() -> None:
@@ -19,7 +19,7 @@ def test_rows_keep_their_pixels() -> None:
 
 
 def test_no_study(tmp_path: Path) -> None:
-    with pytest.raises(RaysenseError, match="holds no finished study"):
+    with pytest.raises(RaysenseError, match="there is no study"):
         paint_comparison(tmp_path, tmp_path / "x.png")
 
 

@@ -13,7 +13,7 @@ from raysense.evaluation.records import Task
 from raysense.report.answers import answers
 from raysense.report.frames import Run
 from raysense.study import load
-from tests.report.conftest import REFERENCE, REPORTS
+from tests.conftest import REFERENCE, REPORTS
 
 # The same machine with the study's one thread gives the very same numbers; two threads, another order of sums. So: a
 # hundredth of the stored interval's half width, and a ten-thousandth of the value. Other weights are far outside.

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from raysense.store import parquet
 from raysense.store.schema import TABLES
+from raysense.store.sealed import seal, unseal
 from raysense.store.store import Store
 
 
 def rewrite(run: Path, name: str, change: Callable[[pa.Table], pa.Table]) -> None:
     """Replace the rows of a table."""
-    table = change(Store.open(str(run)).table(name)).cast(TABLES[name])
-    manifest = json.loads((run / "manifest.json").read_text())
-    manifest["tables"][name] = [f"tables/{name}/changed.parquet"]
-    manifest["generation"] += 1
-    pq.write_table(table, run / "tables" / name / "changed.parquet")
-    (run / "manifest.json").write_text(json.dumps(manifest))
+    table = change(Store.open(str(run), create=True).table(name))
+    table = table.cast(pa.schema([TABLES[name].field(column) for column in table.column_names]))
+    content = parquet.encode(table)
+    file = f"tables/{name}/{parquet.digest(content)}.parquet"
+    (run / file).write_bytes(content)
+
+    def switch(manifest: dict[str, Any]) -> None:
+        manifest["tables"][name] = [file]
+        manifest["generation"] += 1
+
+    edit(run / "manifest.json", switch)
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the fields of a file that carries its own checksum."""
+    fields = unseal(path.read_bytes(), path.name)
+    change(fields)
+    path.write_bytes(seal(fields, indent=1))
 
 
 def column(table: pa.Table, name: str, values: list[str]) -> pa.Table:
