@@ -41,9 +41,9 @@ from raysense.evaluation.records import (
 from raysense.hashing import content_key
 from raysense.metrics import frechet
 from raysense.metrics.statistics import Estimate, mean_interval
-from raysense.pipelines.load import compile_denoiser, load_pipeline
+from raysense.pipelines.load import compile_denoiser, load_pipeline, notes_of
 from raysense.pipelines.prompts import Prompt, PromptSets, load_prompts
-from raysense.pipelines.sample import call_pipeline, first_seed, metered
+from raysense.pipelines.sample import call_pipeline, first_seed, metered, refuse_other_scale
 from raysense.pipelines.texts import TextCache
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory, take_inventory
@@ -230,6 +230,8 @@ class Evaluator:
                 pruned = self._pruned(task.allocation, task.rung, task.draw)
                 self.stand_at(task.allocation)
                 collapsed = pruned.collapsed
+                if not task.allocation:
+                    self._notes += notes_of(self.pipeline)
                 if not task.allocation and (cut := self._judges.truncated([p.text for p in pairs[0]])):
                     self._notes.append(f"{len(cut)} prompts are longer than the CLIP model reads")
                 measures, values = self._judges.compare(pairs[0], pruned, dense, reference)
@@ -601,6 +603,8 @@ class Evaluator:
                     [seeds[i] for i in indices],
                     self.study.sampling,
                 )
+                if not self._standing:
+                    refuse_other_scale(self.pipeline, images)
                 done = work(images, indices)
             except torch.OutOfMemoryError:
                 self._halve()

@@ -11,9 +11,13 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from raysense.errors import RaysenseError
 from raysense.pipelines.load import denoiser_of
 from raysense.pipelines.prompts import Prompt
 from raysense.study import Sampling
+
+RANGE_SLACK = 1e-3
+"""How far pixels may lie outside [0, 1]: rounding of 16-bit types."""
 
 
 def first_seed(study_seed: int) -> int:
@@ -52,7 +56,10 @@ def call_pipeline(
         sampling: Steps, guidance and size.
 
     Returns:
-        Float32 tensor of shape (len(prompts), 3, height, width) in [0, 1], on the CPU.
+        Float32 tensor of shape (len(prompts), 3, height, width) in [0, 1], on the CPU; NaN where it broke down.
+
+    Raises:
+        RaysenseError: The pipeline gives something else than such images.
     """
     size = {k: v for k, v in (("height", sampling.height), ("width", sampling.width)) if v is not None}
     output = pipeline(
@@ -63,8 +70,33 @@ def call_pipeline(
         output_type="pt",
         **size,
     )
-    images: Tensor = output.images
+    return _checked(pipeline, getattr(output, "images", None), len(prompts))
+
+
+def _checked(pipeline: DiffusionPipeline, images: object, count: int) -> Tensor:
+    """What a pipeline gave, if these are images."""
+    kind = type(pipeline).__name__
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[:2] != (count, 3):
+        got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise RaysenseError(
+            f"`pipeline`: {kind} gives no images for output_type='pt' but {got}, where ({count}, 3, height, width) is "
+            "wanted; raysense measures text-to-image pipelines only"
+        )
     return images.float().cpu()
+
+
+def refuse_other_scale(pipeline: DiffusionPipeline, images: Tensor) -> None:
+    """Refuse a pipeline whose dense images leave [0, 1]: every metric would judge other images than people see.
+
+    Raises:
+        RaysenseError: They do.
+    """
+    finite = images[images.isfinite()]
+    if finite.numel() and (finite.min() < -RANGE_SLACK or finite.max() > 1 + RANGE_SLACK):
+        raise RaysenseError(
+            f"`pipeline`: {type(pipeline).__name__} gives pixels from {finite.min():.4g} to {finite.max():.4g} for "
+            "output_type='pt', where [0, 1] is meant; raysense does not know how to bring them there"
+        )
 
 
 @dataclass

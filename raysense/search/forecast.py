@@ -12,7 +12,7 @@ from raysense.evaluation.engine import inventory_and_grid
 from raysense.evaluation.parts import image_cost
 from raysense.evaluation.probe import probe_cost
 from raysense.evaluation.speed import Measured, measure_speed
-from raysense.pipelines.load import empty_components
+from raysense.pipelines.load import empty_components, refuse_foreign
 from raysense.report.forecast import render
 from raysense.search.estimate import Estimate, Speed, estimate
 from raysense.study import Study
@@ -47,6 +47,7 @@ def forecast(
         RaysenseError: The pipeline cannot be had, or does not fit.
     """
     empty = empty_components(study.pipeline, revision=study.revision)
+    refuse_foreign(study.pipeline, {name: type(module) for name, module in empty.items()})
     inventory, grid = inventory_and_grid(study, empty)
     learning = calibration_cost(study, inventory, grid, empty)
     wanted = study.cluster.evaluators

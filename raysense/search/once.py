@@ -5,7 +5,7 @@ from __future__ import annotations
 from raysense.evaluation.calibration import OWL, calibration_cost
 from raysense.evaluation.engine import Evaluator
 from raysense.evaluation.records import CALIBRATION, Task
-from raysense.pipelines.load import modules_of
+from raysense.pipelines.load import modules_of, notes_of
 from raysense.pruning.allocation import Allocation
 from raysense.search.families import check_strategies, closed_forms, outlier_weighed
 from raysense.study import Study
@@ -49,7 +49,8 @@ def try_once(study: Study, strategy: str, share: float, rung: str, directory: st
         f"cost                {evaluation.cost:,} denoiser sample-forwards, {evaluation.seconds:.1f} s",
         evaluator.masker.described,
     ]
-    problems = [note for note in (evaluation.collapsed, evaluation.notes) if note]
+    notes = (evaluation.collapsed, evaluation.notes, *notes_of(evaluator.pipeline))
+    problems = [note for note in notes if note]
     return "\n".join(lines + problems)
 
 

@@ -1,16 +1,37 @@
-"""Compiling and laying out a denoiser leave masks, hooks and values alone."""
+"""Loading: what does not match is refused; compiling and laying out a denoiser leave masks, hooks and values alone."""
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
-from torch import nn
+from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
+from transformers import CLIPConfig, CLIPImageProcessor
 
-from raysense.pipelines.load import compile_denoiser, load_pipeline
-from raysense.pipelines.sample import metered
+from raysense.errors import RaysenseError
+from raysense.pipelines.load import (
+    Foreign,
+    compile_denoiser,
+    empty_components,
+    load_pipeline,
+    modules_of,
+    notes_of,
+    pipeline_folder,
+)
+from raysense.pipelines.prompts import Prompt
+from raysense.pipelines.sample import call_pipeline, metered, refuse_other_scale
+from raysense.study import Sampling
+from tests.pruning.families import FAMILIES
 
 
 def test_a_compiled_denoiser_survives_mask_switches_and_is_still_metered() -> None:
@@ -40,3 +61,105 @@ def test_channels_last_changes_the_layout_and_nothing_else() -> None:
     assert not weight.is_contiguous()
     for (name, a), (_, b) in zip(plain.unet.named_parameters(), last.unet.named_parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+def broken(folder: Path, part: str, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> str:
+    """A copy of the bundled pipeline with one component's tensors changed."""
+    shutil.copytree(pipeline_folder("bundled"), folder)
+    (file,) = (folder / part).glob("*.safetensors")
+    tensors = change(load_file(file))
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, {"format": "pt"})
+    return str(folder)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda t: {"model." + name: tensor for name, tensor in t.items()}, "lacks .* and has no use for"),
+        (lambda t: dict(list(t.items())[1:]), "lacks 1 tensors"),
+        (lambda t: {**t, "lora.up": torch.ones(2)}, r"has no use for 1 tensors \(lora.up\)"),
+        (lambda t: {**t, next(iter(t)): next(iter(t.values()))[:1]}, "shape"),
+        (lambda t: {**t, max(t): t[max(t)] * float("nan")}, "NaN or infinite"),
+    ],
+)
+def test_weights_that_are_not_all_there_are_refused(
+    part: str, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], told: str, tmp_path: Path
+) -> None:
+    folder = broken(tmp_path / "pipeline", part, change)
+    with pytest.raises(RaysenseError, match=told) as caught:
+        load_pipeline(folder)
+    assert part in str(caught.value)
+
+
+def test_a_component_of_an_unknown_class_is_neither_run_nor_forgotten(tmp_path: Path) -> None:
+    folder = tmp_path / "pipeline"
+    shutil.copytree(pipeline_folder("bundled"), folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "unet": ["my", "MyUNet"]}))
+    (folder / "unet" / "my.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nMyUNet = None\n")
+    with pytest.raises(RaysenseError, match=r"`unet`.*my\.MyUNet"):
+        load_pipeline(str(folder))
+    assert isinstance(empty_components(str(folder))["unet"], Foreign)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_safety_checker_is_switched_off_and_said(tmp_path: Path) -> None:
+    config = CLIPConfig(
+        text_config={
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_attention_heads": 1,
+            "num_hidden_layers": 1,
+        },
+        vision_config={
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_attention_heads": 1,
+            "num_hidden_layers": 1,
+        },
+        projection_dim=8,
+    )
+    made = StableDiffusionPipeline(
+        **{
+            **load_pipeline("bundled").components,
+            "safety_checker": StableDiffusionSafetyChecker(config),
+            "feature_extractor": CLIPImageProcessor(),
+        }
+    )
+    made.save_pretrained(tmp_path)
+    loaded = load_pipeline(str(tmp_path))
+    assert loaded.safety_checker is None
+    assert set(modules_of(loaded)) == set(empty_components(str(tmp_path))) == {"unet", "vae", "text_encoder"}
+    assert any("safety checker is switched off" in note for note in notes_of(loaded))
+    assert not notes_of(load_pipeline("bundled"))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_every_component_has_the_studys_type_or_it_is_said(dtype: str, tmp_path: Path) -> None:
+    FAMILIES["sd3"].build().save_pretrained(tmp_path)
+    loaded = load_pipeline(str(tmp_path), dtype=dtype)
+    other = {
+        name
+        for name, module in modules_of(loaded).items()
+        if any(weight.dtype != getattr(torch, dtype) for weight in module.parameters())
+    }
+    assert other <= {"text_encoder_3"}  # T5 keeps a few matrices in float32 where float16 would overflow
+    assert {note.partition(":")[0] for note in notes_of(loaded)} == other
+    assert all(weight.dtype == getattr(torch, dtype) for weight in loaded.transformer.parameters())
+
+
+def test_pixels_on_another_scale_are_refused() -> None:
+    def gives(images: Any) -> Any:
+        return lambda **_: SimpleNamespace(images=images)
+
+    prompts = [Prompt("a", "a cat")]
+    fine = torch.rand(1, 3, 8, 8)
+    assert torch.equal(call_pipeline(gives(fine), prompts, [1], Sampling()), fine)
+    refuse_other_scale(gives(fine), fine * 1.0005)
+    for images in (fine * 2 - 1, fine * 1.1 + 0.1):
+        with pytest.raises(RaysenseError, match=r"`pipeline`.* pixels from"):
+            refuse_other_scale(gives(fine), images)
+    for images in (fine[:, :1], fine.numpy()):
+        with pytest.raises(RaysenseError, match=r"`pipeline`.* no images"):
+            call_pipeline(gives(images), prompts, [1], Sampling())
