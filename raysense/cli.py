@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from raysense import __version__
+from raysense import __version__, plugins
 from raysense.errors import RaysenseError
 from raysense.study import BUNDLED, Study, load
 
@@ -89,6 +89,9 @@ def _drop(stream: TextIO) -> None:
 def _main(argv: Sequence[str] | None, command: str | None) -> int:
     parser = _parser(command)
     args = parser.parse_args(argv)
+    if "study" in args:
+        # A plug-in beside the study, or in the working folder, is found however raysense was started.
+        plugins.make_importable([*([args.study.parent] if args.study else []), Path.cwd()])
     level = logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # Hub libraries otherwise retry for minutes on machines without a hub.
@@ -407,6 +410,7 @@ def _export(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     from raysense.export import export
+    from raysense.terminal import say
 
     done = export(
         args.run_folder, args.out, allocation=args.allocation, compressed=args.compressed, force=args.force
@@ -416,7 +420,7 @@ def _export(args: argparse.Namespace) -> int:
         table.add_row(form, f"{size:,}", f"{size / done.sizes['dense']:.1%}")
     console = Console()
     console.print(table)
-    console.print(f"Allocation {done.allocation}: {done.zeros:,} zeros counted in what was written.")
+    say(console, f"Allocation {done.allocation}: {done.zeros:,} zeros counted in what was written.")
     print(done.out)
     return 0
 

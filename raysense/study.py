@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from raysense import places
 from raysense.errors import RaysenseError
 
 BUNDLED = "bundled"
@@ -494,8 +495,9 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Study:
     """Read a study file.
 
     Args:
-        path: The YAML file; None for the quickstart study.
-        overrides: ``key=value`` pairs, e.g. ``rungs.score.prompts=64``; values are YAML.
+        path: The YAML file; None for the quickstart study. Relative paths in it mean beside it.
+        overrides: ``key=value`` pairs, e.g. ``rungs.score.prompts=64``; values are YAML. Relative paths in them mean
+            the working folder.
 
     Raises:
         RaysenseError: The file is missing or no YAML, a key is unknown, a value is out of range.
@@ -513,8 +515,11 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Study:
         ) from None
     if not isinstance(data, dict):
         raise RaysenseError(f"the study `{source}` must be a mapping of keys to values, but is {_show(data)}")
+    if path is not None:
+        places.make_absolute(data, path.parent, of_file=True)
     for override in overrides:
         _override(data, override)
+    places.make_absolute(data, Path.cwd(), of_file=False)
     return parse(data)
 
 

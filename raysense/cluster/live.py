@@ -7,8 +7,10 @@ from types import TracebackType
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from raysense.cluster.progress import Clock, Snapshot
+from raysense.terminal import say
 
 PLAIN_SECONDS = 10.0
 
@@ -82,7 +84,7 @@ class LiveView:
         if self._live is not None:
             table = Table.grid(padding=(0, 2))
             for label, text in lines(snapshot):
-                table.add_row(f"[bold]{label}[/bold]", text)
+                table.add_row(Text(label, style="bold"), Text(text))
             self._live.update(table, refresh=True)
         elif self._clock.due():
             self._print(snapshot)
@@ -90,4 +92,4 @@ class LiveView:
     def _print(self, snapshot: Snapshot) -> None:
         self._shown = snapshot
         text = " · ".join(f"{label}: {text}" for label, text in lines(snapshot))
-        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+        say(self._console, text, whole=True)

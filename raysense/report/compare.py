@@ -12,6 +12,7 @@ from rich.table import Table
 
 from raysense.report.frames import DENOMINATORS, Run
 from raysense.store.store import difference
+from raysense.terminal import say
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,9 @@ def render(found: Comparison, a: Run, b: Run, console: Console) -> None:
         for row in apart.head(10).to_dict("records"):
             layers.add_row(escape(row["layer"]), f"{row['weights']:,}", f"{row['a']:.1%}", f"{row['b']:.1%}")
         console.print(layers)
-        console.print(f"{len(apart)} of {len(found.layers)} layers differ; the furthest apart are shown.")
+        say(console, f"{len(apart)} of {len(found.layers)} layers differ; the furthest apart are shown.")
     for doubt in found.doubts:
-        console.print(f"Note: {doubt}.", markup=False, highlight=False)
+        say(console, f"Note: {doubt}.")
 
 
 def _show(figure: str, value: Any) -> str:

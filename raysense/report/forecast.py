@@ -10,6 +10,7 @@ from rich.table import Table
 from raysense.pruning.layers import Inventory
 from raysense.search.estimate import Estimate, Speed
 from raysense.study import Budget, Study
+from raysense.terminal import say
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 GIB = 2**30
@@ -80,7 +81,7 @@ def render(
     """
     first = estimates[0]
     unit = "GPU" if study.cluster.gpus_per_evaluator else "evaluator"
-    console.print(f"[bold]{study.name}[/bold]: {speed.told}")
+    say(console, f"{study.name}: {speed.told}", style="bold")
     stages = Table("stage", "evaluations", "images", "sample-forwards", f"{unit}-hours")
     for name, stage in first.stages.items():
         stages.add_row(
@@ -95,9 +96,9 @@ def render(
     )
     console.print(stages)
     for limit in limits(study.budget):
-        console.print(f"{limit} stops it at the latest.")
+        say(console, f"{limit} stops it at the latest.")
     if first.stopped:
-        console.print(f"The budget is smaller than the study: {first.stopped}.")
+        say(console, f"The budget is smaller than the study: {first.stopped}.")
     walls = Table(f"{unit}s", "wall time", "busy", *(["price"] if price is not None else []))
     for one in estimates:
         cells = [f"{one.evaluators:,}", _duration(one.wall), f"{one.utilisation:.0%}"]
@@ -105,20 +106,22 @@ def render(
     console.print(walls)
     width = first.evaluators * 3
     if study.search.lookahead < width:
-        console.print(
+        say(
+            console,
             f"`search.lookahead` is {study.search.lookahead}: fewer questions than three for each of "
             f"{first.evaluators} {unit}s; some will wait. {width} would do, but it is part of what the study is: "
-            "change it before it begins."
+            "change it before it begins.",
         )
     parts = "; ".join(f"{what} {size / GIB:.2f}" for what, size in memory(study, inventory).items())
-    console.print(f"Memory of an evaluator, GiB: {parts}.")
+    say(console, f"Memory of an evaluator, GiB: {parts}.")
     if peak is not None:
-        console.print(f"Measured at the calibration's peak: {peak / GIB:.2f} GiB.")
+        say(console, f"Measured at the calibration's peak: {peak / GIB:.2f} GiB.")
     if gpu_memory is not None:
-        console.print(f"It {fits(study, inventory, gpu_memory, peak)}.")
-    console.print(
+        say(console, f"It {fits(study, inventory, gpu_memory, peak)}.")
+    say(
+        console,
         "Assumed: no candidate is hopeless on the preview rung, every finalist is tested, no machine is lost. "
-        "The head node and storage are not in the price."
+        "The head node and storage are not in the price.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -17,6 +18,7 @@ from raysense.search.purse import Purse
 from raysense.search.verdict import margins
 from raysense.store.store import Store
 from raysense.study import Bound, Study
+from raysense.terminal import say
 
 UNITS = {
     "clip_score": "mean cosine of image and prompt",
@@ -206,7 +208,7 @@ def _strategies(tried: Sequence[Candidate], inventory: Inventory) -> dict[str, A
 
 def render(summary: Mapping[str, Any], out: str, console: Console) -> None:
     """Print the answer: a short table, two sentences, the paths."""
-    console.print()
+    say(console)
     if summary["feasible"]:
         table = Table("measure", "dense", "pruned", "95 % interval", "bound")
         for row in summary["constraints"]:
@@ -220,40 +222,45 @@ def render(summary: Mapping[str, Any], out: str, console: Console) -> None:
                 table.add_row(f"  {name}", "", f"{row['value']:.4f}", interval, f"{sign} {row['limit']:g}")
         console.print(table)
         n = next(iter(summary["metrics"].values()))["n"]
-        console.print(
+        say(
+            console,
             f"{summary['sparsity_components']:.1%} of the parameters of the studied components can go "
             f"({summary['sparsity_pipeline']:.1%} of the whole pipeline, {summary['zeros']:,} zeros counted), "
-            f"within the quality budget on {n} images of held-out prompts."
+            f"within the quality budget on {n} images of held-out prompts.",
         )
         if summary["gain_over_uniform"] and summary["strategy"] != "uniform":
             uniform = summary["uniform"]["sparsity_components"]
-            console.print(
+            say(
+                console,
                 f"That is {summary['gain_over_uniform']:.2f}× what one ratio for all layers reaches under the same "
-                f"test ({uniform:.1%}); {summary['layers_unlike_uniform']} layers differ from it."
+                f"test ({uniform:.1%}); {summary['layers_unlike_uniform']} layers differ from it.",
             )
         elif summary["strategy"] != "uniform":
-            console.print("One ratio for all layers did not pass the same test at any size that was tried.")
+            say(console, "One ratio for all layers did not pass the same test at any size that was tried.")
     elif not any(summary["strategies"].values()) and summary["budget"]["stopped"]:
-        console.print("The budget ended before any pruning was found to be inside the quality budget.")
+        say(console, "The budget ended before any pruning was found to be inside the quality budget.")
     else:
-        console.print(
+        say(
+            console,
             "No pruning passed the test on held-out prompts. `strategies` in summary.json shows what came close on "
-            "the search's own prompts; loosen a bound, or give the score rung more prompts."
+            "the search's own prompts; loosen a bound, or give the score rung more prompts.",
         )
-    console.print(
+    say(
+        console,
         f"{summary['evaluations']:,} evaluations, {summary['images']:,} images, {summary['cost']:,} "
-        f"{summary['cost_unit']}, {summary['seconds']:.0f} s."
+        f"{summary['cost_unit']}, {summary['seconds']:.0f} s.",
     )
     if stopped := summary["budget"]["stopped_in_words"]:
-        console.print(
+        say(
+            console,
             f"The budget stopped the search: {stopped}. What it bought is above, the best so far; raise it and go on "
-            "with --resume, nothing is measured again."
+            "with --resume, nothing is measured again.",
         )
     if summary["runners_up"]:
         told = ", ".join(
             f"{c['allocation']} ({c['sparsity_components']:.1%})" for c in summary["runners_up"][:3]
         )
-        console.print(f"Runners-up that passed: {told}; raysense export {out} --allocation ID --out DIR")
-    console.print(
-        f"Summary: {out}/summary.json\nTables:  {out}/tables/*/*.parquet (documented in reports/README.md)"
-    )
+        command = f"raysense export {shlex.quote(out)} --allocation ID --out DIR"
+        say(console, f"Runners-up that passed: {told}; {command}", whole=True)
+    tables = f"{out}/tables/*/*.parquet (documented in reports/README.md)"
+    say(console, f"Summary: {out}/summary.json\nTables:  {tables}", whole=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from raysense.store.disk import Disk
 from raysense.store.sealed import seal
 from raysense.store.store import Store
 from raysense.study import EXTENSIONS, PLACES, Study
+from raysense.terminal import say
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +93,11 @@ def run_study(
     if story.error is not None:
         raise story.error
     if story.outcome is None:
-        console.print(f"Stopped; nothing stored is lost. Go on with --resume --out {out}")
+        say(
+            console,
+            f"Stopped; nothing stored is lost. Go on with --resume --out {shlex.quote(out)}",
+            whole=True,
+        )
         raise KeyboardInterrupt
     store.compact()
 
@@ -103,9 +109,9 @@ def run_study(
     try:
         page = write_page(out, paint=can_paint)
     except RaysenseError as error:
-        console.print(f"The page could not be written: {error}", markup=False, highlight=False)
+        say(console, f"The page could not be written: {error}")
     else:
-        console.print(f"Page:    {page}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"Page:    {page}", whole=True)
     return summary
 
 
