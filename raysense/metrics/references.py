@@ -9,9 +9,7 @@ Surprising Subtleties in GAN Evaluation", 2022).
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -19,17 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from raysense.errors import RaysenseError
+from raysense.pipelines.prompt_files import rows_of_csv, rows_of_jsonl
+from raysense.store.parquet import opened
 
 from . import frechet
 from .features import BATCH, FeatureExtractor
 
-IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
+IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
+"""What is decoded, whatever a file is called: other decoders of Pillow run programs or read no photographs."""
+OTHER_IMAGES = {
+    ".avif", ".eps", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jxl", ".pbm", ".pgm", ".ppm", ".ps", ".tga",
+}  # fmt: skip
+"""Files that are pictures to whoever made the folder, but are not read."""
 TABLES = {".csv", ".jsonl", ".parquet"}
 STATISTICS = ".npz"
 
@@ -90,7 +95,13 @@ def pictures(path: Path, image: str = "image", caption: str = "caption") -> Iter
         RaysenseError: If there is nothing there, or no such columns.
     """
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGES)
+        there = sorted(path.rglob("*"))
+        files = [file for file in there if file.suffix.lower() in IMAGES]
+        if unread := [file for file in there if file.suffix.lower() in OTHER_IMAGES]:
+            raise RaysenseError(
+                f"reference {unread[0]}: {len(unread)} file(s) of this folder are images of a kind that is not read; "
+                f"convert them to one of {sorted(IMAGES)}, or take them out."
+            )
         if not files:
             raise RaysenseError(f"reference {path}: holds no image; give a folder with {sorted(IMAGES)}.")
         for file in files:
@@ -110,26 +121,24 @@ def rows(path: Path, columns: list[str]) -> Iterator[tuple[Mapping[str, Any], st
     """The rows of a table with how to name each in an error; of Parquet only these columns are read."""
     if path.suffix.lower() not in TABLES:
         raise RaysenseError(f"reference {path}: must be a folder or one of {sorted(TABLES)}, {STATISTICS}.")
-    numbered: Iterator[tuple[int, Mapping[str, Any]]]
+    kind = path.suffix.lower()
     try:
-        if path.suffix.lower() == ".parquet":
-            numbered = enumerate(parquet_rows(path, columns), start=1)
+        if kind == ".parquet":
+            found: Iterable[Mapping[str, Any]] = parquet_rows(path, columns)
         else:
-            text = path.read_text(encoding="utf-8")
-            if path.suffix.lower() == ".csv":
-                numbered = enumerate(csv.DictReader(io.StringIO(text, newline="")), start=1)
-            else:
-                lines = enumerate(text.split("\n"), start=1)
-                numbered = ((number, json.loads(line)) for number, line in lines if line.strip())
-        for number, row in numbered:
+            found = (rows_of_csv if kind == ".csv" else rows_of_jsonl)(path.read_bytes())
+        for number, row in enumerate(found, start=1):
             yield row, f"{path}, row {number}"
-    except (OSError, ValueError) as error:  # Arrow's and JSON's errors are ValueErrors
-        raise RaysenseError(f"reference {path}: cannot be read ({error}).") from error
+    except RaysenseError:
+        raise
+    except Exception as error:  # a damaged Parquet file alone raises a dozen types
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RaysenseError(f"reference {path}: cannot be read ({reason[:300]}).") from error
 
 
 def parquet_rows(path: Path, columns: list[str]) -> Iterator[Mapping[str, Any]]:
     """The rows of a Parquet file, a few at a time in memory."""
-    with pq.ParquetFile(path) as file:
+    with opened(path) as file:
         present = [column for column in columns if column in file.schema_arrow.names]
         for batch in file.iter_batches(batch_size=BATCH, columns=present):
             yield from batch.to_pylist()
@@ -163,16 +172,71 @@ def decode(picture: Picture, size: int) -> Tensor:
     """Decode, turn upright, lay on white, crop to the middle square and resize: (3, size, size) in [0, 1].
 
     Raises:
-        RaysenseError: If it is no readable image.
+        RaysenseError: If it is no readable image, or one that could be read in more than one way.
     """
     try:
-        opened = Image.open(picture.image if isinstance(picture.image, Path) else io.BytesIO(picture.image))
-        upright = ImageOps.exif_transpose(opened).convert("RGBA")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise RaysenseError(f"reference {picture.where}: cannot be read as an image ({error}).") from error
+        upright = ImageOps.exif_transpose(_eight_bits(_loaded(picture.image))).convert("RGBA")
+    except Exception as error:  # a dozen types: Pillow lets out what struct, zlib and its own parsers raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RaysenseError(
+            f"reference {picture.where}: cannot be read as an image ({reason[:300]})."
+        ) from error
     on_white = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
     fitted = ImageOps.fit(on_white, (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 255
+
+
+def _loaded(image: Path | bytes) -> Image.Image:
+    """The pixels of an image with one frame.
+
+    Raises:
+        Exception: It is damaged, of another format, or has several frames.
+    """
+    content = image.read_bytes() if isinstance(image, Path) else image
+    try:
+        opened = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f"it is none of {', '.join(FORMATS)}, or damaged") from None
+    # Some phones put a second picture (depth, brightness) behind a JPEG; the first one is the photograph.
+    if opened.format != "MPO" and (frames := getattr(opened, "n_frames", 1)) > 1:
+        raise ValueError(f"it has {frames} frames; give one picture a file")
+    if opened.format == "PNG":  # decoding alone passes over the checksums of the pixels
+        opened.verify()
+        opened = Image.open(io.BytesIO(content), formats=FORMATS)
+    opened.load()
+    return opened
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image with 8 bits a channel; Pillow's own conversion of 16 bits makes everything above 255 white.
+
+    Raises:
+        ValueError: Its pixels have no known range.
+    """
+    transparent = image.info.get("transparency")
+    if not image.mode.startswith(("I", "F")):
+        if isinstance(transparent, tuple) and max(transparent) > 255:
+            raise ValueError("a transparent colour of 16 bits; save it with an alpha channel")
+        return image
+    tags = getattr(image, "tag_v2", {})
+    bits, white_is_zero = tags.get(_BITS, (16,)), tags.get(_PHOTOMETRIC) == 0
+    known = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    if not known or bits != (16,) or white_is_zero:
+        raise ValueError(
+            f"its pixels (Pillow's mode {image.mode}) have no known range; save it with 8 or 16 bits a channel"
+        )
+    values = np.asarray(image).astype(np.float64)
+    grey = Image.fromarray((values / 257).round().astype(np.uint8))
+    alpha = np.full(values.shape, 255, np.uint8)
+    if isinstance(transparent, int):
+        alpha[values == transparent] = 0
+    result = Image.merge("LA", (grey, Image.fromarray(alpha)))
+    result.info["exif"] = image.info.get("exif", b"")
+    return result
+
+
+_BITS, _PHOTOMETRIC = 258, 262
+"""TIFF's tags."""
 
 
 def batches(found: Iterable[Picture], size: int, batch: int = BATCH) -> Iterator[Tensor]:

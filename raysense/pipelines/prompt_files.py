@@ -228,10 +228,11 @@ def _records(text: str, separator: str) -> Iterator[list[str]]:
 def rows_of_parquet(data: bytes) -> list[Row]:
     """The columns of prompts, ids and splits; what else is there, such as images, is not read."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from raysense.store.parquet import opened
 
     try:
-        file = pq.ParquetFile(io.BytesIO(data))
+        file = opened(io.BytesIO(data))
         wanted = {*TEXT_COLUMNS, "id", "split"}
         names = [name for name in file.schema_arrow.names if name.casefold() in wanted]
         if len(set(names)) < len(names):
