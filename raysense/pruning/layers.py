@@ -215,6 +215,11 @@ def count_zeros(weight: Tensor) -> int:
     return weight.numel() - int(torch.count_nonzero(weight))
 
 
+def all_finite(weight: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity: one pass without a copy, NaN being its own largest value."""
+    return not weight.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(weight))).all())
+
+
 def render_tree(inventory: Inventory) -> str:
     """The inventory as a text tree: components, blocks, layers, with counts and the denominators."""
     lines = []

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from raysense.errors import RaysenseError
+from raysense.pruning.layers import all_finite
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def score_layer(method: Method, weight: Tensor, known: Known) -> Tensor:
     Raises:
         RaysenseError: Weights or scores that are not finite, scores of another shape, or missing statistics.
     """
-    if not torch.isfinite(weight).all():
+    if not all_finite(weight):
         raise RaysenseError(
             f"{known.address}: its weights hold NaN or infinity; mend the checkpoint before pruning"
         )
@@ -165,7 +166,7 @@ def score_layer(method: Method, weight: Tensor, known: Known) -> Tensor:
             f"{', '.join(sorted(method.kinds))}: set `prune.kinds` to these, or choose another method"
         )
     scores = method.score(weight, known)
-    if scores.shape != weight.shape or not torch.isfinite(scores).all():
+    if scores.shape != weight.shape or not all_finite(scores):
         raise RaysenseError(
             f"saliency: {method.name} must give a finite score for each of {tuple(weight.shape)} weights of "
             f"{known.address}, but gave {int(torch.isfinite(scores).sum())} in shape {tuple(scores.shape)}"

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from raysense.errors import RaysenseError
-from raysense.pruning.layers import render_tree, take_inventory
+from raysense.pruning.layers import all_finite, render_tree, take_inventory
 
 
 def test_every_kind_is_found_and_nothing_else(components):
@@ -123,3 +123,14 @@ def test_quantised_weights_are_refused():
         RaysenseError, match=r"unet:0 holds torch\.int8 weights; load unet without quantisation"
     ):
         take_inventory({"unet": nn.Sequential(layer)}, select=["unet"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_finds_what_is_not_finite(dtype: torch.dtype):
+    weight = torch.randn(7, 9).to(dtype)
+    assert all_finite(weight)
+    assert all_finite(weight[:0])
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        broken = weight.clone()
+        broken[3, 4] = bad
+        assert not all_finite(broken)
