@@ -3,7 +3,8 @@
 Trials come and go in seconds; an evaluator stays as long as its GPU. The broker keeps as many evaluators
 as the cluster has room for, replaces those that die, uses nodes that join, waits for none that left, and gives
 the next waiting task to whichever evaluator is free. A candidate that climbs to its next rung stays where it is: the
-evaluator has sampled a part of that rung's images already.
+evaluator has sampled a part of that rung's images already. An evaluator that raised, or took far longer than foreseen,
+is not trusted again: a broken GPU context fails every task that it is given.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +21,25 @@ import ray
 import raysense
 from raysense.cluster.evaluators import ATTEMPTS, Evaluator, EvaluatorSpec, failure, new_life, signed
 from raysense.errors import RaysenseError
-from raysense.evaluation.records import Evaluation, Question, Task
+from raysense.evaluation.records import CALIBRATION, Evaluation, Question, Task
 from raysense.store.rows import without_samples
 from raysense.store.store import Store
 
 LOOK_SECONDS = 1.0
 LOADS = 3
 
+SLOWER = 20.0
+"""An evaluation is given so many times what the slowest one so far would have taken."""
+
+UNKNOWN_SECONDS = 86_400.0
+"""What is given to an evaluation of which nothing is foreseen: the first ones of a study, a calibration."""
+
 KEEP_SECONDS = 2.0
 """How long an evaluator is kept for the next rung of a candidate: the way through Tune and back takes some 50 ms."""
+
+
+Costs = tuple[int, ...]
+"""Sample-forwards of a question's tasks by the plan; empty if unknown."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,7 @@ class Plan:
         gpus: GPUs, or the fraction of one, that an evaluator reserves.
         version: The driver's version of raysense.
         begun: Whether the driver has written the study's definition to the store.
+        patience: Seconds that every evaluation is given at least.
     """
 
     spec: EvaluatorSpec
@@ -54,6 +66,7 @@ class Plan:
     gpus: float
     version: str
     begun: bool
+    patience: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -83,11 +96,51 @@ class Status:
 
 @dataclass(frozen=True)
 class Reply:
-    """An evaluator's answer: the evaluation, or why there is none."""
+    """An evaluator's answer: the evaluation, or why there is none.
+
+    Attributes:
+        evaluation: What was measured.
+        error: Why this attempt failed.
+        fatal: Why no attempt can succeed, which the user can mend.
+        sound: Whether the evaluator can go on; after a failure of another kind than want of memory it is replaced.
+    """
 
     evaluation: Evaluation | None = None
     error: str = ""
     fatal: str = ""
+    sound: bool = True
+
+
+class Limits:
+    """How long an evaluation may take, from what evaluations have taken so far. Generous: for those that hang.
+
+    Args:
+        least: Seconds that every evaluation is given.
+    """
+
+    def __init__(self, least: float) -> None:
+        self._least = least
+        self._slowest: dict[str, float] = {}  # by rung
+        self._pace = 0.0
+
+    def seen(self, evaluation: Evaluation) -> None:
+        """Learn from an evaluation."""
+        rung = evaluation.rung
+        self._slowest[rung] = max(self._slowest.get(rung, 0.0), evaluation.seconds)
+        if evaluation.cost and rung != CALIBRATION:
+            self._pace = max(self._pace, evaluation.seconds / evaluation.cost)
+
+    def seconds(self, task: Task, cost: int) -> float:
+        """What a task is given.
+
+        Args:
+            task: The task.
+            cost: Its sample-forwards by the plan; 0 if unknown.
+        """
+        foreseen = self._pace * cost
+        if task.rung == CALIBRATION or not (foreseen or (task.rung in self._slowest and not cost)):
+            return UNKNOWN_SECONDS
+        return max(self._least, SLOWER * max(foreseen, self._slowest.get(task.rung, 0.0)))
 
 
 def room(nodes: list[dict[str, Any]], cpus: float, gpus: float) -> int:
@@ -159,7 +212,9 @@ class Resident:
                 fatal=f"{question.name}, allocation {task.allocation.key}, rung {task.rung}: {error}"
             )
         except Exception as error:
-            return Reply(error=f"{type(error).__name__}: {error}")
+            # Torch is not loaded here: its out-of-memory error is known by name.
+            fits = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+            return Reply(error=f"{type(error).__name__}: {error}", sound=fits)
         return Reply(without_samples(evaluation))
 
 
@@ -190,7 +245,8 @@ class Broker:
         self._idle: deque[_Place] = deque()
         self._kept: dict[str, tuple[_Place, asyncio.TimerHandle]] = {}  # by trial
         self._waiters: deque[asyncio.Future[_Place | None]] = deque()
-        self._trials: dict[str, tuple[Question, dict[int, asyncio.Task[Evaluation | None]]]] = {}
+        self._trials: dict[str, tuple[Question, Costs, dict[int, asyncio.Task[Evaluation | None]]]] = {}
+        self._limits = Limits(plan.patience)
         self._measuring: dict[str, asyncio.Task[Evaluation | None]] = {}
         self._store = Store.open(plan.store_uri, create=True)
         self._busy = self._lives = self._failed_loads = 0
@@ -203,9 +259,9 @@ class Broker:
 
     # --- for the driver -------------------------------------------------------------------------------
 
-    async def begin(self, trial: str, question: Question) -> None:
-        """Tells what a trial is about, before it starts."""
-        self._trials[trial] = (question, {})
+    async def begin(self, trial: str, question: Question, costs: Costs = ()) -> None:
+        """Tells what a trial is about, and what its tasks cost by the plan, before it starts."""
+        self._trials[trial] = (question, costs, {})
 
     async def end(self, trial: str) -> None:
         """The trial is over."""
@@ -251,19 +307,20 @@ class Broker:
         """
         while trial not in self._trials:  # the driver's `begin` is on its way, on another connection
             await asyncio.sleep(0.01)
-        question, answers = self._trials[trial]
+        question, costs, answers = self._trials[trial]
         if index not in answers:
+            cost = costs[index] if costs else 0
             answers[index] = asyncio.get_running_loop().create_task(
-                self._once(question, question.tasks[index], trial)
+                self._once(question, question.tasks[index], trial, cost)
             )
         return await asyncio.shield(answers[index])
 
-    async def _once(self, question: Question, task: Task, trial: str) -> Evaluation | None:
+    async def _once(self, question: Question, task: Task, trial: str, cost: int) -> Evaluation | None:
         """Two questions that want the same evaluation at the same time share it."""
         key = task.key(self._plan.signature)
         if key not in self._measuring:
             self._measuring[key] = asyncio.get_running_loop().create_task(
-                self._measured(question, task, trial)
+                self._measured(question, task, trial, cost)
             )
         try:
             return await asyncio.shield(self._measuring[key])
@@ -271,16 +328,16 @@ class Broker:
             if self._measuring.get(key) is not None and self._measuring[key].done():
                 del self._measuring[key]
 
-    async def _measured(self, question: Question, task: Task, trial: str) -> Evaluation | None:
-        failures, why, life = 0, "", ""
-        while failures < ATTEMPTS:
-            place = await self._free_place(trial)
+    async def _measured(self, question: Question, task: Task, trial: str, cost: int) -> Evaluation | None:
+        why, lives = "", list[str]()
+        while len(lives) < ATTEMPTS:
+            place = await self._free_place(trial, lives)
             if place is None:
                 return None
             life = place.life
             self._busy += 1
             try:
-                reply: Reply = await place.actor.measure.remote(question, task, trial)
+                reply = await self._within(place, question, task, trial, self._limits.seconds(task, cost))
             except ray.exceptions.RayError as error:
                 self._lost(place)
                 if not await self._is_alive(place.node):
@@ -288,23 +345,27 @@ class Broker:
                     continue  # not the task's doing
                 reply = Reply(error=f"the evaluator died: {_first_line(error)}")
             else:
-                if reply.evaluation is not None and _climbs(question, task):
+                if not reply.sound:
+                    self._lost(place)
+                elif reply.evaluation is not None and _climbs(question, task):
                     self._keep_for(trial, place)
                 else:
                     self._release(place)
             finally:
                 self._busy -= 1
             if reply.evaluation is not None:
+                self._limits.seen(reply.evaluation)
                 return reply.evaluation
             if reply.fatal:
                 await self._give_up(reply.fatal)
                 return None
-            failures, why = failures + 1, reply.error
+            lives.append(life)
+            why = reply.error
             self._notices.append(
                 f"{question.name}: allocation {task.allocation.key} on rung {task.rung} failed on {life} "
-                f"(attempt {failures} of {ATTEMPTS}): {why}"
+                f"(attempt {len(lives)} of {ATTEMPTS}): {why}"
             )
-        evaluation = failure(question, task, why, signature=self._plan.signature, trial=trial, life=life)
+        evaluation = failure(question, task, why, signature=self._plan.signature, trial=trial, life=lives[-1])
         try:
             await asyncio.to_thread(self._store.put, evaluation, task.allocation)
         except RaysenseError as error:
@@ -314,14 +375,32 @@ class Broker:
 
     # --- evaluators -----------------------------------------------------------------------------------
 
-    async def _free_place(self, trial: str) -> _Place | None:
+    async def _within(
+        self, place: _Place, question: Question, task: Task, trial: str, seconds: float
+    ) -> Reply:
+        """An evaluator's answer, or that it took too long.
+
+        Raises:
+            ray.exceptions.RayError: It died.
+        """
+        answer = asyncio.ensure_future(_awaited(place.actor.measure.remote(question, task, trial)))
+        done, _ = await asyncio.wait({answer}, timeout=seconds)
+        if not done:
+            answer.cancel()
+            return Reply(error=f"no answer within {seconds:,.0f} s, the evaluator is replaced", sound=False)
+        return answer.result()
+
+    async def _free_place(self, trial: str, not_on: Sequence[str] = ()) -> _Place | None:
+        """An evaluator for a trial's task; of several free ones not one of those on which it has failed."""
         kept = self._taken_back(trial)
         if self._draining:
             return None
         if kept is not None:
             return kept
         if self._idle:
-            return self._idle.popleft()
+            place = next((place for place in self._idle if place.life not in not_on), self._idle[0])
+            self._idle.remove(place)
+            return place
         waiter: asyncio.Future[_Place | None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         return await waiter
@@ -420,6 +499,11 @@ def _climbs(question: Question, task: Task) -> bool:
     """Whether the question's next task is the same allocation on another rung."""
     after = question.tasks.index(task) + 1
     return after < len(question.tasks) and question.tasks[after].allocation == task.allocation
+
+
+async def _awaited(answer: Any) -> Reply:
+    reply: Reply = await answer
+    return reply
 
 
 def _first_line(error: BaseException) -> str:

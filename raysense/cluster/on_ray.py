@@ -88,7 +88,7 @@ def run_on_ray(
         on_progress: Called about twice a second.
         address: Address of a running Ray cluster, ``auto`` for the one on this machine; None uses the
             cluster this process is connected to, or else starts Ray on this machine for the run.
-        patience: Seconds to wait for room for the first evaluator.
+        patience: Seconds to wait for room for the first evaluator; and the least that an evaluation is given.
         tracker: Shows every evaluation that is measured elsewhere too.
 
     Returns:
@@ -125,6 +125,7 @@ class _Run:
     ) -> None:
         self.ledger = Ledger(Lookahead(strategy, lookahead), store.known(), signature)
         self.interrupt = Interrupt()
+        self._cost_of = getattr(strategy, "cost_of", None)  # of a question; strategies of tests have none
         self._spec = spec
         self._store = store
         self._signature = signature
@@ -184,6 +185,7 @@ class _Run:
             gpus=gpus,
             version=raysense.__version__,
             begun=self._store.study is not None,
+            patience=self._patience,
         )
         self._namespace = ray.get_runtime_context().namespace
         # The first evaluators start beside the broker, not after it: seconds of every small run.
@@ -284,7 +286,7 @@ class _Run:
             return None
         self._works[trial] = work
         left = replace(work.question, tasks=work.left)
-        self._broker.begin.remote(trial, left)
+        self._broker.begin.remote(trial, left, self._costs(left))
         return {
             "broker": self._name,
             "namespace": self._namespace,
@@ -295,6 +297,12 @@ class _Run:
             # at the same time and keeps them on the head node, beside the driver and the broker.
             "share": math.floor(9000 / self.running) / 10_000,
         }
+
+    def _costs(self, question: Question) -> tuple[int, ...]:
+        """What the plan says that a question's tasks cost, for the broker's time limits."""
+        if self._cost_of is None:
+            return ()
+        return tuple(self._cost_of(replace(question, tasks=(task,))) for task in question.tasks)
 
     def report(self, trial: str, evaluation: str) -> None:
         """An evaluation that a trial reports."""

@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,26 @@ import pytest
 import raysense
 from raysense.cli import main
 from raysense.cluster import EvaluatorSpec, Outcome, Snapshot, run_in_process, run_on_ray
-from raysense.cluster.broker import Plan, Resident, room
+from raysense.cluster.broker import SLOWER, UNKNOWN_SECONDS, Limits, Plan, Resident, room
 from raysense.errors import RaysenseError
+from raysense.evaluation.records import CALIBRATION, Evaluation, Question, Task
+from raysense.pruning.allocation import Allocation
 from raysense.search.strategy import Strategy
 from raysense.store import Store
 from tests.cluster.curves import Chain, Climbs, Curves
 from tests.cluster.sleepers import Sleeper
+
+SPEC = EvaluatorSpec("tests.cluster.sleepers:sleeper")
+ROW = Evaluation("", "", "", "", "", 0, measures={}, zeros=0, images=0, cost=0, seconds=0.0)
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def run(strategy: Strategy, uri: Path, count: int = 2, **arguments: Any) -> Outcome:
     options = {
-        name: arguments.pop(name) for name in ("gpus_per_evaluator", "on_progress") if name in arguments
+        name: arguments.pop(name)
+        for name in ("gpus_per_evaluator", "on_progress", "patience")
+        if name in arguments
     }
     spec = EvaluatorSpec(arguments.pop("target", "tests.cluster.sleepers:sleeper"), arguments)
     return run_on_ray(strategy, spec, str(uri), signature="s", lookahead=6, evaluators=count, **options)
@@ -92,6 +100,74 @@ def test_tasks_that_fail_or_kill_are_failed_rows_and_the_study_goes_on(tmp_path:
     assert failed["001"] == "ValueError: cannot measure unet:layer001=2"
     assert failed["003"].startswith("the evaluator died")
     assert len(rows(tmp_path)) == 15
+
+
+def test_an_evaluator_that_raised_is_replaced_and_its_task_goes_elsewhere(tmp_path: Path) -> None:
+    """One evaluator's context breaks; it would turn every task that it is given into a failure."""
+    strategy = Curves(8, 4)
+    outcome = run(
+        strategy,
+        tmp_path / "store",
+        poison_on="layer001=2",
+        once=str(tmp_path / "once"),
+        seconds=0.1,
+    )
+    assert outcome.finished
+    assert outcome.snapshot.failed == 0
+    assert len(rows(tmp_path / "store")) == 32
+
+
+def test_an_evaluator_that_hangs_is_replaced(tmp_path: Path) -> None:
+    strategy = Curves(8, 4)
+    outcome = run(
+        strategy,
+        tmp_path / "store",
+        hang_on="layer005=2",
+        once=str(tmp_path / "once"),
+        seconds=0.05,
+        patience=3.0,
+    )
+    assert outcome.finished
+    assert outcome.snapshot.failed == 0
+    assert len(rows(tmp_path / "store")) == 32
+
+
+def test_time_limits_follow_the_plan_and_what_was_seen() -> None:
+    limits, dense = Limits(600.0), Allocation()
+    score, probe = Task(dense, "score"), Task(dense, "probe")
+    assert limits.seconds(score, 1000) == UNKNOWN_SECONDS  # nothing is known yet
+    limits.seen(replace(ROW, rung="probe", seconds=10.0, cost=100))
+    assert limits.seconds(probe, 100) == 600.0
+    assert limits.seconds(score, 10_000) == SLOWER * 1000.0  # as slow a pace as the probe's
+    limits.seen(replace(ROW, rung="score", seconds=1.0, cost=0))  # put together from what was there
+    assert limits.seconds(score, 10_000) == SLOWER * 1000.0
+    assert limits.seconds(Task(dense, CALIBRATION), 100) == UNKNOWN_SECONDS
+
+
+def test_want_of_memory_leaves_the_evaluator_in_place(tmp_path: Path) -> None:
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    class Raises:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        def evaluate(self, task: Task) -> Evaluation:
+            raise self.error
+
+    question = Question("q", "search", (Task(Allocation(), "score"),))
+    sound = {}
+    for error in (OutOfMemoryError("2 GiB"), MemoryError(), RuntimeError("illegal access"), ValueError()):
+        resident = Resident(Plan(SPEC, str(tmp_path), "s", 1, 1, 0, raysense.__version__, True))
+        resident._store = Store.open(str(tmp_path), create=True)
+        resident._evaluator = Raises(error)
+        sound[type(error).__name__] = resident.measure(question, question.tasks[0], "t").sound
+    assert sound == {
+        "OutOfMemoryError": True,
+        "MemoryError": True,
+        "RuntimeError": False,
+        "ValueError": False,
+    }
 
 
 def test_ctrl_c_once_finishes_what_is_in_flight(tmp_path: Path) -> None:
