@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from raysense import __version__, plugins
 from raysense.errors import RaysenseError
-from raysense.study import BUNDLED, Study, load
+from raysense.study import Study, examine, listed, load
 
 RUNS = Path("reports/runs")
 
@@ -291,8 +291,8 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    study = load(args.study, args.set)
-    _check(study)
+    study, doubts = _checked(args)
+    _warn(doubts)
     for flag, value in (("--speed", args.speed), ("--price", args.price), ("--gpu-memory", args.gpu_memory)):
         if value is not None and value <= 0:
             raise RaysenseError(f"`{flag}` must be > 0, but got {value:g}")
@@ -314,8 +314,8 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _search(args: argparse.Namespace) -> int:
-    study = load(args.study, args.set)
-    _check(study)
+    study, doubts = _checked(args)
+    _warn(doubts)
     out = args.out or str(RUNS / study.name)
     from rich.console import Console
 
@@ -327,16 +327,14 @@ def _search(args: argparse.Namespace) -> int:
 
 
 def _validate(args: argparse.Namespace) -> int:
-    study = load(args.study, args.set)
-    for warning in _check(study):
-        print(f"raysense: warning: {warning}", file=sys.stderr)
+    study, doubts = _checked(args)
+    _warn(doubts)
     print(study.to_yaml(), end="")
     return 0
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    study = load(args.study, args.set)
-    warnings = _check(study)
+    study, warnings = _checked(args)
     from raysense.evaluation.prepare import prepare, without_token
 
     try:
@@ -346,8 +344,7 @@ def _prepare(args: argparse.Namespace) -> int:
                 warnings.append(f"{found.what}: {found.advice}")
     except RaysenseError as error:
         raise RaysenseError(without_token(str(error))) from None
-    for warning in warnings:
-        print(f"raysense: warning: {warning}", file=sys.stderr)
+    _warn(warnings)
     print(
         "Ready. Workers that share this hub cache need no network: HF_HUB_OFFLINE=1 keeps them from asking."
     )
@@ -369,8 +366,8 @@ def _layers(args: argparse.Namespace) -> int:
 def _try(args: argparse.Namespace) -> int:
     if not 0 <= args.sparsity <= 1:
         raise RaysenseError(f"`--sparsity` must be between 0 and 1, but got {args.sparsity:g}")
-    study = load(args.study, args.set)
-    _check(study)
+    study, doubts = _checked(args)
+    _warn(doubts)
     from raysense.search.once import try_once
 
     with tempfile.TemporaryDirectory(prefix="raysense-try-") as folder:
@@ -452,51 +449,24 @@ def _query(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check(study: Study) -> list[str]:
-    """Errors that need no torch to be seen, raised; doubts, returned."""
-    from raysense.pipelines.prompts import check_counts
+def _checked(args: argparse.Namespace) -> tuple[Study, list[str]]:
+    """The study that a command is given, and what is doubtful about it.
 
-    rungs = study.rungs
-    notes = check_counts(study.prompts, {name: rung.prompts for name, rung in rungs})
-    reference = study.metrics.reference.path
-    if reference is not None and not Path(reference).exists():
-        raise RaysenseError(
-            f"`metrics.reference.path`: there is no {reference}; give a folder, a table or .npz"
-        )
-    return [*notes, *_doubts(study)]
+    Raises:
+        RaysenseError: All that is wrong with it and can be known without loading anything.
+    """
+    from raysense.checks import look
+
+    found = examine(args.study, args.set)
+    mistakes, doubts = look(found)
+    if found.study is None or mistakes:
+        raise RaysenseError(listed(mistakes))
+    return found.study, doubts
 
 
-def _doubts(study: Study) -> list[str]:
-    doubts = []
-    rungs, constraints = study.rungs, study.constraints
-    if constraints.frechet is not None and constraints.clip_score is None:
-        doubts.append(
-            "`constraints.frechet` stands without `constraints.clip_score`: the Fréchet distance is not monotone and "
-            "can improve while images stop showing what the prompt says"
-        )
-    elif (constraints.kid or constraints.cmmd) and not (constraints.clip_score or constraints.closeness):
-        doubts.append(
-            "`constraints` bounds a distribution distance but neither clip_score nor closeness: distances can "
-            "improve while images get worse"
-        )
-    images = rungs.score.prompts * rungs.score.seeds
-    if constraints.frechet is not None and images < 2048:
-        doubts.append(
-            f"`constraints.frechet` stands on {images} images, fewer than most extractors have dimensions: "
-            "the distance is biased (less so its rise); `constraints.kid` is not"
-        )
-    if constraints.precision is not None or constraints.recall is not None:
-        doubts.append(
-            "`constraints` bounds precision or recall: both depend strongly on the number of images, so a bound "
-            "holds for this study's rungs only"
-        )
-    commit = study.revision is not None and len(study.revision) == 40
-    if study.pipeline != BUNDLED and not Path(study.pipeline).exists() and not commit:
-        doubts.append(
-            f"`revision` names no commit of {study.pipeline}: a push to the hub changes the study; `raysense prepare` "
-            "says which commit to pin"
-        )
-    return doubts
+def _warn(doubts: Sequence[str]) -> None:
+    for doubt in doubts:
+        print(f"raysense: warning: {doubt}", file=sys.stderr)
 
 
 if __name__ == "__main__":

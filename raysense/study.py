@@ -5,6 +5,7 @@ Importing this module loads neither torch nor Ray, so that ``raysense validate``
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import json
@@ -12,14 +13,22 @@ import operator
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from raysense import places
+from raysense import places, plain_file, plain_yaml
 from raysense.errors import RaysenseError
 
 BUNDLED = "bundled"
@@ -54,11 +63,31 @@ EXTENSIONS = ("budget", "cluster", "name", "track")
 PLACES = ("pipeline", "revision", "prompts", "metrics.reference.path")
 """Where something lies that is known by its content: it may be moved."""
 
+MAX_SEED = 900_000_000_000
+"""An image's seed is ten million times the study's and a few millions; tables hold 64 bits."""
+
+MAX_DRAW_SEEDS = 1000
+"""Seeds that one prompt may have on a rung: those of one draw; the next draw's follow."""
+
 AnyBound = TypeVar("AnyBound", bound=BaseModel)
 
 
+class _Said(ValueError):
+    """A mistake in whole sentences, with the field in it."""
+
+
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _storable(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and len(set(value)) < len(value):
+            twice = next(entry for entry in value if value.count(entry) > 1)
+            raise ValueError(f"must list each entry once, not {twice!r} twice")
+        if type(value) is int and value.bit_length() > 63:
+            raise ValueError("must fit into 64 bits")
+        return value
 
 
 class Calibration(_Strict):
@@ -89,12 +118,6 @@ class Prune(_Strict):
     def methods(self) -> tuple[str, ...]:
         """The saliency method, or those that compete."""
         return (self.saliency,) if isinstance(self.saliency, str) else self.saliency
-
-    @model_validator(mode="after")
-    def _each_once(self) -> Prune:
-        if len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"saliency must name each method once, but got {', '.join(self.methods)}")
-        return self
 
     @model_validator(mode="after")
     def _pattern_within_cap(self) -> Prune:
@@ -306,7 +329,7 @@ class ImageRung(_Strict):
     """Images are sampled and judged."""
 
     prompts: int = Field(ge=8)
-    seeds: int = Field(1, ge=1)
+    seeds: int = Field(1, ge=1, le=MAX_DRAW_SEEDS)
 
 
 class Rungs(_Strict):
@@ -394,14 +417,14 @@ class Track(_Strict):
     def _showable(self) -> Track:
         if self.mlflow is not None and re.search(r"://[^/@]*:[^/@]*@", self.mlflow):
             # Said without the value: the definition stands in tables and on the page, a password must not.
-            raise RaysenseError(
+            raise _Said(
                 "`track.mlflow` holds a password, which would stand in the study's tables and page; leave it out and "
                 "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
         if self.tensorboard is not None and "://" in self.tensorboard:
-            raise RaysenseError(f"`track.tensorboard` must be a folder, but got {_show(self.tensorboard)}")
+            raise _Said(f"`track.tensorboard` must be a folder, but got {_show(self.tensorboard)}")
         if self.experiment is not None and self.mlflow is None:
-            raise RaysenseError("`track.experiment` names an experiment of MLflow; set `track.mlflow` too")
+            raise _Said("`track.experiment` names an experiment of MLflow; set `track.mlflow` too")
         return self
 
 
@@ -428,21 +451,21 @@ class Study(_Strict):
     budget: Budget = Budget()
     cluster: Cluster = Cluster()
     track: Track = Track()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
 
     @model_validator(mode="after")
     def _measurable(self) -> Study:
         for name in self.constraints.custom:
             if name not in self.metrics.custom:
                 known = ", ".join(self.metrics.custom) or "none yet"
-                raise RaysenseError(
+                raise _Said(
                     f"`constraints.custom.{name}` bounds a metric that `metrics.custom` does not define (known "
                     f"there: {known}); add `metrics.custom.{name}: package.module.function`"
                 )
         if self.metrics.reference.is_saved:
             for metric in NEEDS_IMAGES:
                 if getattr(self.constraints, metric, None) is not None or metric in self.metrics.also:
-                    raise RaysenseError(
+                    raise _Said(
                         f"`metrics.reference.path` is {self.metrics.reference.path!r}, saved statistics, which "
                         f"{metric} cannot be measured against; give the reference's images"
                     )
@@ -475,7 +498,17 @@ class Study(_Strict):
 
     def to_yaml(self) -> str:
         """The study as YAML, defaults included; `load` reads it back to an equal study."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return plain_yaml.dump(self.model_dump(mode="json"))
+
+
+def bundled_pipeline() -> Path:
+    """The pipeline inside the package."""
+    return Path(str(files("raysense.bundled") / "pipeline"))
+
+
+def bundled_scorer() -> Path:
+    """The CLIP model inside the package."""
+    return Path(str(files("raysense.bundled") / "scorer"))
 
 
 def _without_folder(value: str | None) -> str | None:
@@ -500,27 +533,54 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Study:
             the working folder.
 
     Raises:
-        RaysenseError: The file is missing or no YAML, a key is unknown, a value is out of range.
+        RaysenseError: The file is missing or no YAML, a key is unknown, a value is out of range: all that is wrong.
     """
-    source = path or quickstart()
-    try:
-        data = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RaysenseError(
-            f"cannot read the study `{source}`: {error.strerror}; give the path of a YAML file"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RaysenseError(
-            f"the study `{source}` is not valid YAML: {' '.join(str(error).split())}"
-        ) from None
-    if not isinstance(data, dict):
-        raise RaysenseError(f"the study `{source}` must be a mapping of keys to values, but is {_show(data)}")
+    return examine(path, overrides).right()
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What a definition says, as far as it is right.
+
+    Attributes:
+        study: The study, what is wrong left at its default; None if not even that can be had.
+        mistakes: All that is wrong, a sentence each.
+        wrong: The fields that are left at their defaults, with dots.
+    """
+
+    study: Study | None
+    mistakes: tuple[str, ...]
+    wrong: tuple[str, ...] = ()
+
+    def right(self) -> Study:
+        """The study.
+
+        Raises:
+            RaysenseError: Something is wrong.
+        """
+        if self.study is None or self.mistakes:
+            raise RaysenseError(listed(self.mistakes))
+        return self.study
+
+
+def examine(path: Path | None = None, overrides: Sequence[str] = ()) -> Examined:
+    """Read a study file that may have mistakes; see `load`.
+
+    Raises:
+        RaysenseError: The file is missing or no YAML.
+    """
+    data = _content(path or quickstart())
+    mistakes = []
     if path is not None:
         places.make_absolute(data, path.parent, of_file=True)
     for override in overrides:
-        _override(data, override)
+        try:
+            _override(data, override)
+        except RaysenseError as error:
+            mistakes.append(str(error))
     places.make_absolute(data, Path.cwd(), of_file=False)
-    return parse(data)
+    found = _examined(data)
+    return replace(found, mistakes=(*mistakes, *found.mistakes))
 
 
 def revise(study: Study, overrides: Sequence[str]) -> Study:
@@ -533,27 +593,52 @@ def revise(study: Study, overrides: Sequence[str]) -> Study:
 
 def parse(data: Mapping[str, Any]) -> Study:
     """Build a study from plain data; see `load`."""
+    return _examined(data).right()
+
+
+def listed(mistakes: Sequence[str]) -> str:
+    """Mistakes as one line."""
+    lines = [" ".join(mistake.split()) for mistake in mistakes]
+    return lines[0] if len(lines) == 1 else f"{len(lines)} mistakes: " + "; ".join(lines)
+
+
+def _content(source: Path) -> dict[str, Any]:
+    name = f"{str(source)[:200]}"
     try:
-        return Study.model_validate(dict(data))
-    except ValidationError as error:
-        raise RaysenseError(_explain(error)) from None
+        data = plain_yaml.parse(plain_file.read(source, plain_yaml.LARGEST_BYTES).decode("utf-8-sig"))
+    except OSError as error:
+        raise RaysenseError(
+            f"cannot read the study `{name}`: {error.strerror}; give the path of a YAML file"
+        ) from None
+    except ValueError as error:
+        raise RaysenseError(f"the study `{name}` is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise RaysenseError(f"the study `{name}` must be a mapping of keys to values, but is {_show(data)}")
+    return data
 
 
 def _override(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise RaysenseError(f"`--set {override}` must look like key=value, e.g. --set rungs.score.prompts=64")
+        raise RaysenseError(
+            f"`--set {override:.200}` must look like key=value, e.g. --set rungs.score.prompts=64"
+        )
+    shown = f"{key:.200}"
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RaysenseError(f"`--set {key}` must have a YAML value, but got {text!r}") from None
+        value = plain_yaml.parse(text)
+    except ValueError as error:
+        raise RaysenseError(
+            f"`--set {shown}` must have a YAML value, but got {text!r:.200}: {' '.join(str(error).split())}"
+        ) from None
     *parents, last = key.split(".")
+    if len(parents) >= plain_yaml.DEEPEST:
+        raise RaysenseError(f"`--set {shown}` has more than {plain_yaml.DEEPEST} parts")
     for parent in parents:
         inner = data.get(parent)
         if inner is None:
             inner = data[parent] = {}
         if not isinstance(inner, dict):
-            raise RaysenseError(f"`--set {key}`: `{parent}` is {_show(inner)}, not a section")
+            raise RaysenseError(f"`--set {shown}`: `{parent}` is {_show(inner)}, not a section")
         data = inner
     data[last] = value
 
@@ -567,35 +652,99 @@ _PLAINER = {
 }
 
 
-def _explain(error: ValidationError) -> str:
-    """One line for the first mistake, and how many more there are."""
-    by_field: dict[str, list[Any]] = {}
+_Location = tuple[int | str, ...]
+
+_STAND_INS: Mapping[str, Any] = {"name": "study", "constraints": {"clip_score": {"max_drop": 1.0}}}
+"""For what every study must have, so that the rest of one without it can be looked at."""
+
+
+def _examined(data: Mapping[str, Any]) -> Examined:
+    """Plain data as a study.
+
+    Checks that compare fields run only where each of them is right by itself; so what is wrong is taken out and the
+    rest is checked again, where what follows from having taken it out does not count.
+    """
+    left: dict[str, Any] = copy.deepcopy(dict(data))
+    study: Study | None = None
+    mistakes: list[str] = []
+    gone: list[_Location] = []
+    while study is None and len(gone) < 1000:
+        try:
+            study = Study.model_validate(left)
+        except ValidationError as error:
+            found = _mistakes(error)
+            mistakes += [
+                text for location, text in found.items() if not any(_follows(location, text, g) for g in gone)
+            ]
+            for location in found:
+                gone.append(location)
+                _take_out(left, location)
+    return Examined(study, tuple(mistakes), tuple(".".join(map(str, location)) for location in gone))
+
+
+def _follows(location: _Location, text: str, gone: _Location) -> bool:
+    """Whether a mistake may come from something having been taken out."""
+    if not location or not gone:  # a check that compares sections
+        return not gone or f"{gone[-1]}" in text
+    shorter = min(len(location), len(gone))
+    return location[:shorter] == gone[:shorter]
+
+
+def _take_out(data: dict[str, Any], location: _Location) -> None:
+    if not location:  # a check that compares these two
+        data.pop("constraints", None)
+        data.get("metrics", {}).pop("reference", None)
+    inner: Any = data
+    path: list[tuple[Any, Any]] = []
+    for key in location:
+        if not isinstance(inner, dict) or key not in inner:
+            break
+        path.append((inner, key))
+        inner = inner[key]
+    if path:
+        holder, key = path[-1]
+        del holder[key]
+    for name, value in _STAND_INS.items():
+        if not data.get(name):
+            data[name] = copy.deepcopy(value)
+
+
+def _mistakes(error: ValidationError) -> dict[_Location, str]:
+    """What pydantic found, a sentence a field."""
+    by_field: dict[_Location, list[Any]] = {}
     for mistake in error.errors():
         # Unions add the names of their branches to the location; users know only the keys.
-        keys = [
-            str(part) for part in mistake["loc"] if not str(part).startswith(("constrained-", "literal["))
-        ]
-        by_field.setdefault(".".join(keys), []).append(mistake)
-    (field, branches), *more = by_field.items()
+        keys = tuple(
+            part
+            for part in mistake["loc"]
+            if not str(part).startswith(("constrained-", "literal[", "tuple["))
+        )
+        by_field.setdefault(keys, []).append(mistake)
+    return {location: _sentence(location, branches) for location, branches in by_field.items()}
+
+
+def _sentence(location: _Location, branches: Sequence[Any]) -> str:
+    field = ".".join(f"{part!s:.80}" for part in location)
     first, value = branches[0], _show(branches[0]["input"])
-    location = field.split(".")
+    said = first.get("ctx", {}).get("error")
+    if isinstance(said, _Said):
+        return str(said)
     if first["type"] == "extra_forbidden":
         known = _keys_at(first["loc"][:-1])
-        close = difflib.get_close_matches(location[-1], known, n=1)
+        close = difflib.get_close_matches(str(location[-1])[:80], known, n=1)
         remedy = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(known)}"
-        text = f"`{field}` is not a key of a study ({remedy})"
-    elif first["type"] == "missing":
-        text = f"`{field}` is required, but missing"
-    else:
-        message = " or ".join(dict.fromkeys(m["msg"].removeprefix("Value error, ") for m in branches))
-        message = message.replace("Input should be", "must be", 1)
-        for words, sign in _PLAINER.items():
-            message = message.replace(words, sign)
-        text = f"`{field or 'study'}` {message}, but got {value}"
-    return text + (f" (and {len(more)} more mistake{'s' * (len(more) > 1)})" if more else "")
+        return f"`{field}` is not a key of a study ({remedy})"
+    if first["type"] == "missing":
+        return f"`{field}` is required, but missing"
+    message = " or ".join(dict.fromkeys(m["msg"].removeprefix("Value error, ") for m in branches))
+    message = re.sub(r"^[A-Z]\w+ should ", "must ", message)
+    for words, sign in _PLAINER.items():
+        message = message.replace(words, sign)
+    remedy = "; write true or false" if first["type"] == "bool_type" else ""
+    return f"`{field or 'study'}` {message}, but got {value}{remedy}"
 
 
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+def _keys_at(location: _Location) -> list[str]:
     model: Any = Study
     for part in location:
         if part not in model.model_fields:

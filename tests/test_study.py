@@ -2,8 +2,8 @@ import socket
 from pathlib import Path
 
 import pytest
-import yaml
 
+from raysense import plain_yaml
 from raysense.cli import main
 from raysense.errors import RaysenseError
 from raysense.study import Study, Track, load, parse
@@ -32,7 +32,7 @@ def test_ready_studies_pass_validate_without_a_network(
 
     monkeypatch.setattr(socket.socket, "connect", no_network)
     assert main(["validate", str(path)]) == 0
-    assert parse(yaml.safe_load(capsys.readouterr().out)) == load(path)
+    assert parse(plain_yaml.parse(capsys.readouterr().out)) == load(path)
 
 
 def test_the_copy_to_edit_is_the_default_study() -> None:
@@ -41,7 +41,7 @@ def test_the_copy_to_edit_is_the_default_study() -> None:
 
 def test_yaml_round_trip() -> None:
     study = load()
-    assert parse(yaml.safe_load(study.to_yaml())) == study
+    assert parse(plain_yaml.parse(study.to_yaml())) == study
 
 
 def test_set_changes_one_value() -> None:
@@ -98,7 +98,7 @@ def test_every_metric_can_be_bound_and_what_is_bound_is_measured() -> None:
     assert {"clip_score", "frechet", "kid", "closeness", "cmmd", "precision", "recall", "lpips", "ssim"} == {
         *study.measured()
     }
-    assert parse(yaml.safe_load(study.to_yaml())) == study
+    assert parse(plain_yaml.parse(study.to_yaml())) == study
     assert set(parse(MINIMAL).measured()) == {"clip_score", "frechet", "kid", "closeness"}
 
 

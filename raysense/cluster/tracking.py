@@ -21,10 +21,8 @@ from typing import Any, Self
 import raysense
 from raysense.errors import RaysenseError
 from raysense.evaluation.records import Evaluation, Question
+from raysense.names import TRACKERS
 from raysense.study import Track
-
-PACKAGES = {"mlflow": "mlflow", "tensorboard": "tensorboardX"}
-"""What each key of `track` needs to be importable; the extra has the key's name."""
 
 WAIT_SECONDS = 30.0
 """How long the end of a study waits for what is still to be shown."""
@@ -38,7 +36,7 @@ def check_track(track: Track) -> None:
     Raises:
         RaysenseError: Names the extra to install.
     """
-    for key, package in PACKAGES.items():
+    for key, package in TRACKERS.items():
         if getattr(track, key) is not None and importlib.util.find_spec(package) is None:
             raise RaysenseError(
                 f"`track.{key}` needs the package {package}, which is not installed: pip install 'raysense[{key}]', "

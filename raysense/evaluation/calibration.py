@@ -23,6 +23,7 @@ from raysense.evaluation.contest import components_of, heats
 from raysense.evaluation.probe import probe_cost
 from raysense.evaluation.slices import Slices
 from raysense.hashing import content_key
+from raysense.names import OWL as OWL
 from raysense.pipelines.load import denoiser_of, modules_of
 from raysense.pipelines.prompts import PromptSets, load_prompts
 from raysense.pipelines.sample import call_pipeline, first_seed
@@ -38,9 +39,6 @@ from raysense.store.disk import Disk
 from raysense.study import Study
 
 logger = logging.getLogger(__name__)
-
-OWL = "owl"
-"""The strategy that needs statistics whatever the method."""
 
 CALIBRATION_SEED = 2_000_000
 """Number of the calibration's seed among those of the study."""

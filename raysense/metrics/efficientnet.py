@@ -18,7 +18,9 @@ from torch.nn.functional import interpolate
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-FAMILY = "efficientnet-lite0"
+from raysense.names import EFFICIENTNET
+
+FAMILY = EFFICIENTNET
 FEATURES = 1280
 LAYER = "pooled"
 

@@ -22,14 +22,13 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor
 
 from raysense.errors import RaysenseError
+from raysense.names import LOCAL, OPEN_CLIP
 
 from . import efficientnet
 from .dotted import resolve
 
 BATCH = 64
 EFFICIENTNET_SIZE = 96
-OPEN_CLIP = "open_clip:"
-LOCAL = "local-dir:"
 OFFLINE = "run `raysense prepare` once on a machine that reaches the internet, or name another extractor"
 
 

@@ -6,7 +6,6 @@ import importlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,14 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from raysense.errors import RaysenseError
-from raysense.study import BUNDLED
+from raysense.study import BUNDLED, bundled_pipeline
 
 logger = logging.getLogger(__name__)
 
 
 def pipeline_folder(source: str) -> str:
     """The folder or hub id behind `source`, which may be ``bundled``."""
-    return str(files("raysense.bundled") / "pipeline") if source == BUNDLED else source
+    return str(bundled_pipeline()) if source == BUNDLED else source
 
 
 SAFETY = "safety_checker"

@@ -9,12 +9,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import stat
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from raysense import plain_file
 from raysense.errors import RaysenseError
 
 Row = Mapping[str, Any]
@@ -42,22 +42,12 @@ def read_rows(path: Path) -> list[Row]:
             f"`prompts` must be `bundled`, `coco-train2017` or a {', '.join(others)} or {last} file, but got `{path}`"
         )
     try:
-        return READERS[suffix](_bytes(path))
+        return READERS[suffix](plain_file.read(path, LARGEST_BYTES))
     except OSError as error:
         raise RaysenseError(f"`prompts`: cannot read `{path}`: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RaysenseError(f"`prompts`: `{path}` is damaged or no {suffix} file: {reason[:300]}") from None
-
-
-def _bytes(path: Path) -> bytes:
-    """The content of a plain file: a device or a pipe may never end."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError("it is no plain file")
-    if found.st_size > LARGEST_BYTES:
-        raise OSError(f"it has {found.st_size:,} bytes; at most {LARGEST_BYTES:,} are read")
-    return path.read_bytes()
 
 
 def decoded(data: bytes) -> str:

@@ -55,7 +55,7 @@ class PromptSets:
         return pool[:count]
 
 
-def check_counts(source: str, wanted: Mapping[str, int]) -> tuple[str, ...]:
+def check_counts(source: str, wanted: Mapping[str, int]) -> PromptSets | None:
     """Refuse rungs that want more prompts than `source` has, downloading nothing.
 
     Args:
@@ -63,20 +63,17 @@ def check_counts(source: str, wanted: Mapping[str, int]) -> tuple[str, ...]:
         wanted: Rung -> prompts.
 
     Returns:
-        What is worth knowing about the prompts.
+        The prompts; None for those of COCO, which are not looked at.
 
     Raises:
         RaysenseError: There are fewer, or a file cannot be read.
     """
-    there = dict.fromkeys(SETS, coco.PER_SET)
-    notes: tuple[str, ...] = ()
-    if source != coco.NAME:
-        sets = load_prompts(source)
-        there, notes = {"search": len(sets.search), "validation": len(sets.validation)}, sets.notes
+    sets = None if source == coco.NAME else load_prompts(source)
+    there = {name: coco.PER_SET if sets is None else len(getattr(sets, name)) for name in SETS}
     mistakes = [_too_few(rung, count, there[_set_of(rung)]) for rung, count in wanted.items()]
     if any(mistakes):
         raise RaysenseError("; ".join(filter(None, mistakes)))
-    return notes
+    return sets
 
 
 def _set_of(rung: str) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from raysense.errors import RaysenseError
+from raysense.names import UPDATING as UPDATING
 from raysense.pruning.layers import all_finite
 
 
@@ -111,11 +112,6 @@ METHODS: dict[str, Method] = {
         Method("taylor", taylor, frozenset({"gradients"})),
     )
 }
-
-
-UPDATING: dict[str, bool] = {"sparsegpt": False, "obs_diff": True}
-"""Methods of `obs`, which update the weights that stay and so have no scores: name -> whether the denoising
-steps of their Hessians are weighted."""
 
 
 def find_method(name: str) -> Method:

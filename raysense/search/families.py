@@ -8,20 +8,19 @@ from torch import nn
 
 from raysense.errors import RaysenseError
 from raysense.evaluation.records import OUTLIERS, Evaluation
+from raysense.names import EVOPRESS as EVOPRESS
+from raysense.names import ITERATIVE as ITERATIVE
+from raysense.names import JOINT as JOINT
+from raysense.names import RANDOM as RANDOM
+from raysense.names import SOLVER as SOLVER
+from raysense.names import SWITCHES as SWITCHES
+from raysense.names import TPE as TPE
 from raysense.pruning import priors
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory, Layer
 from raysense.pruning.priors import Family
 from raysense.search.curves import Curve
 from raysense.search.solver import OBJECTIVES
-
-SOLVER = "solver"
-JOINT = "joint"
-"""What the joint search finds; it runs after the solver, unless `search.rounds` is 0."""
-
-RANDOM, SWITCHES, TPE, EVOPRESS = "random", "switches", "tpe", "evopress"
-ITERATIVE = (JOINT, RANDOM, SWITCHES, TPE, EVOPRESS)
-"""Strategies that learn from one measurement to the next; all but the first are there to be compared with."""
 
 
 def closed_forms(

@@ -1,0 +1,319 @@
+"""What can be known of a study without weights, torch or a network: all mistakes at once, and doubts."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Container, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from raysense import names, plain_file
+from raysense.errors import RaysenseError
+from raysense.known import clip_models, defined, extractors
+from raysense.pipelines.prompts import check_counts
+from raysense.study import BUNDLED, Examined, Study, bundled_pipeline, bundled_scorer
+
+_LARGEST_CONFIGURATION = 1 << 24
+_WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
+
+
+def look(found: Examined) -> tuple[list[str], list[str]]:
+    """All that is wrong with a study, and what is doubtful, a sentence each.
+
+    Args:
+        found: The study, and what is known to be wrong already; nothing is said of what stands in its place.
+    """
+    mistakes: list[str] = list(found.mistakes)
+    doubts: list[str] = []
+    if found.study is not None:
+        for check in (_prompts, _pipeline, _names, _judges, _others):
+            for text in check(found.study, doubts.append):
+                if not any(f"`{wrong}" in text for wrong in found.wrong if wrong):
+                    mistakes.append(text)
+        doubts += _doubts(found.study)
+    return mistakes, doubts
+
+
+Doubt = Callable[[str], None]
+
+
+def _prompts(study: Study, doubt: Doubt) -> Iterator[str]:
+    rungs = {name: rung.prompts for name, rung in study.rungs}
+    try:
+        sets = check_counts(study.prompts, rungs)
+    except RaysenseError as error:
+        yield str(error)
+        return
+    if sets is not None:
+        for note in sets.notes:
+            doubt(note)
+        used = {*sets.of("score", rungs["score"]), *sets.of("validation", rungs["validation"])}
+        for reader, count in too_long(study, [prompt.text for prompt in used]).items():
+            doubt(
+                f"`prompts`: {count} of {len(used)} prompts are longer than {reader} reads; the rest is cut off"
+            )
+
+
+def _pipeline(study: Study, doubt: Doubt) -> Iterator[str]:
+    """The pipeline's folder, its components and sizes, as far as configurations tell."""
+    try:
+        folder = _folder(study)
+        index = None if folder is None else configuration(folder / "model_index.json")
+    except RaysenseError as error:
+        yield f"`pipeline`: {error}"
+        return
+    if folder is None or index is None:
+        return
+    named = {
+        name: entry
+        for name, entry in index.items()
+        if isinstance(entry, list) and len(entry) == 2 and entry[0] and entry[1]
+    }
+    for wanted in dict.fromkeys((*study.prune.components, *study.search.proportions)):
+        field = "prune.components" if wanted in study.prune.components else "search.proportions"
+        there = [name for name in named if _has_weights(folder / name)]
+        if wanted not in named:
+            yield f"`{field}` names {wanted!r}, but the pipeline has {', '.join(there) or 'no component'}"
+        elif wanted not in there and (folder / wanted).is_dir():
+            yield f"`{field}` names {wanted!r}, a {named[wanted][1]} without weights; there are {', '.join(there)}"
+    for name in study.search.proportions:
+        if name in named and name not in study.prune.components:
+            doubt(f"`search.proportions` has {name!r}, which `prune.components` leaves alone")
+    yield from _sizes(study, folder, named)
+    if study.revision is not None:
+        doubt(f"`revision` is of no use: {study.pipeline} is a folder here")
+
+
+def too_long(study: Study, texts: Sequence[str]) -> dict[str, int]:
+    """Who cuts how many texts off, of those whose tokenizers lie here: the pipeline's, and the CLIP model's."""
+    readers: dict[str, tuple[Path, int]] = {}
+    try:
+        folder = _folder(study)
+        for tokenizer in sorted(folder.glob("tokenizer*/tokenizer.json")) if folder else ():
+            limit = configuration(tokenizer.with_name("tokenizer_config.json")).get("model_max_length")
+            if isinstance(limit, int):
+                readers[f"the pipeline's `{tokenizer.parent.name}`"] = (tokenizer, limit)
+        model = study.metrics.clip.model
+        scorer = bundled_scorer() if model == BUNDLED else Path(model.removeprefix(names.LOCAL))
+        if model == BUNDLED or model.startswith(names.LOCAL):
+            settings = (
+                configuration(scorer / "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
+            )
+            readers["the CLIP model"] = (scorer / "tokenizer.json", settings.get("context_length", 77))
+    except RaysenseError:
+        pass  # said where the pipeline and the CLIP model are looked at
+    counts = {reader: _longer(file, limit, texts) for reader, (file, limit) in readers.items()}
+    return {reader: count for reader, count in counts.items() if count}
+
+
+def _longer(tokenizer: Path, limit: int, texts: Sequence[str]) -> int:
+    if not tokenizer.is_file():
+        return 0
+    from tokenizers import Tokenizer
+
+    try:
+        reading = Tokenizer.from_file(str(tokenizer))
+    except Exception:  # of the library's own making; loading the tokenizer will say it
+        return 0
+    reading.no_truncation()
+    reading.no_padding()
+    return sum(len(tokens.ids) > limit for tokens in reading.encode_batch(list(texts)))
+
+
+def _folder(study: Study) -> Path | None:
+    """The pipeline's folder, or None for a hub id."""
+    if study.pipeline == BUNDLED:
+        return bundled_pipeline()
+    path = study.pipeline
+    if os.path.isdir(path):
+        if not os.path.isfile(os.path.join(path, "model_index.json")):
+            raise RaysenseError(
+                f"`{path}` has no model_index.json; give a folder in diffusers' format, as `save_pretrained` writes it"
+            )
+        return Path(path)
+    if os.path.exists(path):
+        raise RaysenseError(f"`{path}` is a file; give a folder in diffusers' format, or a hub id")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", path, re.ASCII) or len(path) > 96:
+        raise RaysenseError(
+            f"there is no folder `{path:.200}`, and it is no hub id (`organisation/name`) either"
+        )
+    return None
+
+
+def configuration(file: Path) -> dict[str, Any]:
+    """A pipeline's or a component's configuration.
+
+    Raises:
+        RaysenseError: It cannot be read, or is no JSON object.
+    """
+    try:
+        content = json.loads(plain_file.read(file, _LARGEST_CONFIGURATION))
+    except OSError as error:
+        raise RaysenseError(f"`{file}` cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise RaysenseError(f"`{file}` is damaged: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(content, dict):
+        raise RaysenseError(f"`{file}` is damaged: it holds no JSON object")
+    return content
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(next(folder.glob(pattern), None) is not None for pattern in _WEIGHTS)
+
+
+def _sizes(study: Study, folder: Path, named: Container[str]) -> Iterator[str]:
+    try:
+        unit = _unit(folder, named)
+    except RaysenseError:
+        return  # loading will say it; nothing is known of sizes
+    for field in ("height", "width"):
+        pixels = getattr(study.sampling, field)
+        if pixels is not None and pixels % unit:
+            near = max(unit, round(pixels / unit) * unit)
+            yield (
+                f"`sampling.{field}` must be a multiple of {unit} for this pipeline, such as {near}, but is {pixels}"
+            )
+
+
+def _unit(folder: Path, named: Container[str]) -> int:
+    """What heights and widths are multiples of: the VAE's factor, and the transformer's patches of latents."""
+    vae = configuration(folder / "vae/config.json") if "vae" in named else {}
+    stages = next(
+        (
+            len(vae[key]) - 1
+            for key in ("encoder_block_out_channels", "block_out_channels", "dim_mult")
+            if isinstance(vae.get(key), list) and vae[key]
+        ),
+        0,
+    )
+    factor: int = 2**stages
+    if "unet" in named:
+        return math.lcm(8, factor) if vae else 1  # diffusers' U-Net pipelines refuse what 8 does not divide
+    if "transformer" not in named or not vae:
+        return 1
+    transformer = configuration(folder / "transformer/config.json")
+    patch, latent = transformer.get("patch_size"), vae.get("latent_channels")
+    if not isinstance(patch, int) or patch < 1:
+        return factor
+    if patch == 1 and isinstance(latent, int) and transformer.get("in_channels") == 4 * latent:
+        patch = 2  # FLUX and its kin: two by two latents are one token, outside the transformer
+    return int(factor * patch)
+
+
+def _names(study: Study, doubt: Doubt) -> Iterator[str]:
+    for name in study.search.strategies:
+        if name not in names.STRATEGIES:
+            yield f"`search.strategies` has the unknown entry {name!r}; there are {', '.join(sorted(names.STRATEGIES))}"
+    known = (*names.SALIENCIES, *names.UPDATING)
+    for name in study.prune.methods:
+        if "." in name or ":" in name:
+            if wrong := defined(name):
+                yield f"`prune.saliency`: {name!r} cannot be imported: {wrong}"
+        elif name not in known:
+            choice = ", ".join(known)
+            yield f"`prune.saliency` has the unknown method {name!r}; choose from {choice}, or give a dotted path"
+    alone = [name for name in study.prune.methods if name in names.UPDATING]
+    if alone and len(study.prune.methods) > 1:
+        yield f"`prune.saliency`: {alone[0]} updates the weights that stay and cannot compete; name it alone"
+    for name, path in study.metrics.custom.items():
+        if wrong := defined(path):
+            yield f"`metrics.custom.{name}`: {path!r} cannot be imported: {wrong}"
+
+
+def _judges(study: Study, doubt: Doubt) -> Iterator[str]:
+    clip, extractor = study.metrics.clip, study.metrics.frechet.extractor
+    if wrong := _clip("metrics.clip.model", clip.model, clip.pretrained):
+        yield wrong
+    field = "metrics.frechet.extractor"
+    if extractor.startswith(names.OPEN_CLIP):
+        model, _, pretrained = extractor.removeprefix(names.OPEN_CLIP).partition("@")
+        if wrong := _clip(field, model, pretrained or None):
+            yield wrong
+    elif extractor == names.EFFICIENTNET or extractor in extractors():
+        return
+    elif extractor.startswith(f"{names.EFFICIENTNET}-"):
+        size = extractor.removeprefix(f"{names.EFFICIENTNET}-")
+        if not re.fullmatch("[1-9][0-9]{1,4}", size) or int(size) % 32:
+            yield f"`{field}`: the size of {extractor!r} must be a multiple of 32, such as {names.EFFICIENTNET}-96"
+    elif "." in extractor or ":" in extractor:
+        if wrong := defined(extractor):
+            yield f"`{field}`: {extractor!r} cannot be imported: {wrong}"
+    else:
+        choice = ", ".join((names.EFFICIENTNET, *extractors()))
+        yield f"`{field}` is unknown: {extractor!r}; choose {choice}, open_clip:MODEL@PRETRAINED, or a dotted path"
+
+
+def _clip(field: str, model: str, pretrained: str | None) -> str:
+    """What is wrong with the name of an open_clip model, or an empty string."""
+    if model == BUNDLED or model.startswith((names.LOCAL, names.HUB)):
+        if pretrained:
+            return f"`{field}` {model!r} names its weights itself; leave `pretrained` ({pretrained!r}) out"
+        folder = model.removeprefix(names.LOCAL)
+        if folder != model and not os.path.isfile(os.path.join(folder, "open_clip_config.json")):
+            return f"`{field}`: there is no `{folder}` with an open_clip_config.json"
+        return ""
+    known = clip_models()
+    if ":" in model or model.replace("/", "-") not in known:
+        near = [name for name in known if name.casefold() == model.replace("/", "-").casefold()]
+        remedy = f"did you mean {near[0]!r}?" if near else f"{names.HUB}… and {names.LOCAL}… are read too"
+        return f"`{field}` {model!r} is no model of open_clip's ({remedy})"
+    tags = known[model.replace("/", "-")]
+    if pretrained is None:
+        return f"`{field}` {model!r} needs `pretrained`, one of {', '.join(tags) or 'a file of weights'}"
+    if pretrained.lower().replace("-", "_") not in tags and not os.path.isfile(pretrained):
+        choice = ", ".join(tags) or "none"
+        return f"`{field}` {model!r} has no weights {pretrained!r}; there are {choice}, or give a file"
+    return ""
+
+
+def _others(study: Study, doubt: Doubt) -> Iterator[str]:
+    reference = study.metrics.reference.path
+    if reference is not None:
+        field = "`metrics.reference.path`"
+        if not os.path.exists(reference):
+            yield f"{field}: there is no {reference:.200}; give a folder, a table or .npz"
+        elif os.path.isfile(reference) and Path(reference).suffix.lower() not in names.REFERENCES:
+            yield f"{field} must be a folder or one of {', '.join(names.REFERENCES)}, but is {reference:.200}"
+    for key, package in names.TRACKERS.items():
+        if getattr(study.track, key) is not None and importlib.util.find_spec(package) is None:
+            yield (
+                f"`track.{key}` needs the package {package}, which is not installed: pip install 'raysense[{key}]', "
+                f"or leave `track.{key}` out"
+            )
+
+
+def _doubts(study: Study) -> list[str]:
+    doubts = []
+    rungs, constraints = study.rungs, study.constraints
+    if constraints.frechet is not None and constraints.clip_score is None:
+        doubts.append(
+            "`constraints.frechet` stands without `constraints.clip_score`: the Fréchet distance is not monotone and "
+            "can improve while images stop showing what the prompt says"
+        )
+    elif (constraints.kid or constraints.cmmd) and not (constraints.clip_score or constraints.closeness):
+        doubts.append(
+            "`constraints` bounds a distribution distance but neither clip_score nor closeness: distances can "
+            "improve while images get worse"
+        )
+    images = rungs.score.prompts * rungs.score.seeds
+    if constraints.frechet is not None and images < 2048:
+        doubts.append(
+            f"`constraints.frechet` stands on {images} images, fewer than most extractors have dimensions: "
+            "the distance is biased (less so its rise); `constraints.kid` is not"
+        )
+    if constraints.precision is not None or constraints.recall is not None:
+        doubts.append(
+            "`constraints` bounds precision or recall: both depend strongly on the number of images, so a bound "
+            "holds for this study's rungs only"
+        )
+    commit = study.revision is not None and len(study.revision) == 40
+    if study.pipeline != BUNDLED and not os.path.exists(study.pipeline) and not commit:
+        doubts.append(
+            f"`revision` names no commit of {study.pipeline}: a push to the hub changes the study; `raysense prepare` "
+            "says which commit to pin"
+        )
+    return doubts

@@ -1,0 +1,38 @@
+"""What a study may call things. Plain names, so that `raysense validate` knows them without torch."""
+
+CLOSED_FORMS = ("uniform", "per_component", "recipe", "erk", "global", "lamp")
+"""Strategies that need no measurement, see `raysense.search.families`."""
+
+OWL = "owl"
+"""The strategy that needs statistics whatever the method."""
+
+SOLVER = "solver"
+JOINT = "joint"
+"""What the joint search finds; it runs after the solver, unless `search.rounds` is 0."""
+
+RANDOM, SWITCHES, TPE, EVOPRESS = "random", "switches", "tpe", "evopress"
+ITERATIVE = (JOINT, RANDOM, SWITCHES, TPE, EVOPRESS)
+"""Strategies that learn from one measurement to the next; all but the first are there to be compared with."""
+
+STRATEGIES = (*CLOSED_FORMS, OWL, SOLVER, *ITERATIVE[1:])
+"""What `search.strategies` may list."""
+
+SALIENCIES = ("magnitude", "random", "wanda", "wanda_tensor", "taylor")
+"""Methods that score weights, see `raysense.pruning.saliency`."""
+
+UPDATING: dict[str, bool] = {"sparsegpt": False, "obs_diff": True}
+"""Methods of `raysense.pruning.obs`, which update the weights that stay and so have no scores: name -> whether the
+denoising steps of their Hessians are weighted."""
+
+EFFICIENTNET = "efficientnet-lite0"
+"""The bundled feature extractor; ``efficientnet-lite0-SIZE`` for another input size, a multiple of 32."""
+
+OPEN_CLIP = "open_clip:"
+LOCAL = "local-dir:"
+HUB = "hf-hub:"
+
+REFERENCES = (".csv", ".jsonl", ".npz", ".parquet")
+"""What the file of a reference ends with: tables of images, or saved statistics."""
+
+TRACKERS = {"mlflow": "mlflow", "tensorboard": "tensorboardX"}
+"""What each key of `track` needs to be importable; the extra has the key's name."""

@@ -1,0 +1,201 @@
+"""`raysense validate`: everything that can be known without weights, at once, in a second."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import open_clip
+import pytest
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+from raysense import names
+from raysense.checks import look, too_long
+from raysense.cli import main
+from raysense.errors import RaysenseError
+from raysense.evaluation.engine import inventory_and_grid
+from raysense.evaluation.judges import Judges
+from raysense.known import clip_models, extractors
+from raysense.pipelines.load import load_pipeline, modules_of
+from raysense.pruning.saliency import METHODS
+from raysense.search.families import closed_forms
+from raysense.study import MAX_SEED, bundled_pipeline, examine, load
+
+
+def _mistakes(*overrides: str, path: Path | None = None) -> list[str]:
+    return look(examine(path, overrides))[0]
+
+
+MISTAKES = {
+    "search.strategies=[uniform, nope]": "`search.strategies` has the unknown entry 'nope'; there are erk",
+    "prune.saliency=wnada": "`prune.saliency` has the unknown method 'wnada'; choose from magnitude",
+    "prune.saliency=[wanda, wanda]": "`prune.saliency` must list each entry once, not 'wanda' twice",
+    "prune.saliency=[wanda, sparsegpt]": "sparsegpt updates the weights that stay and cannot compete",
+    "prune.saliency=raysense.errors.nothing": "errors.py defines no 'nothing'",
+    "prune.components=[text_encodr, unet]": "names 'text_encodr', but the pipeline has text_encoder, unet, vae",
+    "prune.components=[tokenizer]": "names 'tokenizer', a CLIPTokenizer without weights",
+    "prune.components=[unet, unet]": "must list each entry once, not 'unet' twice",
+    "search.proportions={unte: 1}": "`search.proportions` names 'unte', but the pipeline has",
+    "metrics.frechet.extractor=inception": "`metrics.frechet.extractor` is unknown: 'inception'; choose",
+    "metrics.frechet.extractor=efficientnet-lite0-100": "must be a multiple of 32",
+    "metrics.frechet.extractor=no_such_package.thing": "there is no module 'no_such_package'",
+    "metrics.frechet.extractor=open_clip:ViT-B-32@opanai": "'ViT-B-32' has no weights 'opanai'; there are openai",
+    "metrics.clip.model=vit-b-32": "is no model of open_clip's (did you mean 'ViT-B-32'?)",
+    "metrics.clip.model=ViT-B-32": "'ViT-B-32' needs `pretrained`, one of openai",
+    "metrics.clip.model=local-dir:/nowhere": "there is no `/nowhere` with an open_clip_config.json",
+    "metrics.clip.pretrained=openai": "'bundled' names its weights itself",
+    "metrics.custom.sharp=raysense.nothing.sharp": "there is no module 'raysense.nothing'",
+    "sampling.height=100": "`sampling.height` must be a multiple of 8 for this pipeline, such as 96, but is 100",
+    "prune.cap=.inf": "`prune.cap` must be a finite number, but got Infinity",
+    "constraints.clip_score.max_drop=.nan": "`constraints.clip_score.max_drop` must be a finite number",
+    "seed=99999999999999999999": f"`seed` must be ≤ {MAX_SEED}",
+    "rungs.score.seeds=1001": "`rungs.score.seeds` must be ≤ 1000",
+    "prune.pattern=2:4:1": "`prune.pattern` must match pattern",
+    "compile=no": '`compile` must be a valid boolean, but got "no"; write true or false',
+    "pipeline=/no/such/folder": "there is no folder `/no/such/folder`, and it is no hub id",
+    "pipeline=" + "x" * 5000: "and it is no hub id",
+    "prompts=" + "x" * 5000: "`prompts`",
+    "metrics.reference.path=" + "x" * 5000: "`metrics.reference.path`: there is no",
+    "metrics.reference.path=README.md": "must be a folder or one of .csv",
+    ".".join("a" * 50): "has more than 32 parts",
+}
+
+
+@pytest.mark.parametrize("override", MISTAKES, ids=lambda text: text[:40])
+def test_each_mistake_is_said(override: str) -> None:
+    if "=" not in override:
+        override += "=1"
+    mistakes = _mistakes(override)
+    assert len(mistakes) == 1, mistakes
+    assert MISTAKES[override.removesuffix("=1") if override.endswith("a=1") else override] in mistakes[0]
+    assert "\n" not in mistakes[0]
+
+
+def test_all_mistakes_are_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(
+        """
+name: "a b"
+pipeline: /no/such place
+prune: {components: [text_encoder, unet, unet], saliency: wnada, cap: .inf, patern: 2:4}
+metrics: {clip: {model: ViT-B-33}, frechet: {extractor: inception}, custom: {a: nosuch.thing}}
+constraints: {clip_score: {max_drop: -1}, kid: {max_rise: 2024-01-01}, custom: {b: {min: 1}}}
+search: {strategies: [uniform, nope]}
+rungs: {score: {prompts: 100000}, preview: {prompts: 4}}
+track: {mlflow: "http://me:secret@host"}
+seed: 99999999999999999999
+"""
+    )
+    assert main(["validate", str(path), "--set", "nokey", "--set", "compile=on"]) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert "secret" not in said
+    for field in (
+        "name", "prune.components", "prune.cap", "prune.patern", "constraints.clip_score.max_drop",
+        "constraints.kid.max_rise", "rungs.preview.prompts", "track.mlflow", "seed", "compile", "pipeline",
+        "rungs.score.prompts", "search.strategies", "metrics.custom.a", "metrics.clip.model",
+        "metrics.frechet.extractor", "--set nokey", "constraints.custom.b",
+    ):  # fmt: skip
+        assert f"`{field}" in said, field
+    assert said.count("`seed`") == 1
+
+
+def test_what_follows_from_another_mistake_is_not_said() -> None:
+    assert len(_mistakes("constraints.clip_score.max_drop=-1", "constraints.frechet=null")) == 1
+    assert len(_mistakes("rungs.score.prompts=x", "rungs.preview.prompts=256")) == 1
+    assert len(_mistakes("metrics.custom.sharp=nodots", "constraints.custom.sharp.min=1")) == 1
+
+
+def test_names_are_those_of_the_code() -> None:
+    pipeline = load_pipeline("bundled")
+    forms = closed_forms(*inventory_and_grid(load(), pipeline.components), modules_of(pipeline))
+    assert tuple(forms) == names.CLOSED_FORMS
+    assert tuple(METHODS) == names.SALIENCIES
+    assert set(extractors()) <= set(FEATURE_EXTRACTORS_REGISTRY)
+    assert "inception-v3-compat" in extractors()
+    theirs: dict[str, set[str]] = {model: set() for model in open_clip.list_models()}
+    for model, tag in open_clip.list_pretrained():
+        theirs.setdefault(model, set()).add(tag)
+    assert {model: set(tags) for model, tags in clip_models().items()} == theirs
+
+
+def test_prompts_that_are_cut_off_are_counted(tmp_path: Path) -> None:
+    texts = [f"a big ghost {n}" for n in range(20)] + [f"{'a ghost and ' * 12} {n}" for n in range(5)]
+    assert too_long(load(), texts) == {"the pipeline's `tokenizer`": 5, "the CLIP model": 5}
+    assert len(Judges(load()).truncated(texts)) == 5
+    path = tmp_path / "p.txt"
+    path.write_text("\n".join(texts))
+    small = [f"rungs.{name}.prompts=8" for name in ("preview", "score", "validation")]
+    doubts = look(examine(None, [f"prompts={path}", *small]))[1]
+    assert not [doubt for doubt in doubts if "longer than" in doubt]  # of these the rungs use none
+    path.write_text("\n".join(reversed(texts)))
+    doubts = look(examine(None, [f"prompts={path}", *small]))[1]
+    assert "`prompts`: 5 of 16 prompts are longer than the CLIP model reads; the rest is cut off" in doubts
+
+
+def test_folders_that_are_no_pipelines(tmp_path: Path) -> None:
+    (tmp_path / "file.safetensors").touch()
+    assert "is a file; give a folder" in _mistakes(f"pipeline={tmp_path}/file.safetensors")[0]
+    assert "has no model_index.json" in _mistakes(f"pipeline={tmp_path}")[0]
+    copy = tmp_path / "copy"
+    shutil.copytree(bundled_pipeline(), copy)
+    assert _mistakes(f"pipeline={copy}") == []
+    for content in ("{", "[]", "[" * 100_000, "\ufeff\0"):
+        (copy / "model_index.json").write_text(content)
+        assert "model_index.json` is damaged" in _mistakes(f"pipeline={copy}")[0]
+
+
+def test_a_transformers_patches_count(tmp_path: Path) -> None:
+    for part, content in {
+        "model_index": {"transformer": ["diffusers", "T"], "vae": ["diffusers", "A"]},
+        "vae/config": {"block_out_channels": [1, 2, 3, 4], "latent_channels": 16},
+        "transformer/config": {"patch_size": 1, "in_channels": 64},
+    }.items():
+        (tmp_path / part).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{part}.json").write_text(json.dumps(content))
+    assert any("multiple of 16" in text for text in _mistakes(f"pipeline={tmp_path}", "sampling.width=72"))
+
+
+def test_plugins_beside_the_study_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_metrics.py").write_text("def sharpness(images, prompts, dense): ...\n")
+    (tmp_path / "broken.py").write_text("def (")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert _mistakes("metrics.custom.sharp=my_metrics.sharpness") == []
+    assert "defines no 'sharpnes'" in _mistakes("metrics.custom.sharp=my_metrics.sharpnes")[0]
+    assert "cannot be read" in _mistakes("metrics.custom.sharp=broken.sharp")[0]
+    assert "my_metrics" not in sys.modules
+
+
+def test_studies_that_are_no_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "large.yaml").write_bytes(b"#" * (1 << 20))
+    for place, words in (
+        (tmp_path / "pipe.yaml", "no plain file"),
+        (Path("/dev/zero"), "no plain file"),
+        (tmp_path, "it is a folder"),
+        (tmp_path / "large.yaml", "at most"),
+        (Path("x" * 5000), "File name too long"),
+        (Path("a\0b"), "null"),
+    ):
+        with pytest.raises(RaysenseError, match=words) as caught:
+            load(place)
+        assert len(str(caught.value)) < 400
+
+
+def test_validate_loads_neither_torch_nor_ray_and_answers_in_a_second() -> None:
+    program = (
+        "import sys; from raysense.cli import main; code = main(['validate']); "
+        "sys.exit(code or 100 * ('torch' in sys.modules or 'ray' in sys.modules))"
+    )
+    seconds = []
+    for _ in range(3):
+        began = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+        seconds.append(time.monotonic() - began)
+        assert done.returncode == 0, done.stderr
+    assert min(seconds) < 3, seconds  # one second on an idle machine; this one may be busy
