@@ -12,7 +12,7 @@ import json
 import operator
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -570,17 +570,21 @@ def examine(path: Path | None = None, overrides: Sequence[str] = ()) -> Examined
         RaysenseError: The file is missing or no YAML.
     """
     data = _content(path or quickstart())
-    mistakes = []
+    mistakes: list[str] = []
     if path is not None:
-        places.make_absolute(data, path.parent, of_file=True)
+        _noting(mistakes, lambda: places.make_absolute(data, path.parent, of_file=True))
     for override in overrides:
-        try:
-            _override(data, override)
-        except RaysenseError as error:
-            mistakes.append(str(error))
-    places.make_absolute(data, Path.cwd(), of_file=False)
+        _noting(mistakes, functools.partial(_override, data, override))
+    _noting(mistakes, lambda: places.make_absolute(data, Path.cwd(), of_file=False))
     found = _examined(data)
     return replace(found, mistakes=(*mistakes, *found.mistakes))
+
+
+def _noting(mistakes: list[str], change: Callable[[], None]) -> None:
+    try:
+        change()
+    except RaysenseError as error:
+        mistakes.append(str(error))
 
 
 def revise(study: Study, overrides: Sequence[str]) -> Study:
