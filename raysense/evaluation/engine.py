@@ -122,6 +122,7 @@ class Evaluator:
         self._batch = study.sampling.batch
         self._notes: list[str] = []
         self._sampled = 0
+        self._moved = False
         self._probes: list[Probe] = []
         self._known: dict[str, dict[str, Tensor]] = {}
         self._dense_sets: dict[str, Judged] = {}
@@ -207,7 +208,7 @@ class Evaluator:
         The pipeline is left at the task's allocation; the next task changes only what differs.
         """
         began = time.perf_counter()
-        self._notes, self._sampled = [], 0
+        self._notes, self._sampled, self._moved = [], 0, False
         samples: Sequence[Mapping[str, Any]] = ()
         collapsed = ""
         with metered(self.pipeline) as meter:
@@ -333,6 +334,8 @@ class Evaluator:
                     self._probes = self._make_probes()
                 self.stand_at(allocation)
                 found = [probe.errors() for probe in self._probes]
+                if self._has_moved():
+                    continue
                 break
             except torch.OutOfMemoryError:
                 self._probes = []
@@ -603,6 +606,8 @@ class Evaluator:
                     [seeds[i] for i in indices],
                     self.study.sampling,
                 )
+                if self._has_moved():
+                    continue  # sampled with weights that nobody asked for
                 if not self._standing:
                     refuse_other_scale(self.pipeline, images)
                 done = work(images, indices)
@@ -612,6 +617,23 @@ class Evaluator:
             self._sampled += len(indices)
             yield indices, done
             start += len(indices)
+
+    def _has_moved(self) -> bool:
+        """Whether the weights were not those of the allocation; they are now, and what was sampled does not count.
+
+        Raises:
+            RaysenseError: Not for the first time.
+        """
+        if self._masker is None or not (changed := self._masker.rewrite_changed()):
+            return False
+        if self._moved:
+            raise RaysenseError(
+                f"`pipeline`: sampling changes the weights of {len(changed)} pruned layers ({changed[0]} …) again and "
+                "again, so that what is sampled is not what is counted; leave their component out of `prune.components`"
+            )
+        self._moved = True
+        self._notes.append(f"sampled anew: the weights of {len(changed)} layers had been changed")
+        return True
 
     def _halve(self) -> None:
         """Go on with half the batch after running out of memory, and record it.

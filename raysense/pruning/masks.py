@@ -52,7 +52,10 @@ _INTEGER = {2: torch.int16, 4: torch.int32}
 class Pruner(ABC):
     """Keeps the live weights of the selected layers at an allocation, with a dense master to go back to.
 
-    The live parameters stay the same tensors: only their values change, so compiled graphs stay valid.
+    The live parameters stay the same tensors: only their values change, so compiled graphs stay valid. Others may give
+    them new storage (diffusers casts Stable Diffusion XL's VAE to float32 for every decoding and back), so every
+    write and every count looks up the parameter as it is now, and `rewrite_changed` tells whether it still holds what
+    was written.
 
     Args:
         modules: Component name -> module, holding the dense weights.
@@ -77,14 +80,17 @@ class Pruner(ABC):
         master: Place | None = None,
     ) -> None:
         self._grid = grid
-        self._live = {layer.address: weight_of(modules, layer).data for layer in inventory.layers}
-        for address, weight in self._live.items():
+        self._modules = modules
+        self._layers = {layer.address: layer for layer in inventory.layers}
+        live = {address: self._live(address) for address in self._layers}
+        for address, weight in live.items():
             _check_weight(address, weight)
-        self.place = master or choose_place(self._live)
-        size = sum(weight.nbytes for weight in self._live.values())
+        self.place = master or choose_place(live)
+        size = sum(weight.nbytes for weight in live.values())
         self.described = f"dense master of {size / 1e9:.2f} GB: {_PLACES[self.place]}"
         log.info("%s", self.described)
-        self._master = {address: _keep(weight, self.place) for address, weight in self._live.items()}
+        self._master = {address: _keep(weight, self.place) for address, weight in live.items()}
+        self._written = {address: self._mark(address) for address in self._layers}
         self.current = Allocation()
         self._zeros: dict[str, int] = {}
 
@@ -98,27 +104,65 @@ class Pruner(ABC):
         for host in self._grid.addresses:
             if allocation[host] != self.current[host]:
                 for address in self._grid.members(host):
-                    self._zeros.pop(address, None)
-                    self._write(address, allocation[host])
+                    self._bring(address, allocation[host])
         self.current = allocation
 
     def restore(self) -> None:
         """Bring back every dense weight, bit for bit."""
-        for address, master in self._master.items():
-            self._live[address].copy_(master)
-        self._zeros.clear()
+        for address in self._layers:
+            self._bring(address, 0)
         self.current = Allocation()
 
     def count_zeros(self) -> int:
-        """Zeros among the selected layers' live weights, counted: each layer once after it was written."""
-        for address, weight in self._live.items():
-            if address not in self._zeros:
-                self._zeros[address] = count_zeros(weight)
+        """Zeros among the selected layers' live weights, counted: each layer once after it was written or moved."""
+        for address in self._layers:
+            if address not in self._zeros or self._mark(address) != self._written[address]:
+                self._zeros[address] = count_zeros(self._live(address))
         return sum(self._zeros.values())
 
+    def rewrite_changed(self) -> list[str]:
+        """The layers whose live weights are not what was written last; they are written anew.
+
+        Cheap: only weights that have new storage, or that somebody else changed in place, are compared.
+        """
+        changed = []
+        for address in self._layers:
+            if self._mark(address) == self._written[address]:
+                continue
+            level = self.current[self._grid.host(address)]
+            live = self._live(address)
+            if not torch.equal(live, self._at_level(address, level).to(live)):
+                changed.append(address)
+            self._bring(address, level)
+        return changed
+
+    def _live(self, address: str) -> Tensor:
+        """A layer's weight as the next forward pass will use it."""
+        return weight_of(self._modules, self._layers[address]).data
+
+    def _mark(self, address: str) -> tuple[int, torch.dtype, int]:
+        """What changes when somebody else gives a weight new storage or other values."""
+        weight = weight_of(self._modules, self._layers[address])
+        return weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version
+
+    def _bring(self, address: str, level: int) -> None:
+        live, master = self._live(address), self._master[address]
+        if live.dtype == master.dtype and live.stride() == master.stride():
+            self._write(address, live, level)
+        else:
+            live.copy_(self._at_level(address, level))
+        self._zeros.pop(address, None)
+        self._written[address] = self._mark(address)
+
+    def _at_level(self, address: str, level: int) -> Tensor:
+        """A layer's weights at a level, in the type and the memory layout of the dense master."""
+        target = torch.empty_like(self._master[address], device=self._live(address).device)
+        self._write(address, target, level)
+        return target
+
     @abstractmethod
-    def _write(self, address: str, level: int) -> None:
-        """Bring one layer's live weights to a level."""
+    def _write(self, address: str, target: Tensor, level: int) -> None:
+        """Write one layer's weights at a level into a tensor of the dense master's type and memory layout."""
 
 
 class Masker(Pruner):
@@ -155,7 +199,7 @@ class Masker(Pruner):
         super().__init__(modules, inventory, grid, master)
         self._leaves: dict[str, Tensor] = {}
         for layer in inventory.layers:
-            weight = self._live[layer.address]
+            weight = self._live(layer.address)
             known = (statistics or {}).get(layer.address, Known(layer.address, layer.kind, seed=seed))
             chosen = saliency[layer.component] if isinstance(saliency, Mapping) else saliency
             method = find_method(chosen) if isinstance(chosen, str) else chosen
@@ -167,8 +211,8 @@ class Masker(Pruner):
             # In the weight's memory layout (it may be channels-last), so that masking is one linear pass.
             self._leaves[layer.address] = torch.empty_like(weight, dtype=torch.uint8).copy_(leaves)
 
-    def _write(self, address: str, level: int) -> None:
-        mask_into(self._live[address], self._master[address], self._leaves[address], level)
+    def _write(self, address: str, target: Tensor, level: int) -> None:
+        mask_into(target, self._master[address], self._leaves[address], level)
 
 
 def mask_into(live: Tensor, master: Tensor, leaves: Tensor, level: int) -> None:

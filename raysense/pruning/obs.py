@@ -205,15 +205,14 @@ class Substituter(Pruner):
         super().__init__(modules, inventory, grid, master)
         self._load = load
 
-    def _write(self, address: str, level: int) -> None:
+    def _write(self, address: str, target: Tensor, level: int) -> None:
         source = self._load(address, level) if level else self._master[address]
-        live = self._live[address]
-        if source.shape != live.shape or source.dtype != live.dtype:
+        if source.shape != target.shape or source.dtype != target.dtype:
             raise RaysenseError(
                 f"slices: {address} at level {level} is {source.dtype} {tuple(source.shape)}, the layer "
-                f"{live.dtype} {tuple(live.shape)}; solve the levels again"
+                f"{target.dtype} {tuple(target.shape)}; solve the levels again"
             )
-        live.copy_(source)
+        target.copy_(source)
 
 
 def _split(extra: int, filled: Sequence[int]) -> list[int]:

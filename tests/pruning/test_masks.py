@@ -15,7 +15,7 @@ from torch.nn.utils import prune
 from raysense.errors import RaysenseError
 from raysense.pruning import masks
 from raysense.pruning.allocation import Allocation, LevelGrid
-from raysense.pruning.layers import take_inventory
+from raysense.pruning.layers import count_zeros, take_inventory, weight_of
 from raysense.pruning.masks import Masker, mask_into
 from raysense.pruning.patterns import Pattern, pattern_grid
 from raysense.pruning.ranking import NEVER, leaving_levels
@@ -125,7 +125,7 @@ def test_only_layers_whose_level_changes_are_written(components, monkeypatch):
     written: list[str] = []
     write = masker._write
     monkeypatch.setattr(
-        masker, "_write", lambda address, level: (written.append(address), write(address, level))
+        masker, "_write", lambda address, *rest: (written.append(address), write(address, *rest))
     )
     start = grid.uniform(0.5)
     masker.apply(start)
@@ -222,3 +222,40 @@ def test_bad_input_is_named(components):
     components["unet"].mid_block["proj"].weight.data = torch.zeros(32, 16, dtype=torch.float64)
     with pytest.raises(RaysenseError, match=r"unet:mid_block\.proj: weights of torch\.float64"):
         Masker(components, inventory, grid)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_masks_follow_weights_that_get_new_storage(components, dtype):
+    """As diffusers does it with Stable Diffusion XL's VAE: to float32 for a decoding, and back."""
+    components["unet"].to(dtype)
+    inventory, grid, masker = build(components)
+    before = bits(components)
+    for sparsity in (0.3, 0.8, 0.1):
+        masker.apply(grid.uniform(sparsity))
+        components["unet"].to(torch.float32)
+        assert masker.rewrite_changed() == []  # other storage, the same values
+        components["unet"].to(dtype)
+        assert masker.rewrite_changed() == []
+        weights = [weight_of(components, layer) for layer in inventory.layers]
+        assert masker.count_zeros() == sum(count_zeros(weight) for weight in weights)
+        assert masker.count_zeros() == grid.zeros(grid.uniform(sparsity)) + inventory.zeros_before
+    components["unet"].to(torch.float64 if dtype == torch.float32 else torch.float32)
+    masker.apply(grid.uniform(0.5))  # while it is cast
+    components["unet"].to(dtype)
+    assert masker.rewrite_changed() == []
+    masker.restore()
+    assert all(torch.equal(a, b) for a, b in zip(before, bits(components), strict=True))
+
+
+def test_weights_that_somebody_else_changed_are_found_and_written_anew(components):
+    _, grid, masker = build(components)
+    masker.apply(grid.uniform(0.5))
+    want, zeros = bits(components), masker.count_zeros()
+    assert masker.rewrite_changed() == []
+    with torch.no_grad():
+        components["unet"].conv_in.weight.add_(1)  # in place
+        components["unet"].tiny.weight = nn.Parameter(torch.ones_like(components["unet"].tiny.weight))
+    assert masker.count_zeros() < zeros  # what is live is counted
+    assert masker.rewrite_changed() == ["unet:conv_in", "unet:tiny"]
+    assert all(torch.equal(a, b) for a, b in zip(want, bits(components), strict=True))
+    assert masker.count_zeros() == zeros
