@@ -30,6 +30,7 @@ from raysense.evaluation.engine import Evaluator
 from raysense.evaluation.records import Question, Task
 from raysense.search.main import denominators, layer_rows
 from raysense.search.once import allocate
+from raysense.search.verdict import quality_budget
 from raysense.store.store import Store
 from raysense.study import EXTENSIONS, Study, load
 
@@ -229,6 +230,7 @@ def measure(size: Size, setting: Setting, sparsities: Sequence[float], out: Path
         inputs=evaluator.inputs,
         denominators=denominators(evaluator.inventory),
         extensions=EXTENSIONS,
+        budget=quality_budget(study),
     )
     store.write_table("layers", layer_rows(evaluator.inventory, evaluator.grid, "layer"))
     for sparsity in sparsities:
@@ -254,12 +256,15 @@ def question_of(method: str, sparsity: float) -> str:
 
 def rows_of(folder: Path, questions: Sequence[str]) -> list[dict[str, Any]]:
     """The answers to some questions, from a store's Parquet tables, sparsest last."""
-    tables = folder / "tables"
-    found = duckdb.connect().execute(
+    store = Store.open(str(folder))
+    connection = duckdb.connect()
+    for name in ("layers", "evaluations", "measures"):
+        connection.register(name, store.table(name))
+    found = connection.execute(
         f"""
         SELECT zeros, zeros / n_selected AS share, value, low, high, notes,
-               (SELECT min(step) FROM '{tables}/layers/*.parquet' WHERE step > 0) AS base, n_selected
-        FROM '{tables}/evaluations/*.parquet' JOIN '{tables}/measures/*.parquet' USING (key)
+               (SELECT min(step) FROM layers WHERE step > 0) AS base, n_selected
+        FROM evaluations JOIN measures USING (key)
         WHERE metric = '{MEASURE}' AND list_contains(?, question) ORDER BY zeros
         """,
         [list(questions)],

@@ -40,6 +40,7 @@ from raysense.evaluation.records import Evaluation, Question, Task
 from raysense.pipelines.load import modules_of
 from raysense.pruning import priors
 from raysense.pruning.allocation import Allocation
+from raysense.search.verdict import quality_budget
 from raysense.store import Store
 from raysense.study import EXTENSIONS, Study, load
 
@@ -186,6 +187,7 @@ def run(study: Study, out: str, each: int) -> dict[str, Any]:
         inputs=evaluator.inputs,
         denominators={},
         extensions=EXTENSIONS,
+        budget=quality_budget(study),
     )
     dense = Question("dense", "baseline", tuple(Task(Allocation(), rung) for rung in RUNGS))
     asked = [

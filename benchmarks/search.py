@@ -38,12 +38,12 @@ from scipy import stats
 from raysense.evaluation.calibration import OWL
 from raysense.evaluation.parts import image_cost
 from raysense.evaluation.records import CALIBRATION, Evaluation, Question
+from raysense.feasibility import is_feasible
 from raysense.pipelines.prompts import load_prompts
 from raysense.search import proposers
 from raysense.search.families import EVOPRESS, ITERATIVE, JOINT, RANDOM, SOLVER, TPE
 from raysense.search.inquiry import Story
 from raysense.search.plan import Findings
-from raysense.search.verdict import is_feasible
 from raysense.study import BUNDLED, Bound, Study, load
 
 OUT = Path("reports/benchmarks")

@@ -30,6 +30,7 @@ from pydantic import (
 
 from raysense import places, plain_file, plain_yaml
 from raysense.errors import RaysenseError
+from raysense.metrics.spec import DERIVED, SPECS
 
 BUNDLED = "bundled"
 Kind = Literal["linear", "conv1d", "conv2d", "conv3d", "transformers_conv1d"]
@@ -37,25 +38,6 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
 MetricName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
 DottedPath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*([.:][A-Za-z_]\w*)+$")]
 Extra = Literal["cmmd", "precision", "recall", "ssim", "lpips"]
-
-ALWAYS = ("clip_score", "frechet", "kid", "closeness")
-"""Metrics of every image rung."""
-
-MEASURED = (
-    *ALWAYS,
-    "cmmd",
-    "precision",
-    "recall",
-    "ssim",
-    "lpips",
-    "probe_error",
-    "text_error",
-    "layer_error",
-)
-"""Names of raysense's own."""
-
-NEEDS_IMAGES = ("kid", "cmmd", "precision", "recall")
-"""Metrics that a mean and a covariance are not enough for."""
 
 EXTENSIONS = ("budget", "cluster", "name", "track")
 """Parts of a study that may change between a run and its resumption, as no row depends on them."""
@@ -181,9 +163,29 @@ class Metrics(_Strict):
     @model_validator(mode="after")
     def _apart(self) -> Metrics:
         for name in self.custom:
-            if name in MEASURED:
+            if name in SPECS:
                 raise ValueError(f"custom must not reuse the name {name!r} of a metric of raysense's own")
+            if name.endswith(DERIVED):
+                raise ValueError(
+                    f"custom must not name a metric {name!r}: raysense itself gives the endings {', '.join(DERIVED)}"
+                )
+            if name in _taken():
+                raise ValueError(
+                    f"custom must not name a metric {name!r}: a column of the tables has that name; choose another one"
+                )
         return self
+
+
+def _taken() -> set[str]:
+    """Names that stand beside metrics in tables and data frames."""
+    from raysense.store.schema import (  # not at once: few studies have metrics of their own
+        DENOMINATORS,
+        TABLES,
+    )
+
+    columns = {column for table in TABLES.values() for column in table.names}
+    shares = {f"sparsity_{name.removeprefix('n_')}" for name in DENOMINATORS}
+    return {*columns, *shares, "sparsity"}
 
 
 class ClipScoreBound(_Strict):
@@ -463,7 +465,7 @@ class Study(_Strict):
                     f"there: {known}); add `metrics.custom.{name}: package.module.function`"
                 )
         if self.metrics.reference.is_saved:
-            for metric in NEEDS_IMAGES:
+            for metric in (name for name, spec in SPECS.items() if spec.needs_images):
                 if getattr(self.constraints, metric, None) is not None or metric in self.metrics.also:
                     raise _Said(
                         f"`metrics.reference.path` is {self.metrics.reference.path!r}, saved statistics, which "
@@ -475,13 +477,11 @@ class Study(_Strict):
         """The metrics of an image rung, those of `metrics.custom` left out."""
         chosen = [
             name
-            for name in MEASURED
-            if name in ALWAYS
-            or name in self.metrics.also
-            or getattr(self.constraints, name, None) is not None
+            for name, spec in SPECS.items()
+            if spec.always or name in self.metrics.also or getattr(self.constraints, name, None) is not None
         ]
         saved = self.metrics.reference.is_saved
-        return tuple(name for name in chosen if not (saved and name in NEEDS_IMAGES))
+        return tuple(name for name in chosen if not (saved and SPECS[name].needs_images))
 
     def identity(self) -> dict[str, Any]:
         """What decides the rows, beside contents: the definition less what may be changed on ``--resume``."""

@@ -23,6 +23,7 @@ from raysense.metrics.collapsed import why_collapsed
 from raysense.metrics.custom import custom_metric
 from raysense.metrics.features import ClipFeatures, as_bytes, extractor
 from raysense.metrics.precision_recall import precision_recall_intervals
+from raysense.metrics.spec import SPECS
 from raysense.metrics.statistics import (
     Estimate,
     Interval,
@@ -34,7 +35,7 @@ from raysense.metrics.statistics import (
 from raysense.pipelines.prompts import Prompt
 from raysense.study import BUNDLED, Study
 
-DISTANCES = ("frechet", "kid", "cmmd")
+DISTANCES = tuple(name for name, spec in SPECS.items() if spec.kind == "set" and spec.relative == "_rise")
 """Metrics of the whole set with an influence an image."""
 
 

@@ -28,9 +28,11 @@ In this folder:
 
 The queries stand on the tables below and on three views, `bounds`, `verdicts` and `curves`
 (`raysense/report/views.sql`). In any other DuckDB: create a view for each table, `CREATE VIEW evaluations AS FROM
-'RUN/tables/evaluations/*.parquet'`, then read `views.sql`. pandas, polars and Spark read the same files. `raysense
-compare A B` sets two studies side by side; `raysense export RUN --out DIR` writes the winner as a pipeline that
-diffusers loads.
+read_parquet('RUN/tables/evaluations/*.parquet', hive_partitioning = false)`, then read `views.sql`. pandas, polars and
+Spark read the same files: `pandas.read_parquet("RUN/tables/measures", partitioning=None)`,
+`polars.read_parquet("RUN/tables/measures/*.parquet", hive_partitioning=False)`. Without these switches a folder above
+called, say, `metric=clip` is read as a column in place of the stored one. `raysense compare A B` sets two studies side
+by side; `raysense export RUN --out DIR` writes the winner as a pipeline that diffusers loads.
 
 # The tables
 

@@ -20,6 +20,7 @@ import duckdb
 import pandas as pd
 
 from raysense.errors import RaysenseError
+from raysense.metrics.spec import higher_is_better
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.saliency import UPDATING
 from raysense.report.front import front
@@ -141,8 +142,8 @@ class Run:
     def candidates(self) -> pd.DataFrame:
         """One row per allocation judged by images, dense included, least sparse first.
 
-        Columns: those of `evaluations`, ``strategy``, the four ``sparsity_*``, ``feasible``, and for every measure
-        ``<metric>``, ``<metric>_low``, ``<metric>_high``, ``<metric>_n``.
+        Columns: those of `evaluations`, the four ``sparsity_*``, and for every measure ``<metric>``,
+        ``<metric>_low``, ``<metric>_high``, ``<metric>_n``.
         """
         evaluations = self.table("evaluations")
         rungs = [name for name, rung in self.study.rungs if isinstance(rung, ImageRung)]
@@ -159,19 +160,8 @@ class Run:
         )
         for name in DENOMINATORS:
             found[f"sparsity_{name}"] = found["zeros"] / found[f"n_{name}"]
-        found["strategy"] = [strategy_of(q) for q in found["question"]]
-        found["feasible"] = [self._feasible(row) for row in found.to_dict("records")]
+        found["feasible"] = found["feasible"].eq(True).astype(bool)  # null in a store without a budget
         return found.sort_values(["zeros", "rung"]).reset_index(drop=True)
-
-    def _feasible(self, row: dict[Any, Any]) -> bool:
-        """Whether the whole interval of every bounded measure clears its bound."""
-        return not row["collapsed"] and all(
-            bound.margin(
-                row.get(f"{bound.measure}_low", float("nan")), row.get(f"{bound.measure}_high", float("nan"))
-            )
-            >= 0
-            for bound in self.bounds
-        )
 
     def sensitivity(self) -> pd.DataFrame:
         """The view `curves` with the groups' places and sizes: one row per group, level and metric, in network order.
@@ -189,7 +179,9 @@ class Run:
         groups = layers.groupby("group").agg(
             position=("position", "min"), layers=("layer", "size"), weights=("governed", "sum")
         )
-        found = self.sql("FROM curves").rename(columns={"damage": "value"}).join(groups, on="group")
+        # The view knows a group's own layers only; the grid also knows which layers elsewhere move with them.
+        curves = self.sql("SELECT * EXCLUDE (weights, sparsity) FROM curves")
+        found = curves.rename(columns={"damage": "value"}).join(groups, on="group")
         found["sparsity"] = found["zeros"] / found["weights"]
         return found.sort_values(["position", "zeros", "metric"]).reset_index(drop=True)
 
@@ -202,6 +194,9 @@ class Run:
 
     def cliffs(self, tolerable: float = TOLERABLE) -> pd.DataFrame:
         """One row per group, most sensitive first: between which measured sparsities its damage becomes too much.
+
+        Ordered by the share of the group's weights in the middle between the two; what never has too much damage comes
+        last, whatever share the grid let it reach, the least worst damage at the very end.
 
         Columns: ``group``, ``component``, ``layers``, ``weights``, ``safe`` (the largest measured sparsity below every
         one whose interval is not wholly at most `tolerable`), ``over`` (the smallest measured sparsity that is
@@ -228,7 +223,13 @@ class Run:
             )
         columns = ["group", "component", "layers", "weights", "safe", "over", "worst"]
         frame = pd.DataFrame(found, columns=columns)
-        return frame.sort_values(["safe", "worst"], ascending=[True, False]).reset_index(drop=True)
+        frame["over"] = frame["over"].astype(float)
+        # To whole percents: what is beyond them is where the grid has its steps.
+        frame["edge"] = ((frame["safe"] + frame["over"]) / 2).round(2)
+        ordered = frame.sort_values(
+            ["edge", "worst", "group"], ascending=[True, False, True], na_position="last"
+        )
+        return ordered.drop(columns="edge").reset_index(drop=True)
 
     def layer_sparsity(self, allocation: Allocation) -> pd.DataFrame:
         """One row per layer in network order with the ``zeros`` and the ``sparsity`` that an allocation gives it."""
@@ -264,23 +265,9 @@ class Run:
         if metric not in rows or rows[metric].dropna().empty:
             return rows.iloc[:0]
         judged = rows.dropna(subset=[metric])
-        sign = 1 if lower_is_better(metric) else -1
+        sign = -1 if higher_is_better(metric) else 1
         best = front(list(zip(judged["zeros"], sign * judged[metric], strict=True)))
         return judged.iloc[best].reset_index(drop=True)
-
-
-def strategy_of(question: str) -> str:
-    """The family behind a question's name: ``search/lamp/3`` → lamp."""
-    stage, _, rest = question.partition("/")
-    if stage == "baseline":
-        return "dense"
-    return rest.split("/")[0]
-
-
-def lower_is_better(metric: str) -> bool:
-    """Drops, rises, distances and errors are better low; scores and closeness are better high."""
-    high = ("clip_score", "closeness", "precision", "recall", "density", "coverage")
-    return metric not in high and not metric.endswith(("_score", "_closeness"))
 
 
 def views() -> str:

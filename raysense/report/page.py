@@ -21,6 +21,7 @@ from PIL import Image
 
 import raysense
 from raysense.errors import RaysenseError
+from raysense.metrics.spec import base_of, spec_of
 from raysense.pruning.allocation import Allocation
 from raysense.report import charts
 from raysense.report.frames import TOLERABLE, Run
@@ -32,23 +33,6 @@ logger = logging.getLogger(__name__)
 NAME = "report.html"
 GENERATOR = "raysense report"
 REFRESH_SECONDS = 20
-
-WORDS = {
-    "clip_score": "CLIP score",
-    "frechet": "Fréchet distance",
-    "kid": "KID",
-    "closeness": "closeness to the dense image",
-    "cmmd": "CMMD",
-}
-"""Metrics in words; others are shown by their own names."""
-
-MEANINGS = {
-    "clip_score": "how well an image fits its prompt; higher is better",
-    "frechet": "how far the set of images is from the dense pipeline's; lower is better",
-    "kid": "how far the set of images is from the dense pipeline's; lower is better",
-    "cmmd": "how far the set of images is from the dense pipeline's; lower is better",
-    "closeness": "how alike an image and the dense one from the same noise are; 1 is equal",
-}
 
 STRATEGIES = {
     "solver": "raysense: shared out by measured sensitivity",
@@ -156,10 +140,7 @@ def budget_used(candidates: pd.DataFrame, bounds: Sequence[Bound]) -> pd.Series[
 
 def in_words(measure: str) -> str:
     """A measure's name as a person reads it: ``clip_score_drop`` → CLIP score drop."""
-    for suffix in ("_drop", "_rise"):
-        if measure.endswith(suffix):
-            return f"{in_words(measure.removesuffix(suffix))} {suffix[1:]}"
-    return WORDS.get(measure, measure.replace("_", " "))
+    return spec_of(measure).label + measure.removeprefix(base_of(measure)).replace("_", " ")
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -235,7 +216,7 @@ def _budget(run: Run, summary: Mapping[str, Any] | None, candidates: pd.DataFram
     rows = []
     for bound in run.bounds:
         found = measured.get(bound.field, {})
-        base = bound.measure.removesuffix("_drop").removesuffix("_rise")
+        base = base_of(bound.measure)
         metrics = (summary or {}).get("metrics", {}) or {}
         dense = known.get(base)
         edge = found.get("high" if bound.is_upper else "low")
@@ -246,7 +227,7 @@ def _budget(run: Run, summary: Mapping[str, Any] | None, candidates: pd.DataFram
             {
                 "measure": in_words(bound.measure),
                 "base": in_words(base),
-                "meaning": MEANINGS.get(base, ""),
+                "meaning": spec_of(base).meaning,
                 "dense": dense["value"] if dense else None,
                 "pruned": metrics[base]["value"] if base in metrics else None,
                 "value": found.get("value"),

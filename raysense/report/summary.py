@@ -11,24 +11,15 @@ from rich.console import Console
 from rich.table import Table
 
 from raysense.evaluation.records import Evaluation
+from raysense.feasibility import margins
+from raysense.metrics.spec import higher_is_better, spec_of
 from raysense.pruning.layers import Inventory
 from raysense.report.front import front
 from raysense.search.plan import Candidate, Findings
 from raysense.search.purse import Purse
-from raysense.search.verdict import margins
 from raysense.store.store import Store
 from raysense.study import Bound, Study
 from raysense.terminal import say
-
-UNITS = {
-    "clip_score": "mean cosine of image and prompt",
-    "clip_score_drop": "dense minus pruned, paired by prompt and seed",
-    "frechet": "Fréchet distance to dense images of other seeds",
-    "frechet_rise": "pruned minus dense Fréchet distance, paired",
-    "kid": "kernel distance to dense images of other seeds",
-    "kid_rise": "pruned minus dense kernel distance, paired",
-    "closeness": "mean feature cosine with the dense image of the same noise",
-}
 
 
 def summarise(
@@ -117,7 +108,7 @@ def _fronts(
     whole = [c for c in candidates if not (c.evaluation.failed or c.evaluation.collapsed)]
     fronts = {}
     for bound in bounds:
-        sign = 1 if bound.is_upper else -1
+        sign = -1 if higher_is_better(bound.measure) else 1
         values = [c.evaluation.measures[bound.measure].value for c in whole]
         points = [(c.evaluation.zeros, sign * value) for c, value in zip(whole, values, strict=True)]
         fronts[bound.measure] = [
@@ -145,10 +136,15 @@ def _metrics(evaluation: Evaluation | None) -> dict[str, Any]:
             "high": m.high,
             "n": m.n,
             "extractor": m.extractor,
-            "unit": UNITS.get(name, ""),
+            "unit": _unit(name),
         }
         for name, m in evaluation.measures.items()
     }
+
+
+def _unit(measure: str) -> str:
+    spec = spec_of(measure)
+    return spec.unit if measure == spec.name else spec.relative_unit
 
 
 def _constraints(winner: Candidate | None, bounds: Sequence[Bound]) -> list[dict[str, Any]]:

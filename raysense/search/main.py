@@ -29,6 +29,7 @@ from raysense.report.refresh import PageWhileRunning
 from raysense.report.summary import render, summarise
 from raysense.search.families import ITERATIVE, SOLVER, check_strategies, closed_forms
 from raysense.search.plan import make_story
+from raysense.search.verdict import quality_budget
 from raysense.store.disk import Disk
 from raysense.store.sealed import seal
 from raysense.store.store import Store
@@ -150,6 +151,7 @@ def begin_store(
         denominators=denominators(inventory),
         extensions=(*EXTENSIONS, *PLACES),
         inputs=inputs,
+        budget=quality_budget(study),
     )
     store.write_table("layers", layer_rows(inventory, grid, study.search.granularity))
     disk = Disk(out)

@@ -14,6 +14,7 @@ from raysense.evaluation.calibration import OWL
 from raysense.evaluation.parts import image_cost, images_of, is_split, parts_of, ranges_of, reference_rung
 from raysense.evaluation.probe import probe_cost
 from raysense.evaluation.records import CALIBRATION, Evaluation, Question, StopRule, Task
+from raysense.feasibility import is_feasible, margins
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory
 from raysense.pruning.priors import Family
@@ -32,7 +33,7 @@ from raysense.search.families import (
 from raysense.search.inquiry import Inquiry, OutOfBudget, Plan, Story
 from raysense.search.proposers import Learned, Proposer, Random, Switches, Tpe, evopress, scaled
 from raysense.search.purse import Purse
-from raysense.search.verdict import hopeless, is_feasible, margins
+from raysense.search.verdict import hopeless
 from raysense.study import Bound, Study
 
 HOPELESS_PROBE = 1.0

@@ -9,12 +9,12 @@ import numpy as np
 
 from raysense.errors import RaysenseError
 from raysense.evaluation.records import Evaluation
+from raysense.feasibility import is_feasible
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.search.curves import Curve
 from raysense.search.plan import Candidate, load_of
 from raysense.search.proposers import Learned
 from raysense.search.solver import OBJECTIVES
-from raysense.search.verdict import is_feasible
 from raysense.store.store import Store
 from raysense.study import Study, parse, revise
 

@@ -1,62 +1,21 @@
-"""Is an evaluation inside the quality budget? The one place that decides."""
+"""When a candidate is hopeless, and which budget decides; whether it is met, `raysense.feasibility` says."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from scipy import stats
 
-from raysense.evaluation.records import Evaluation, StopRule
+from raysense.evaluation.records import StopRule
+from raysense.feasibility import Budget
+from raysense.metrics.spec import spec_of
 from raysense.metrics.statistics import LEVEL, look_levels
-from raysense.study import Bound, Rungs
-
-_NEEDS_FULL_SAMPLE = (
-    "frechet",
-    "frechet_rise",
-    "cmmd",
-    "precision",
-    "precision_drop",
-    "recall",
-    "recall_drop",
-)
-"""Measures whose bias depends on the number of images: a smaller rung says nothing certain about a larger one."""
+from raysense.study import Bound, Rungs, Study
 
 
-@dataclass(frozen=True)
-class Margin:
-    """How one bound fares.
-
-    Attributes:
-        bound: The bound.
-        value: The measured value, in the measure's unit.
-        low: Lower end of its two-sided 95 % interval.
-        high: Upper end.
-        margin: How far the whole interval stays inside the bound; negative: it does not.
-    """
-
-    bound: Bound
-    value: float
-    low: float
-    high: float
-    margin: float
-
-
-def margins(evaluation: Evaluation, bounds: Sequence[Bound]) -> list[Margin]:
-    """Every bound beside what was measured."""
-    result = []
-    for bound in bounds:
-        measure = evaluation.measures[bound.measure]
-        margin = bound.margin(measure.low, measure.high)
-        result.append(Margin(bound, measure.value, measure.low, measure.high, margin))
-    return result
-
-
-def is_feasible(evaluation: Evaluation, bounds: Sequence[Bound]) -> bool:
-    """Whether each measure's whole 95 % interval clears its bound (so each errs in at most 2.5 % of cases)."""
-    if evaluation.failed or evaluation.collapsed:
-        return False
-    return all(margin.margin >= 0 for margin in margins(evaluation, bounds))
+def quality_budget(study: Study) -> Budget:
+    """The budget that decides which rows of a study are feasible."""
+    return Budget(tuple(study.constraints.bounds()))
 
 
 def hopeless(bounds: Sequence[Bound], rungs: Rungs) -> StopRule:
@@ -71,7 +30,7 @@ def hopeless(bounds: Sequence[Bound], rungs: Rungs) -> StopRule:
         bounds: The quality budget.
         rungs: How large the looks are.
     """
-    certain = [bound for bound in bounds if bound.measure not in _NEEDS_FULL_SAMPLE]
+    certain = [bound for bound in bounds if not spec_of(bound.measure).needs_full_sample]
     return StopRule(
         above={bound.measure: bound.limit for bound in certain if bound.is_upper},
         below={bound.measure: bound.limit for bound in certain if not bound.is_upper},

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from raysense.evaluation.records import Evaluation, Measure
+from raysense.feasibility import Budget
 from raysense.store.schema import EVALUATIONS, LATER, TABLES
 from raysense.store.sealed import seal, unseal
 
@@ -106,7 +107,14 @@ def from_object(content: bytes, where: str) -> tuple[Evaluation, dict[str, int]]
         raise ValueError(f"field {error} is missing or of the wrong type") from error
 
 
-def to_rows(evaluation: Evaluation, levels: Mapping[str, int]) -> Rows:
+def strategy_of(stage: str, question: str) -> str:
+    """Who proposed an allocation, by the name of the question: ``search/lamp/3`` → lamp."""
+    if stage == "baseline":
+        return "dense"
+    return question.split("/")[1] if stage in ("search", "validation") and "/" in question else ""
+
+
+def to_rows(evaluation: Evaluation, levels: Mapping[str, int], budget: Budget | None) -> Rows:
     """The rows that an evaluation adds to each table; denominators and zeros per layer are added on reading."""
     of_image = [
         {
@@ -124,7 +132,13 @@ def to_rows(evaluation: Evaluation, levels: Mapping[str, int]) -> Rows:
         if metric not in _IMAGE
     ]
     return {
-        "evaluations": [{name: getattr(evaluation, name) for name in _PLAIN}],
+        "evaluations": [
+            {
+                **{name: getattr(evaluation, name) for name in _PLAIN},
+                "strategy": strategy_of(evaluation.stage, evaluation.question),
+                **(budget.judged(evaluation) if budget else {}),
+            }
+        ],
         "measures": [
             {"key": evaluation.key, "metric": metric, **{name: getattr(measure, name) for name in _MEASURE}}
             for metric, measure in evaluation.measures.items()
@@ -137,12 +151,19 @@ def to_rows(evaluation: Evaluation, levels: Mapping[str, int]) -> Rows:
     }
 
 
-def to_tables(evaluations: Sequence[tuple[Evaluation, Mapping[str, int]]]) -> dict[str, pa.Table]:
-    """The tables of many evaluations; each allocation's layers once."""
+def to_tables(
+    evaluations: Sequence[tuple[Evaluation, Mapping[str, int]]], budget: Budget | None = None
+) -> dict[str, pa.Table]:
+    """The tables of many evaluations; each allocation's layers once.
+
+    Args:
+        evaluations: Each with its allocation's levels.
+        budget: Decides which are feasible; without one, that is null.
+    """
     collected: Rows = {"evaluations": [], "measures": [], "samples": [], "allocations": []}
     allocations: set[str] = set()
     for evaluation, levels in evaluations:
-        rows = to_rows(evaluation, levels)
+        rows = to_rows(evaluation, levels, budget)
         if evaluation.allocation in allocations:
             rows["allocations"] = []
         elif levels:

@@ -42,6 +42,11 @@ STUDIES = _schema(
     ("signature", _TEXT, "identity of the study: same signature, same questions, same rows"),
     ("name", _TEXT, "the study's name, or an empty text"),
     ("definition", _TEXT, "the study's definition as JSON"),
+    (
+        "bounds",
+        _TEXT,
+        "the quality budget as a JSON list: field, metric, is_upper, bound; see the view bounds",
+    ),
     ("raysense_version", _TEXT, "version of raysense that began the study"),
     ("created", _TEXT, "when the store was created, UTC, ISO 8601"),
     *((name, _INT, text) for name, text in DENOMINATORS.items()),
@@ -84,6 +89,18 @@ EVALUATIONS = _schema(
     ("images", _INT, "images sampled for this evaluation"),
     ("cost", _INT, "denoiser sample-forwards spent"),
     ("seconds", _FLOAT, "wall time, seconds"),
+    ("strategy", _TEXT, "which strategy proposed it; dense in the baseline, an empty text for sensitivity"),
+    (
+        "feasible",
+        pa.bool_(),
+        "whether the whole interval of every bounded measure clears its bound; null where no images were judged",
+    ),
+    (
+        "constraint_utilisation",
+        _FLOAT,
+        "largest share of a bound's room, from dense to the bound, that the interval's worse end uses: above 1 is "
+        "outside; null where nothing was judged",
+    ),
     ("collapsed", _TEXT, "why the output is broken, or an empty text"),
     ("failed", _TEXT, "why it could not be measured, or an empty text"),
     ("notes", _TEXT, "what departed from the plan, or an empty text"),

@@ -31,6 +31,7 @@ import pyarrow.compute as pc
 import raysense
 from raysense.errors import RaysenseError
 from raysense.evaluation.records import Evaluation
+from raysense.feasibility import Budget
 from raysense.store import parquet, rows
 from raysense.store.disk import Disk, read_sealed
 from raysense.store.lock import DriverLock
@@ -109,6 +110,7 @@ class Store:
         denominators: Mapping[str, int] | None = None,
         extensions: Sequence[str] = ("budget",),
         inputs: Mapping[str, Any] | None = None,
+        budget: Budget | None = None,
     ) -> None:
         """Records what the study is, or checks that it is still the same. For the driver.
 
@@ -120,6 +122,7 @@ class Store:
             extensions: Fields of the definition, dotted if nested, that may change without changing
                 the study, such as a larger budget.
             inputs: What the rows depend on beside the definition, by content, JSON-able; part of the identity.
+            budget: What decides which rows are feasible; without one, that column is null.
 
         Raises:
             RaysenseError: The store holds another study; shows each differing field.
@@ -129,7 +132,7 @@ class Store:
             raise RaysenseError(f"denominators: unknown {unknown}; known are {sorted(DENOMINATORS)}.")
         plain: dict[str, Any] = json.loads(json.dumps(definition))
         with self.lock():
-            self._begin(plain, signature, denominators or {}, extensions, inputs or {})
+            self._begin(plain, signature, denominators or {}, extensions, inputs or {}, budget)
 
     def _begin(
         self,
@@ -138,6 +141,7 @@ class Store:
         denominators: Mapping[str, int],
         extensions: Sequence[str],
         inputs: Mapping[str, Any],
+        budget: Budget | None,
     ) -> None:
         study = self._read_study()
         if study is None:
@@ -153,6 +157,7 @@ class Store:
             **study,
             "definition": plain,
             "inputs": json.loads(json.dumps(inputs)),
+            "budget": budget.to_fields() if budget else None,
             "denominators": {**study["denominators"], **{k: int(v) for k, v in denominators.items()}},
         }
         if new != study:
@@ -230,7 +235,7 @@ class Store:
             except FileNotFoundError as error:
                 self._wait_for_switch(attempt, error)
         if name in _FROM_OBJECTS:
-            table = pa.concat_tables([table, rows.to_tables(self._everything()[1])[name]])
+            table = pa.concat_tables([table, rows.to_tables(self._everything()[1], _budget(study))[name]])
         if name == "evaluations" and study is not None:
             return rows.denominated(table, study["denominators"])
         if name == "allocations":
@@ -287,7 +292,7 @@ class Store:
         study = self._read_study()
         if objects:
             layers = self._read_parquet("layers", tables.get("layers", ()))
-            for name, added in rows.to_tables(objects).items():
+            for name, added in rows.to_tables(objects, _budget(study)).items():
                 if name == "allocations":
                     new = _new_allocations(added, self._read_parquet(name, tables.get(name, ())))
                     added = _allocations(new, layers)
@@ -560,8 +565,14 @@ def _studies(study: Mapping[str, Any] | None) -> pa.Table:
         **study["denominators"],
         "name": str(study["definition"].get("name", "")),
         "definition": json.dumps(study["definition"], sort_keys=True),
+        "bounds": json.dumps((study.get("budget") or {}).get("bounds", [])),
     }
     return pa.Table.from_pylist([row], schema=TABLES["studies"])
+
+
+def _budget(study: Mapping[str, Any] | None) -> Budget | None:
+    fields = (study or {}).get("budget")
+    return Budget.from_fields(fields) if fields else None
 
 
 def _allocations(table: pa.Table, layers: pa.Table) -> pa.Table:

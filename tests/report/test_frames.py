@@ -7,7 +7,9 @@ import pytest
 
 from raysense.cli import main
 from raysense.errors import RaysenseError
-from raysense.report.frames import Run, lower_is_better, strategy_of
+from raysense.metrics.spec import SPECS, higher_is_better, spec_of
+from raysense.report.frames import Run
+from raysense.store.rows import strategy_of
 from raysense.store.schema import LATER, TABLES
 from tests.conftest import REFERENCE, REPORTS
 
@@ -34,8 +36,11 @@ def test_frames_and_queries_agree(run: Run) -> None:
     cliffs = run.cliffs().set_index("group")
     queried = run.sql((REPORTS / "queries" / "cliffs.sql").read_text()).set_index("group")
     assert set(cliffs.index) == set(queried.index)
-    safe = cliffs["safe"] * cliffs["weights"]
-    assert safe.round().loc[queried.index].to_list() == queried["zeros_safe"].to_list()
+    assert list(cliffs.index) == list(queried.index)
+    for own, percent in (("safe", "percent_safe"), ("over", "percent_over")):
+        assert (100 * cliffs[own]).round(1).to_list() == pytest.approx(
+            queried[percent].to_list(), nan_ok=True
+        )
     costs = run.costs().set_index("stage")["cost"]
     by_query = run.sql((REPORTS / "queries" / "cost_per_stage.sql").read_text()).set_index("stage")
     assert costs.to_dict() == by_query["sample_forwards"].to_dict()
@@ -109,8 +114,16 @@ def test_a_query_from_the_command_line(capsys: pytest.CaptureFixture[str], tmp_p
 
 
 def test_names() -> None:
-    assert strategy_of("search/lamp/3") == "lamp"
-    assert strategy_of("search/joint/0") == "joint"
-    assert strategy_of("baseline/search") == "dense"
-    assert lower_is_better("frechet_rise")
-    assert not lower_is_better("clip_score")
+    assert strategy_of("search", "search/lamp/3") == "lamp"
+    assert strategy_of("validation", "validation/joint/0") == "joint"
+    assert strategy_of("baseline", "baseline/search") == "dense"
+    assert strategy_of("sensitivity", "sensitivity/unet:mid_block") == ""
+
+
+def test_which_way_is_good() -> None:
+    better = {name for name in SPECS if higher_is_better(name)}
+    assert better == {"clip_score", "closeness", "precision", "recall", "ssim"}
+    assert higher_is_better("sharpness")  # a metric of the study's own
+    for measure in ("frechet_rise", "kid_rise", "clip_score_drop", "recall_drop", "sharpness_drop"):
+        assert not higher_is_better(measure)
+    assert spec_of("clip_score_drop").label == "CLIP score"
