@@ -154,7 +154,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     )
     attempt.add_argument("--strategy", default="uniform", help="who shares it out (default: %(default)s)")
     attempt.add_argument(
-        "--rung", default="probe", choices=("probe", "preview", "score"), help="default: %(default)s"
+        "--rung", default="probe", choices=("layer", "probe", "preview", "score"), help="default: %(default)s"
     )
     attempt.add_argument(
         "--cache", metavar="DIR", help="keep dense references and statistics for the next time"

@@ -1,0 +1,227 @@
+"""What README and docs tell people to type, read and believe is run here, or looked up where it was measured."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import pytest
+import yaml
+
+from raysense.cli import _parser
+from raysense.report.frames import Run
+from raysense.study import parse
+from tests.conftest import REFERENCE
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    [
+        *ROOT.glob("docs/*.md"),
+        *(ROOT / folder / "README.md" for folder in (".", "reports", "raysense/bundled")),
+    ]
+)
+RUN = "reports/runs/quickstart"
+"""The study that the pages speak of; the committed one stands in for it."""
+
+PLACEHOLDERS = ("my_study.yaml", "my/pipeline", "captions", "RUN", "STUDY", "FILE", "DIR", "…", "s3://")
+"""What a reader puts his own in place of."""
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.text.strip().splitlines()[0][:40]}"
+
+
+def _blocks() -> Iterator[Block]:
+    for page in PAGES:
+        for found in re.finditer(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+            yield Block(page, found[1], found[2])
+
+
+BLOCKS = list(_blocks())
+
+
+def _commands(text: str) -> Iterator[list[str]]:
+    """The commands of ours in a block or a line: ``raysense …`` and ``python -m …``."""
+    for line in text.replace("\\\n", " ").splitlines():
+        try:
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+        except ValueError:  # a sentence, a drawing
+            continue
+        for start in (word for word in range(len(words)) if words[word] == "--"):
+            words = words[start + 1 :]
+            break
+        if words[:1] == ["raysense"] or words[1:2] == ["-m"]:
+            yield words
+
+
+def _inline() -> Iterator[tuple[Path, str]]:
+    """Spans of code in the prose."""
+    for page in PAGES:
+        prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+        for found in re.finditer(r"`([^`]+)`", prose):
+            yield page, " ".join(found[1].split())
+
+
+TYPED = sorted(
+    {(str(page.relative_to(ROOT)), shlex.join(words)) for page, text in
+     [*((block.page, block.text) for block in BLOCKS if not block.language), *_inline()] for words in _commands(text)}
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "sql"], ids=str)
+def test_a_query_answers_what_its_comment_asks(block: Block) -> None:
+    comment = block.text.splitlines()[0]
+    text = block.text.replace(RUN, str(REFERENCE))
+    found = (
+        Run(str(REFERENCE)).sql(text) if "raysense query" in comment else duckdb.sql(text.rstrip(" ;\n")).df()
+    )
+    assert len(found), comment
+    if "with 40 to 60 %" in comment:
+        assert found["removed"].between(0.4, 0.6).all()
+        assert found["probe_error"].is_monotonic_decreasing
+        curves = Run(str(REFERENCE)).sensitivity().query("metric == 'probe_error' and 0.4 <= sparsity <= 0.6")
+        assert found["group"].iloc[0] == curves.loc[curves["value"].idxmax(), "group"]
+        assert len(found) == min(10, len(curves))
+    elif "inside the budget" in comment:
+        assert (found["budget_used"] <= 1).all()
+        summary = Run(str(REFERENCE)).summary
+        assert summary is not None
+        assert found["allocation"].iloc[0] == summary["allocation"]
+        assert found["percent_removed"].iloc[0] == pytest.approx(
+            100 * summary["sparsity_components"], abs=0.05
+        )
+    else:
+        pytest.fail(f"say here what holds of the answer to {comment!r}")
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=str)
+def test_python_runs(block: Block) -> None:
+    names: dict[str, object] = {}
+    exec(block.text.replace(RUN, str(REFERENCE)), names)
+    measures = names["measures"]
+    assert isinstance(measures, pd.DataFrame)
+    assert "clip_score_drop" in set(measures["metric"])
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=str)
+def test_a_study_is_one(block: Block) -> None:
+    fields = yaml.safe_load(block.text)
+    missing = {} if "constraints" in fields else {"constraints": {"clip_score": {"max_drop": 0.01}}}
+    parse({"name": "s", **missing, **fields})
+
+
+@pytest.mark.parametrize(("page", "command"), TYPED)
+def test_a_command_is_one(page: str, command: str) -> None:
+    words = shlex.split(command)
+    if words[0] == "raysense":
+        name, arguments = None, words[1:]
+    elif words[2] == "raysense.search":
+        name, arguments = "search", words[3:]
+    else:
+        assert _source(words[2]), command
+        return
+    if name is None and (len(arguments) < 2 or arguments[-1] == "…"):
+        assert arguments[0] in _parser(None).format_help(), command  # the command's name alone, in a sentence
+        return
+    parsed = _parser(name).parse_args([word for word in arguments if word != "…"])
+    for value in vars(parsed).values():
+        for path in [value] if isinstance(value, Path | str) else []:
+            ours = str(path).startswith(("search/", "reports/", "deploy/", "docs/"))
+            if (
+                ours
+                and not str(path).startswith("reports/runs/")
+                and not any(p in str(path) for p in PLACEHOLDERS)
+            ):
+                assert (ROOT / path).exists(), f"{page}: {command}: there is no {path}"
+
+
+def test_every_target_of_make_is_there() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        spans = [*re.findall(r"`make ([a-z-]+)", text), *re.findall(r"^(?:\$ )?make ([a-z-]+)", text, re.M)]
+        assert set(spans) <= targets, page
+
+
+def test_every_link_and_every_path_leads_somewhere() -> None:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (page.parent / link).exists(), f"{page}: {link}"
+        for path in re.findall(
+            r"`((?:raysense|docs|tests|reports|search|deploy|benchmarks|training)/[\w./-]+)`", text
+        ):
+            made = path.startswith(("reports/runs", "training/runs"))
+            there = any((folder / path).exists() for folder in (ROOT, ROOT / "raysense", page.parent))
+            assert made or there, f"{page}: `{path}`"
+
+
+def _source(module: str) -> Path | None:
+    """A module's file; not imported, as torch takes its time."""
+    path = ROOT.joinpath(*module.split("."))
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def test_every_module_that_is_named_is_there() -> None:
+    for page in PAGES:
+        for name in re.findall(
+            r"`((?:raysense|benchmarks|training)(?:\.[A-Za-z_]+)+)", page.read_text(encoding="utf-8")
+        ):
+            while _source(name) is None:
+                name, _, last = name.rpartition(".")
+                assert name, f"{page}: there is no {last}"
+                source = _source(name)
+                if source is not None:
+                    defined = re.search(rf"^(def|class) {last}\b|^{last}\b", source.read_text(), re.M)
+                    assert defined, f"{page}: {name} has no {last}"
+
+
+def test_the_comparison_is_what_the_benchmark_measured() -> None:
+    """README's table of strategies, number by number, from the committed rows' summary."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    summary = (ROOT / "reports/benchmarks/search-cpu/summary.md").read_text(encoding="utf-8")
+    shares = {m[1]: float(m[2]) for m in re.finditer(r"^\| 0\.01 \| (\w+) \| ([\d.]+)% \[", summary, re.M)}
+    ratios = {
+        m[1]: (float(m[2]), float(m[3]), float(m[4]))
+        for m in re.finditer(r"^\| 0\.01 \| ([\w ,]+) \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|", summary, re.M)
+    }
+    rows = dict(re.findall(r"^\| \**([^|*]+?)\** \| \**(\d+) %\** \| *[^|]*\|$", readme, re.M))
+    named = {
+        "raysense": "joint", "TPE": "tpe", "EvoPress": "evopress", "LAMP": "lamp", "one ratio": "uniform",
+        "OWL": "owl", "the original recipe": "recipe",
+    }  # fmt: skip
+    for begins, strategy in named.items():
+        (share,) = [value for label, value in rows.items() if label.startswith(begins)]
+        assert int(share) == round(shares[strategy]), strategy
+        if strategy != "joint":
+            (line,) = re.findall(
+                rf"^\| {begins}[^|]*\| \d+ % \| ([\d.]+) \[([\d.]+), ([\d.]+)\] \|$", readme, re.M
+            )
+            assert tuple(map(float, line)) == ratios[strategy], strategy
+    low, high = re.findall(r"a tenth of its cost \(\.10 \[\.(\d+), \.(\d+)\]\)", readme)[0]
+    assert ratios["cost to reach, best iterative"] == (0.10, float(f"0.{low}"), float(f"0.{high}"))
+
+
+def test_the_results_of_a_run_agree_with_each_other() -> None:
+    """The run that README shows twice: its ratio and its shares belong to the same counts."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    share, zeros, gain, uniform = re.findall(
+        r"([\d.]+)% of the parameters of the studied.*?([\d,]+) zeros.*?That is ([\d.]+)×.*?\(([\d.]+)%\)",
+        readme,
+        re.S,
+    )[0]
+    assert float(share) / float(uniform) == pytest.approx(float(gain), abs=0.01)
+    for percent in (share, uniform):
+        assert readme.count(f"{percent} %"), percent  # the table of the same run
+    assert int(zeros.replace(",", "")) > 0
