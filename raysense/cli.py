@@ -15,6 +15,8 @@ from typing import Any, TextIO
 
 from raysense import __version__, plugins
 from raysense.errors import RaysenseError
+from raysense.hub import settle
+from raysense.plain_text import accept_any_text
 from raysense.study import Study, examine, listed, load
 
 RUNS = Path("reports/runs")
@@ -76,7 +78,7 @@ _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 def _complain(text: str) -> None:
     try:
-        print(f"raysense: error: {text}", file=sys.stderr, flush=True)
+        print(f"raysense: error: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
     except OSError:  # nobody can be told; the exit status says it
         _drop(sys.stderr)
 
@@ -87,6 +89,7 @@ def _drop(stream: TextIO) -> None:
 
 
 def _main(argv: Sequence[str] | None, command: str | None) -> int:
+    accept_any_text()
     parser = _parser(command)
     args = parser.parse_args(argv)
     if "study" in args:
@@ -94,8 +97,6 @@ def _main(argv: Sequence[str] | None, command: str | None) -> int:
         plugins.make_importable([*([args.study.parent] if args.study else []), Path.cwd()])
     level = logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # Hub libraries otherwise retry for minutes on machines without a hub.
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "10")
     try:
         return int(args.run(args))
     except RaysenseError as error:
@@ -291,8 +292,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    study, doubts = _checked(args)
-    _warn(doubts)
+    study = _ready(args)
     for flag, value in (("--speed", args.speed), ("--price", args.price), ("--gpu-memory", args.gpu_memory)):
         if value is not None and value <= 0:
             raise RaysenseError(f"`{flag}` must be > 0, but got {value:g}")
@@ -314,8 +314,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _search(args: argparse.Namespace) -> int:
-    study, doubts = _checked(args)
-    _warn(doubts)
+    study = _ready(args)
     out = args.out or str(RUNS / study.name)
     from rich.console import Console
 
@@ -335,6 +334,7 @@ def _validate(args: argparse.Namespace) -> int:
 
 def _prepare(args: argparse.Namespace) -> int:
     study, warnings = _checked(args)
+    _warn([settle(study)])
     from raysense.evaluation.prepare import prepare, without_token
 
     try:
@@ -354,6 +354,7 @@ def _prepare(args: argparse.Namespace) -> int:
 def _layers(args: argparse.Namespace) -> int:
     overrides = [*args.set, *([f"pipeline={args.pipeline}"] if args.pipeline else [])]
     study = load(args.study, overrides)
+    _warn([settle(study)])
     from raysense.evaluation.engine import inventory_and_grid
     from raysense.pipelines.load import load_pipeline
     from raysense.pruning.layers import render_tree
@@ -366,8 +367,7 @@ def _layers(args: argparse.Namespace) -> int:
 def _try(args: argparse.Namespace) -> int:
     if not 0 <= args.sparsity <= 1:
         raise RaysenseError(f"`--sparsity` must be between 0 and 1, but got {args.sparsity:g}")
-    study, doubts = _checked(args)
-    _warn(doubts)
+    study = _ready(args)
     from raysense.search.once import try_once
 
     with tempfile.TemporaryDirectory(prefix="raysense-try-") as folder:
@@ -464,8 +464,15 @@ def _checked(args: argparse.Namespace) -> tuple[Study, list[str]]:
     return found.study, doubts
 
 
+def _ready(args: argparse.Namespace) -> Study:
+    """The study that a command is given, to be worked on now: doubts are said, and so is a hub that is out of reach."""
+    study, doubts = _checked(args)
+    _warn([*doubts, settle(study)])
+    return study
+
+
 def _warn(doubts: Sequence[str]) -> None:
-    for doubt in doubts:
+    for doubt in filter(None, doubts):
         print(f"raysense: warning: {doubt}", file=sys.stderr)
 
 

@@ -14,6 +14,7 @@ from torch.nn.functional import conv2d, cosine_similarity
 from torch_fidelity.utils import create_sample_similarity
 
 from raysense.errors import RaysenseError
+from raysense.hub import limited
 
 from .features import BATCH, OFFLINE, as_bytes
 
@@ -98,7 +99,8 @@ class Lpips:
 
     def __init__(self, device: str | torch.device = "cpu", batch: int = BATCH) -> None:
         try:
-            network = create_sample_similarity(self.name, cuda=False, verbose=False)
+            with limited():
+                network = create_sample_similarity(self.name, cuda=False, verbose=False)
         except (OSError, RuntimeError) as error:
             raise RaysenseError(f"metric lpips: its weights cannot be had ({error}); {OFFLINE}.") from error
         self.device, self.batch = torch.device(device), batch

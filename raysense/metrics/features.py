@@ -22,6 +22,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor
 
 from raysense.errors import RaysenseError
+from raysense.hub import limited
 from raysense.names import LOCAL, OPEN_CLIP
 
 from . import efficientnet
@@ -84,7 +85,8 @@ class TorchFidelityFeatures:
             )
         layer = FEATURE_EXTRACTORS_REGISTRY[name].get_default_feature_layer_for_metric("fid")
         try:
-            network = create_feature_extractor(name, [layer], cuda=False, verbose=False)
+            with limited():
+                network = create_feature_extractor(name, [layer], cuda=False, verbose=False)
         except (OSError, RuntimeError) as error:
             raise RaysenseError(
                 f"extractor {name!r}: its weights cannot be had ({error}); {OFFLINE}."

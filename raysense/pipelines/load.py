@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from raysense.errors import RaysenseError
+from raysense.hub import settle_hub
 from raysense.study import BUNDLED, bundled_pipeline
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def load_pipeline(
         reason = " ".join(str(error).split())[:200]
         looked = (
             "as a folder"
-            if Path(pipeline_folder(source)).exists()
+            if os.path.exists(pipeline_folder(source))
             else "as a folder (there is none) and as a hub id"
         )
         raise RaysenseError(
@@ -135,8 +136,9 @@ def notes_of(pipeline: DiffusionPipeline) -> tuple[str, ...]:
 def local_folder(source: str, revision: str | None) -> str:
     """The folder of a pipeline on this machine; what is on the hub is downloaded first."""
     folder = pipeline_folder(source)
-    if Path(folder).is_dir():
+    if os.path.isdir(folder):
         return folder
+    settle_hub()
     return str(DiffusionPipeline.download(folder, revision=revision))
 
 

@@ -1,0 +1,61 @@
+"""Nothing that is printed may fail because of the terminal: what it cannot show is shown in ASCII."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+import unicodedata
+
+_PLAIN = {
+    **dict.fromkeys("─━═╌╍┄┅┈┉╴╶╸╺", "-"),
+    **dict.fromkeys("│┃║╎╏┆┇┊┋╵╷╹╻", "|"),
+    **dict.fromkeys("█▉▊▋▌▍▎▏▇▆▅▄▃▂▁■▪●", "#"),
+    **dict.fromkeys("–—−‐‑", "-"),
+    **dict.fromkeys("‘’", "'"),
+    **dict.fromkeys("“”„", '"'),
+    "≤": "<=",
+    "≥": ">=",
+    "×": "x",
+    "±": "+-",
+    "≈": "~",
+    "→": "->",
+    "←": "<-",
+    "…": "...",
+    "·": "-",
+    "•": "*",
+    "λ": "lambda",
+    "Δ": "delta",
+    "√": "sqrt",
+    "‖": "||",
+    "∞": "inf",
+    "²": "2",
+    "✓": "ok",
+    "✗": "x",
+    "°": "deg",
+    "µ": "u",
+}
+_NAME = "raysense-ascii"
+
+
+def accept_any_text() -> None:
+    """Let standard output and error take any text, whatever their encoding: `LANG=C`, latin-1, broken file names."""
+    codecs.register_error(_NAME, _instead)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not what a notebook or a test has put there
+            stream.reconfigure(errors=_NAME)
+
+
+def _instead(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = "".join(map(plain, error.object[error.start : error.end]))
+    return text, error.end
+
+
+def plain(character: str) -> str:
+    """A character in ASCII: a sign's usual spelling, a letter without its accents, or a question mark."""
+    if character in _PLAIN:
+        return _PLAIN[character]
+    if "\u2500" <= character <= "\u257f":
+        return "+"  # where lines meet
+    letters = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    return letters or "?"

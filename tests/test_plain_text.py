@@ -1,0 +1,54 @@
+"""Every command prints on every terminal."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+
+from raysense.plain_text import accept_any_text, plain
+
+ENVIRONMENTS = {
+    "ascii": {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+    "C": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    "latin-1": {"PYTHONIOENCODING": "latin-1"},
+    "strict": {"PYTHONIOENCODING": "utf-8:strict"},
+}
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_commands_print_on_any_terminal(name: str) -> None:
+    """In one process, which has to be new: the interpreter settles encodings when it starts."""
+    program = """
+from raysense.cli import main
+from rich.console import Console
+from rich.table import Table
+bound = "constraints={clip_score: {max_drop: -1}}"
+assert main(["validate", "--set", bound, "--set", "prompts=\\udcc3"]) == 2
+table = Table("\\u2264 \\xd7")
+table.add_row("\\u732b \\xe9")
+Console().print(table)
+print("\\u251c\\u2500 \\u732b", "caf\\udcc3")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        env={**os.environ, **ENVIRONMENTS[name]},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert (b"must be >= 0" if name != "strict" else "must be ≥ 0".encode()) in done.stderr
+
+
+def test_signs_keep_their_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding="ascii"))
+    accept_any_text()
+    print("├─ é ≤ 3 × 2 … 猫 \udcc3", flush=True)
+    assert buffer.getvalue() == b"+- e <= 3 x 2 ... ? ?\n"
+    assert plain("└") == "+"
+    assert plain("ﬁ") == "fi"
