@@ -266,7 +266,7 @@ class Store:
         )
         with self.lock():
             manifest = self._read_manifest()
-            if not self._read_parquet(name, manifest["tables"].get(name, ())).equals(full):
+            if not self._held(name, manifest["tables"]).equals(full):
                 self._switch({**manifest["tables"], name: [self._write_parquet(name, full)]}, manifest)
 
     # --- compaction -----------------------------------------------------------------------------------
@@ -291,20 +291,20 @@ class Store:
         tables: dict[str, list[str]] = {name: list(files) for name, files in manifest["tables"].items()}
         study = self._read_study()
         if objects:
-            layers = self._read_parquet("layers", tables.get("layers", ()))
+            layers = self._held("layers", tables)
             for name, added in rows.to_tables(objects, _budget(study)).items():
                 if name == "allocations":
-                    new = _new_allocations(added, self._read_parquet(name, tables.get(name, ())))
+                    new = _new_allocations(added, self._held(name, tables))
                     added = _allocations(new, layers)
                 if name == "evaluations" and study is not None:
                     added = rows.denominated(added, study["denominators"])
                 files = tables.get(name, [])
                 if len(files) >= _MANY_FILES:
-                    added, files = pa.concat_tables([self._read_parquet(name, files), added]), []
+                    added, files = pa.concat_tables([self._held(name, tables), added]), []
                 if len(added):
                     files = [*files, self._write_parquet(name, added)]
                 tables[name] = files
-            if not self._read_parquet("studies", tables.get("studies", ())).equals(_studies(study)):
+            if not self._held("studies", tables).equals(_studies(study)):
                 tables["studies"] = [self._write_parquet("studies", _studies(study))]
             self._switch(tables, manifest)
         self._disk.delete([f"objects/{name}" for name in names])
@@ -376,6 +376,13 @@ class Store:
                 ) from error
         return pa.concat_tables(parts).replace_schema_metadata(schema.metadata)
 
+    def _held(self, name: str, tables: Mapping[str, Sequence[str]]) -> pa.Table:
+        """A table's compacted rows, read under the lock: nobody may have replaced a file meanwhile."""
+        try:
+            return self._read_parquet(name, tables.get(name, ()))
+        except FileNotFoundError as error:
+            raise _missing(error) from error
+
     def _read_manifest(self) -> dict[str, Any]:
         path, remedy = self._disk.path("manifest.json"), "Restore it from a copy of the store."
         manifest = read_sealed(self._disk, "manifest.json", remedy)
@@ -409,9 +416,7 @@ class Store:
     def _wait_for_switch(self, attempt: int, error: FileNotFoundError) -> None:
         """A file of the manifest is gone: a compaction has just replaced it, so a new manifest is there."""
         if attempt == 4:
-            raise RaysenseError(
-                f"`{error}` is missing although the manifest names it. Restore it from a copy of the store."
-            ) from error
+            raise _missing(error) from error
         time.sleep(0.05 * 2**attempt)
 
     def _everything(self) -> tuple[_Compacted, list[tuple[Evaluation, dict[str, int]]]]:
@@ -568,6 +573,12 @@ def _studies(study: Mapping[str, Any] | None) -> pa.Table:
         "bounds": json.dumps((study.get("budget") or {}).get("bounds", [])),
     }
     return pa.Table.from_pylist([row], schema=TABLES["studies"])
+
+
+def _missing(error: FileNotFoundError) -> RaysenseError:
+    return RaysenseError(
+        f"`{error}` is missing although the manifest names it. Restore it from a copy of the store."
+    )
 
 
 def _budget(study: Mapping[str, Any] | None) -> Budget | None:
