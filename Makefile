@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: search test long check setup lock bundle cluster-test browser reference help
+.PHONY: search test long bench-quick check setup lock bundle cluster-test browser reference help
 
 search: $(READY)  ## run the main job on the default study
 	$(BIN)/python -m raysense.search --resume
@@ -13,6 +13,9 @@ test: $(READY) browser check  ## ruff, mypy and the tests
 
 long: $(READY) browser  ## what takes longer: soak tests, many kills
 	$(BIN)/python -m pytest -m long --timeout 3600
+
+bench-quick: $(READY)  ## does every benchmark still run? `--quick` of each
+	$(BIN)/python -m benchmarks
 
 check: $(READY)
 	$(BIN)/ruff check .

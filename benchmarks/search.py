@@ -2,7 +2,7 @@
 
     python -m benchmarks.search                    # preset cpu: blocks, one bound, 3 seeds; about two hours on 2 cores
     python -m benchmarks.search --preset full      # layers, all strategies, two bounds; a GPU or a long night
-    python -m benchmarks.search --preset tiny      # minutes; shows that it works, and no more
+    python -m benchmarks.search --quick            # preset tiny: minutes; shows that it works, and no more
 
 One study a seed and bound runs all strategies on the same rungs (`search.compare`), so that what several of them ask is
 measured once; each is charged for it all the same. Started again, it goes on where it was stopped. Rows and the table
@@ -26,6 +26,7 @@ import argparse
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -395,8 +396,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--preset", choices=list(PRESETS), default="cpu")
     parser.add_argument("--out", type=Path, help=f"default: {OUT}/search-<preset>")
+    parser.add_argument("--quick", action="store_true", help="the preset tiny, in a temporary folder")
     parsed = parser.parse_args(arguments)
-    preset, out = PRESETS[parsed.preset], parsed.out or OUT / f"search-{parsed.preset}"
+    name = "tiny" if parsed.quick else parsed.preset
+    with tempfile.TemporaryDirectory() as temporary:
+        out = parsed.out or (Path(temporary) if parsed.quick else OUT / f"search-{name}")
+        return compare(name, PRESETS[name], out)
+
+
+def compare(name: str, preset: Preset, out: Path) -> int:
+    """All studies of a preset; the exit status."""
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for bound in preset.bounds:
@@ -412,12 +421,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(table.tail(len(preset.strategies) + 1).to_string(index=False), flush=True)
     held = all(holds(each) for each in found.values())
     bar = {"sparsity": {**BARS, "any other": 1.0}, "cost_to_reach": COST_BAR}
-    print(
-        json.dumps(
-            {"benchmark": "search", "preset": parsed.preset, "figures": found, "bar": bar, "holds": held}
-        )
-    )
-    return 0 if held or parsed.preset == "tiny" else 1
+    print(json.dumps({"benchmark": "search", "preset": name, "figures": found, "bar": bar, "holds": held}))
+    return 0 if held or name == "tiny" else 1
 
 
 if __name__ == "__main__":

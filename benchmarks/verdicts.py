@@ -2,17 +2,18 @@
 
     python -m benchmarks.verdicts [--quick] [--studies N] [--seed N]
 
-Every study runs the real plan: curves by probe, climbs, joint search, early drops on the preview, validation with its
-fixed sequence, intervals from simulated per-image scores. What is made up is the pipeline: eight layers whose true mean
-drop of the CLIP score is known, so that a verdict can be checked. Counted is how often a study names a winner whose
-true drop is past the bound; the bar is 5 % of the studies, in each scenario
-with the noise of the rows.
+Every study runs the real plan: curves by probe, climbs, joint search, early drops on the preview, the strategies'
+finalists on held-out prompts, the winner among all that passed, intervals from simulated per-image scores. What is made
+up is the pipeline: eight layers whose true mean drop of the CLIP score is known, so that a verdict can be checked.
+Counted is how often a study names a winner whose true drop is past the bound; the bar is 5 % of the studies, in each
+scenario with the noise of the rows.
 
 - typical: drops add up over layers of very unequal sensitivity, which the probe sees with an error of its own.
 - cliff: harmless up to a total that differs from study to study, 5 % past the bound beyond it.
 - bound: every allocation, however small, lies a millionth past the bound; a winner is always wrong.
 - misled: the same, but on the search's own prompts nothing is to be seen of it, so that every study sends its
   sparsest candidates to validation. No scenario can be worse for one test after another from the least sparse up.
+- compared: misled, and six strategies send finalists instead of two, all of which compete.
 - skewed: misled, with drops far more skewed than any in the rows: where the t interval gives way. Not under the bar.
 
 Noise per image, from rows of the default study on the bundled pipeline (`samples` of the metric `clip_score`: 25
@@ -38,7 +39,7 @@ import numpy as np
 from scipy import stats
 from torch import nn
 
-from raysense.evaluation.records import Evaluation, Measure, Question, Task
+from raysense.evaluation.records import PART, Evaluation, Measure, Question, Task
 from raysense.metrics.statistics import Floats, paired_drop
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory, take_inventory
@@ -56,7 +57,8 @@ QUIET, LOUD = 0.010, 0.022
 CORRELATION = 0.55
 SKEWNESS = {"skewed": 2.1}
 USUAL_SKEWNESS = 0.7
-SCENARIOS = ("typical", "cliff", "bound", "misled", "skewed")
+SCENARIOS = ("typical", "cliff", "bound", "misled", "compared", "skewed")
+COMPARED = "[uniform, erk, global, lamp, solver]"  # and the joint search
 DEFAULT, QUICK = 1000, 10
 PROBE_ERROR = 0.5
 """Relative error (of the logarithm) of a layer's probe curve."""
@@ -72,14 +74,16 @@ class Ground:
     modules: dict[str, nn.Module]
 
 
-def make_ground() -> Ground:
-    """The default study's rungs and bound on eight small layers."""
+def make_ground(name: str) -> Ground:
+    """The default study's rungs and bound on eight small layers; the product's own plan decides what competes."""
+    compared = name == "compared"
     study = load(
         None,
         [
             "prune={components: [unet]}",
             f"constraints={{clip_score: {{max_drop: {LIMIT}}}}}",
-            "search.strategies=[uniform, solver]",
+            f"search.strategies={COMPARED if compared else '[uniform, solver]'}",
+            f"search.compare={str(compared).lower()}",
             "search.levels=4",
             "search.rounds=1",
             "search.offspring=4",
@@ -145,7 +149,7 @@ class MadeUp:
         key = allocation, prompts
         if key not in self.known:
             mean = self.truth(allocation)
-            if prompts == "search" and self.scenario in ("misled", "skewed"):
+            if prompts == "search" and self.scenario in ("misled", "compared", "skewed"):
                 mean = 0.0
             sd = (QUIET**2 + LOUD**2 * mean / LIMIT) ** 0.5
             common = self.common[prompts]
@@ -155,16 +159,16 @@ class MadeUp:
 
     def evaluate(self, task: Task) -> Evaluation:
         """What an evaluator would say."""
-        rung = getattr(self.ground.study.rungs, task.rung)
+        rung = getattr(self.ground.study.rungs, task.rung, None)
         measures = {}
         if isinstance(rung, ImageRung):
             drops = self.drops(task.allocation, "validation" if task.rung == "validation" else "search")
             drops = drops[: rung.prompts] if task.allocation else np.zeros(rung.prompts)
             found = paired_drop(drops, np.zeros(len(drops)), range(len(drops)))
             measures["clip_score_drop"] = Measure(found.value, found.low, found.high, len(drops), "made-up")
-        else:
+        elif task.rung != PART:
             error = self.added(task.allocation, self.probed)
-            measures["probe_error"] = Measure(error, error, error, rung.prompts, "made-up")
+            measures["probe_error"] = Measure(error, error, error, 1, "made-up")
         return Evaluation(
             key="", question="", stage="", allocation=task.allocation.key, rung=task.rung, draw=0, measures=measures,
             zeros=self.ground.grid.zeros(task.allocation), images=0, cost=0, seconds=0.0,
@@ -208,8 +212,9 @@ def share(wrong: int, studies: int) -> dict[str, float]:
     }
 
 
-def scenario(ground: Ground, name: str, studies: int, seed: int) -> dict[str, float]:
+def scenario(name: str, studies: int, seed: int) -> dict[str, float]:
     """How often a study names a winner, how often a wrong one, and the winner's mean share of weights removed."""
+    ground = make_ground(name)
     wrong, zeros = 0, list[int]()
     for number in range(studies):
         pipeline = MadeUp(ground, name, seed + number)
@@ -235,11 +240,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--studies", type=int, default=DEFAULT, help="a scenario; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0)
     parsed = parser.parse_args(arguments)
-    studies, ground, found = QUICK if parsed.quick else parsed.studies, make_ground(), {}
+    studies, found = QUICK if parsed.quick else parsed.studies, dict[str, dict[str, float]]()
     print(f"{'scenario':<10}{'wrong':>8}  95 % Monte Carlo  {'winners':>8}  {'removed':>8}  seconds")
     for name in SCENARIOS:
         began = time.perf_counter()
-        row = found[name] = scenario(ground, name, studies, parsed.seed)
+        row = found[name] = scenario(name, studies, parsed.seed)
         print(
             f"{name:<10}{row['wrong']:>8.2%}  {row['low']:.2%} to {row['high']:<8.2%}  {row['winners']:>8}"
             f"  {row['mean_removed']:>8.1%}  {time.perf_counter() - began:.0f}",

@@ -6,6 +6,7 @@ CLOSED_FORMS = ("uniform", "per_component", "recipe", "erk", "global", "lamp")
 OWL = "owl"
 """The strategy that needs statistics whatever the method."""
 
+UNIFORM = "uniform"
 SOLVER = "solver"
 JOINT = "joint"
 """What the joint search finds; it runs after the solver, unless `search.rounds` is 0."""

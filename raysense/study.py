@@ -366,7 +366,9 @@ class Search(_Strict):
     rounds: int = Field(2, ge=0, description="joint search judges rounds x offspring candidates; 0: none")
     offspring: int = Field(8, ge=1)
     finalists: int = Field(4, ge=1)
-    compare: bool = Field(False, description="validate the best of every strategy, not only of the winner's")
+    compare: bool = Field(
+        False, description="validate the best of every strategy, not only the best of all and the uniform one"
+    )
     lookahead: int = Field(6, ge=1, description="W: ask t sees only results up to t - W")
 
 

@@ -17,8 +17,6 @@ Sources:
         raises every Fréchet distance; the interval then misses the value it is meant for.
     Repeated looks: Lan & DeMets, "Discrete sequential boundaries for clinical trials", Biometrika 70
         (1983); the power family of spending functions: Kim & DeMets, Biometrika 74 (1987).
-    Fixed-sequence testing: Maurer, Hothorn & Lehmacher, in Biometrie in der chemisch-pharmazeutischen
-        Industrie 6 (1995).
 """
 
 from __future__ import annotations
@@ -320,26 +318,3 @@ def look_levels(fractions: Sequence[float], alpha: float = 1 - LEVEL, power: flo
         )
     spent = alpha * np.array([0.0, *fractions]) ** power
     return [float(level) for level in 1 - np.diff(spent)]
-
-
-def sparsest_passing(sparsities: Sequence[float], passes: Callable[[int], bool]) -> int | None:
-    """The winner among finalists: test from the least sparse up and stop at the first failure.
-
-    Each test errs with probability α at most; because the order is fixed beforehand and nothing is tested
-    after a failure, the chance that *any* unfit finalist is let through is α too, whatever their number.
-    Testing again needs fresh seeds.
-
-    Args:
-        sparsities: One an finalist, in any order.
-        passes: Whether the finalist with this index clears every constraint on held-out prompts; called
-            in ascending order of sparsity, never after a failure, so no validation is paid for in vain.
-
-    Returns:
-        Index of the sparsest that passed, or None when the least sparse already failed.
-    """
-    winner = None
-    for index in sorted(range(len(sparsities)), key=lambda i: (sparsities[i], i)):
-        if not passes(index):
-            break
-        winner = index
-    return winner

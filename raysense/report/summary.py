@@ -17,6 +17,7 @@ from raysense.pruning.layers import Inventory
 from raysense.report.front import front
 from raysense.search.plan import Candidate, Findings
 from raysense.search.purse import Purse
+from raysense.search.verdict import competitors, held_out_stretch
 from raysense.store.store import Store
 from raysense.study import Bound, Study
 from raysense.terminal import say
@@ -58,7 +59,8 @@ def summarise(
         "n_prunable": inventory.n_prunable,
         "n_components": inventory.n_components,
         "n_pipeline": inventory.n_pipeline,
-        "constraints": _constraints(winner, bounds),
+        "constraints": _constraints(winner, bounds, held_out_stretch(study)),
+        "tests": {"strategies": competitors(study), "stretch": round(held_out_stretch(study), 4)},
         "metrics": _metrics(winner.evaluation if winner else None),
         "dense": _metrics(dense),
         "uniform": _candidate(findings.uniform, inventory),
@@ -147,7 +149,8 @@ def _unit(measure: str) -> str:
     return spec.unit if measure == spec.name else spec.relative_unit
 
 
-def _constraints(winner: Candidate | None, bounds: Sequence[Bound]) -> list[dict[str, Any]]:
+def _constraints(winner: Candidate | None, bounds: Sequence[Bound], stretch: float) -> list[dict[str, Any]]:
+    """Every bound, with what the winner has of it; the margin is that of the test on held-out prompts."""
     if winner is None:
         return [{"field": b.field, "measure": b.measure, "limit": b.limit} for b in bounds]
     return [
@@ -160,7 +163,7 @@ def _constraints(winner: Candidate | None, bounds: Sequence[Bound]) -> list[dict
             "high": m.high,
             "margin": m.margin,
         }
-        for m in margins(winner.evaluation, bounds)
+        for m in margins(winner.evaluation, bounds, stretch)
     ]
 
 

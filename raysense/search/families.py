@@ -15,6 +15,7 @@ from raysense.names import RANDOM as RANDOM
 from raysense.names import SOLVER as SOLVER
 from raysense.names import SWITCHES as SWITCHES
 from raysense.names import TPE as TPE
+from raysense.names import UNIFORM as UNIFORM
 from raysense.pruning import priors
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory, Layer
@@ -44,7 +45,7 @@ def closed_forms(
         return lambda zeros: priors.in_proportion(layers, inventory, grid, zeros, parts)
 
     return {
-        "uniform": lambda zeros: priors.uniform(inventory, grid, zeros),
+        UNIFORM: lambda zeros: priors.uniform(inventory, grid, zeros),
         "per_component": in_proportion(inventory.layers),
         "recipe": in_proportion(linear),
         "erk": lambda zeros: priors.erk(inventory, grid, zeros),

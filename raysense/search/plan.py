@@ -27,13 +27,14 @@ from raysense.search.families import (
     SOLVER,
     SWITCHES,
     TPE,
+    UNIFORM,
     outlier_weighed,
     solved,
 )
 from raysense.search.inquiry import Inquiry, OutOfBudget, Plan, Story
 from raysense.search.proposers import Learned, Proposer, Random, Switches, Tpe, evopress, scaled
 from raysense.search.purse import Purse
-from raysense.search.verdict import hopeless
+from raysense.search.verdict import held_out_stretch, hopeless
 from raysense.study import Bound, Study
 
 HOPELESS_PROBE = 1.0
@@ -77,9 +78,9 @@ class Findings:
         dense: Rung -> evaluation of the dense pipeline.
         curves: Sensitivity curves of the groups.
         tried: Everything that was judged at the score rung or fell before it.
-        validated: Finalists judged on held-out prompts, in the order of testing, least sparse first.
-        winner: The sparsest finalist before the first failure, of the study's own search; None if none passed.
-        uniform: The same for the uniform allocation: what the gain is measured against.
+        validated: Finalists judged on held-out prompts, each strategy's in the order of testing, least sparse first.
+        winner: The sparsest finalist that passed, whichever strategy's; None if none passed.
+        uniform: The sparsest uniform one that passed: what the gain is measured against.
     """
 
     dense: Mapping[str, Evaluation]
@@ -235,7 +236,7 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
     story.headline = "validating on held-out prompts: " + _headline(ground, tried)
     best = _best(tried)
     contenders = [] if best is None else [best]
-    names = dict.fromkeys(c.strategy for c in tried) if search.compare else ("uniform",)
+    names = dict.fromkeys(c.strategy for c in tried) if search.compare else (UNIFORM,)
     for name in names:
         rival = _best([c for c in tried if c.strategy == name])
         if rival is not None and best is not None and best.strategy != name:
@@ -244,13 +245,10 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
         _validate(ground, contender.strategy, _below(ground, contender, families), contender.zeros)
         for contender in contenders
     ]
-    winners = [_best(test) for test in tests]
-    winner = winners[0] if winners else None
-    plain = [
-        test for test, contender in zip(tests, contenders, strict=True) if contender.strategy == "uniform"
-    ]
-    uniform = _best(plain[0]) if plain else None
-    return Findings(baseline, curves, tried, [c for test in tests for c in test], winner, uniform)
+    validated = [candidate for test in tests for candidate in test]
+    # Whatever passed competes, whichever strategy looked best on the search's own prompts.
+    uniform = _best([candidate for candidate in validated if candidate.strategy == UNIFORM])
+    return Findings(baseline, curves, tried, validated, _best(validated), uniform)
 
 
 # --- inquiries ----------------------------------------------------------------------------------------
@@ -416,10 +414,11 @@ def _evopress(ground: _Ground, start: Allocation, dense: Mapping[str, Evaluation
 
 
 def _validate(ground: _Ground, strategy: str, family: Family, zeros: int) -> Inquiry:
-    """Held-out prompts, least sparse first, stopping at the first failure: each level tests at full α.
+    """Held-out prompts, least sparse first, stopping at the first failure: no test has to share with the next.
 
-    Fixed-sequence testing keeps the error of naming *any* infeasible winner at that of one test (Westfall &
-    Krishen 2001, "Optimally weighted, fixed sequence and gatekeeper multiple testing procedures").
+    Fixed-sequence testing keeps the error of passing *any* infeasible finalist of a strategy at that of one test
+    (Maurer, Hothorn & Lehmacher 1995; Westfall & Krishen 2001, "Optimally weighted, fixed sequence and gatekeeper
+    multiple testing procedures"). The strategies that compete share the error: see `held_out_stretch`.
     """
     tested: list[Candidate] = []
     try:
@@ -429,7 +428,7 @@ def _validate(ground: _Ground, strategy: str, family: Family, zeros: int) -> Inq
                 f"validation/{strategy}/{share}", "validation", (Task(allocation, "validation"),)
             )
             (evaluation,) = yield from _asked(ground, question)
-            feasible = is_feasible(evaluation, ground.bounds)
+            feasible = is_feasible(evaluation, ground.bounds, held_out_stretch(ground.study))
             tested.append(
                 Candidate(strategy, allocation, ground.grid.zeros(allocation), evaluation, feasible)
             )

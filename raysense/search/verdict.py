@@ -9,13 +9,37 @@ from scipy import stats
 from raysense.evaluation.records import StopRule
 from raysense.feasibility import Budget
 from raysense.metrics.spec import spec_of
-from raysense.metrics.statistics import LEVEL, look_levels
+from raysense.metrics.statistics import GROUPS, LEVEL, look_levels
+from raysense.names import JOINT, SOLVER, UNIFORM
 from raysense.study import Bound, Rungs, Study
 
 
 def quality_budget(study: Study) -> Budget:
     """The budget that decides which rows of a study are feasible."""
-    return Budget(tuple(study.constraints.bounds()))
+    return Budget(tuple(study.constraints.bounds()), {"validation": held_out_stretch(study)})
+
+
+def competitors(study: Study) -> int:
+    """How many strategies may send finalists to the held-out prompts: known before anything is measured."""
+    names = set(study.search.strategies)
+    if SOLVER in names and study.search.rounds:
+        names.add(JOINT)
+    if study.search.compare:
+        return len(names)
+    # The best of all, and one ratio for all layers.
+    return min(len(names), 2) if UNIFORM in names else 1
+
+
+def held_out_stretch(study: Study) -> float:
+    """How many times wider than 95 % the intervals on held-out prompts must clear the bounds; see docs/evaluation.md.
+
+    Whatever passes competes, so all competing strategies share the 2.5 % of one interval's side: with K of them, each
+    one's fixed sequence is tested at 2.5 % / K.
+    """
+    level = 1 - (1 - LEVEL) / competitors(study)
+    # Precision and recall have the fewest degrees of freedom; for the others this is a little too wide.
+    freedom = min(study.rungs.validation.prompts, GROUPS) - 1
+    return float(stats.t.ppf((1 + level) / 2, freedom) / stats.t.ppf((1 + LEVEL) / 2, freedom))
 
 
 def hopeless(bounds: Sequence[Bound], rungs: Rungs) -> StopRule:

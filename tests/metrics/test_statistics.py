@@ -19,7 +19,6 @@ from raysense.metrics.statistics import (
     look_levels,
     mean_interval,
     paired_drop,
-    sparsest_passing,
 )
 
 numbers = st.floats(-100, 100, allow_subnormal=False)
@@ -159,22 +158,6 @@ def test_looks_never_spend_more_than_alpha(fractions: list[float], alpha: float,
 
 def test_one_look_at_the_whole_sample_is_an_ordinary_interval() -> None:
     assert look_levels([1.0]) == pytest.approx([0.95])
-
-
-def test_the_winner_is_the_sparsest_before_the_first_failure() -> None:
-    asked: list[int] = []
-
-    def passes(index: int) -> bool:
-        asked.append(index)
-        return index != 0
-
-    assert sparsest_passing([0.5, 0.3, 0.4, 0.6], passes) == 2
-    assert asked == [1, 2, 0], "the sparsest, index 3, must not be paid for after a failure"
-
-
-def test_no_winner_when_the_least_sparse_fails() -> None:
-    assert sparsest_passing([0.5, 0.3], lambda index: False) is None
-    assert sparsest_passing([], lambda index: True) is None
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,43 @@ def test_the_winner_is_inside_the_budget_and_far_sparser_than_uniform(tmp_path: 
     assert findings.winner.evaluation.rung == "validation"
 
 
+class HeldOut(Landscape):
+    """Held-out prompts on which all allocations but the uniform ones lose more, from a number of zeros on."""
+
+    def __init__(self, inventory: Inventory, grid: LevelGrid, above: int) -> None:
+        super().__init__(inventory, grid)
+        self.above = above
+
+    def evaluate(self, task: Task) -> Evaluation:
+        found = super().evaluate(task)
+        shares = [self.grid.zeros_at(a, task.allocation[a]) / n for a, n in self.inventory.sizes]
+        is_uniform = max(shares) - min(shares) < 0.03
+        if task.rung == "validation" and not is_uniform and self.grid.zeros(task.allocation) > self.above:
+            return replace(found, measures={"clip_score_drop": Measure(9.0, 8.0, 10.0, 32, "made-up")})
+        return found
+
+
+@pytest.mark.parametrize("left", [0.0, 0.85], ids=["none of the contender's", "only its least sparse"])
+def test_whatever_passed_competes_and_the_sparsest_wins(tmp_path: Path, left: float) -> None:
+    """The best on the search's prompts need not be the best that passes."""
+    study, inventory, grid, story = made_up(strategies=["uniform", "erk"], compare=False, rounds=0)
+    looked, _ = run(tmp_path / "free", strategies=["uniform", "erk"], rounds=0)
+    best = max((c for c in looked.tried if c.feasible), key=lambda c: c.zeros)
+    assert best.strategy == "erk"
+    store = Store.open(str(tmp_path / "study"), create=True)
+    store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
+    landscape = HeldOut(inventory, grid, int(left * best.zeros))
+    run_in_process(story, landscape, store, signature=SIGNATURE, lookahead=4)
+    assert story.outcome is not None
+    passed = [c for c in story.outcome.validated if c.feasible]
+    assert ({c.strategy for c in passed} == {"uniform"}) is (left == 0.0)
+    winner = story.outcome.winner
+    assert winner is not None
+    assert winner.strategy == "uniform"
+    assert winner.zeros == max(c.zeros for c in passed)
+    assert story.outcome.uniform == winner
+
+
 def test_a_curve_stops_where_nothing_is_left(tmp_path: Path) -> None:
     findings, landscape = run(tmp_path)
     # The most sensitive layer reaches damage 1 at half its weights; its curve must not go on to the cap.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from raysense.evaluation.records import Evaluation, Measure
 from raysense.metrics.statistics import paired_drop
-from raysense.search.verdict import hopeless, preview_stretch
-from raysense.study import Bound, Rungs
+from raysense.search.verdict import competitors, held_out_stretch, hopeless, preview_stretch
+from raysense.study import Bound, Rungs, load
 
 RUNGS = Rungs.model_validate({"preview": {"prompts": 24}, "score": {"prompts": 96}})
 BOUND = Bound("constraints.clip_score.max_drop", "clip_score_drop", True, 0.01)
@@ -38,3 +39,26 @@ def test_more_bounds_share_the_error_and_a_preview_of_everything_has_all_of_it()
     assert 1 < preview_stretch(RUNGS, 1) < preview_stretch(RUNGS, 4)
     same = Rungs.model_validate({"preview": {"prompts": 96}, "score": {"prompts": 96}})
     assert preview_stretch(same, 1) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("strategies", "compare", "count"),
+    [
+        (["uniform"], False, 1),
+        (["solver", "lamp"], False, 1),  # the best of all alone
+        (["uniform", "lamp", "solver"], False, 2),
+        (["uniform", "lamp", "solver"], True, 4),  # and the joint search
+    ],
+)
+def test_all_that_may_compete_share_the_error_of_one_interval(
+    strategies: list[str], compare: bool, count: int
+) -> None:
+    study = load(
+        overrides=[f"search.strategies=[{', '.join(strategies)}]", f"search.compare={str(compare).lower()}"]
+    )
+    assert competitors(study) == count
+    stretch = held_out_stretch(study)
+    assert stretch == pytest.approx(1) if count == 1 else stretch > 1
+    # A normal value exactly on the bound: each chain's first test passes it in 2.5 % / count of cases, or fewer.
+    passed = 1 - stats.norm.cdf(stretch * stats.norm.ppf(0.975))
+    assert 0.8 * 0.025 / count < passed <= 0.025 / count + 1e-12
