@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import OWL, calibration_cost
 from raysense.evaluation.engine import Evaluator
 from raysense.evaluation.records import CALIBRATION, Task
@@ -9,6 +14,8 @@ from raysense.pipelines.load import modules_of, notes_of
 from raysense.pruning.allocation import Allocation
 from raysense.search.families import check_strategies, closed_forms, outlier_weighed
 from raysense.study import Study
+
+logger = logging.getLogger(__name__)
 
 
 def with_strategy(study: Study, strategy: str) -> Study:
@@ -37,7 +44,8 @@ def try_once(study: Study, strategy: str, share: float, rung: str, directory: st
     inventory = evaluator.inventory
     calibration_cost(study, inventory, evaluator.grid, modules_of(evaluator.pipeline))
     asked, allocation = allocate(evaluator, share)
-    evaluation = evaluator.evaluate(Task(allocation, rung))
+    with said_in_one_line(study.pipeline):
+        evaluation = evaluator.evaluate(Task(allocation, rung))
     lines = [
         f"{evaluation.method}, {strategy}: {asked:,} zeros asked, {evaluation.zeros:,} counted, steps of "
         f"{evaluator.grid.base:,}",
@@ -52,6 +60,28 @@ def try_once(study: Study, strategy: str, share: float, rung: str, directory: st
     notes = (evaluation.collapsed, evaluation.notes, *notes_of(evaluator.pipeline))
     problems = [note for note in notes if note]
     return "\n".join(lines + problems)
+
+
+@contextmanager
+def said_in_one_line(pipeline: str) -> Iterator[None]:
+    """Whatever a pipeline's own code raises while it is called, as an error that names the pipeline.
+
+    A study keeps such things as failed rows; here nobody would see more than a traceback.
+
+    Raises:
+        RaysenseError: Something was raised.
+    """
+    try:
+        yield
+    except RaysenseError:
+        raise
+    except Exception as error:
+        logger.info("the pipeline's error:", exc_info=True)
+        reason = " ".join(str(error).split())[:300]
+        raise RaysenseError(
+            f"`pipeline`: `{pipeline}` could be loaded, but not measured ({type(error).__name__}: {reason}); check its "
+            "configuration files, or `sampling`; -v shows where"
+        ) from error
 
 
 def allocate(evaluator: Evaluator, share: float) -> tuple[int, Allocation]:
