@@ -19,6 +19,7 @@ from typing import Any
 import ray
 
 import raysense
+from raysense.cluster.connection import in_short
 from raysense.cluster.evaluators import ATTEMPTS, Evaluator, EvaluatorSpec, failure, new_life, signed
 from raysense.errors import RaysenseError
 from raysense.evaluation.records import CALIBRATION, Evaluation, Question, Task
@@ -343,7 +344,7 @@ class Broker:
                 if not await self._is_alive(place.node):
                     self._notices.append(f"the node of evaluator {life} left; its task goes to another one")
                     continue  # not the task's doing
-                reply = Reply(error=f"the evaluator died: {_first_line(error)}")
+                reply = Reply(error=f"the evaluator died: {in_short(error)}")
             else:
                 if not reply.sound:
                     self._lost(place)
@@ -469,7 +470,7 @@ class Broker:
         except ray.exceptions.RayError as error:
             # A node that leaves takes all its evaluators with it: that alone is no reason to give up.
             patience = LOADS * max(1, self._wanted)
-            reply = Reply(error=f"it died while loading: {_first_line(error)}")
+            reply = Reply(error=f"it died while loading: {in_short(error)}")
         if place not in self._places:
             return
         if not (reply.error or reply.fatal):
@@ -504,7 +505,3 @@ def _climbs(question: Question, task: Task) -> bool:
 async def _awaited(answer: Any) -> Reply:
     reply: Reply = await answer
     return reply
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

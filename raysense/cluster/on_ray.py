@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 import shutil
 import tempfile
 import threading
@@ -22,6 +21,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import raysense
+from raysense.cluster.connection import connected as _ray
+from raysense.cluster.connection import environment as _environment
+from raysense.cluster.connection import in_short
 from raysense.cluster.evaluators import EvaluatorSpec
 from raysense.cluster.interrupt import Interrupt
 from raysense.cluster.ledger import Ledger, Work
@@ -52,8 +54,6 @@ _TUNE_ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-# A local Ray would run its workers at nice 15, starved by whatever else the machine does.
-_LOCAL_ENVIRONMENT = {"RAY_worker_niceness": "0"}
 
 log = logging.getLogger("raysense")
 
@@ -348,7 +348,7 @@ class _Run:
                     self._status = ray.get(polled)
                 except ray.exceptions.RayError as error:
                     raise RaysenseError(
-                        f"the broker died ({error}). Resume with the same command."
+                        f"the broker died ({in_short(error)}). Resume with the same command."
                     ) from error
                 self._judge(self._status)
             if self._on_progress is not None and self._clock.due():
@@ -462,56 +462,3 @@ def _no_room(cpus: float, gpus: float) -> str:
         f"{has.get('GPU', 0):g} GPUs and {has.get('CPU', 0):g} CPUs in all). Connect to a cluster with such nodes, "
         "ask for less per evaluator, or give a number of evaluators if an autoscaler will bring the nodes."
     )
-
-
-@contextlib.contextmanager
-def _environment(wanted: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _ray(address: str | None) -> Iterator[None]:
-    """A connection to Ray: the one there is, the one at `address`, or a local Ray for the time being."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        _start_local(quiet)
-    else:
-        try:
-            ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise RaysenseError(
-                f"address: {address}: no Ray cluster answers ({error}). Start one (`ray up cluster.yaml`), or leave "
-                "the address out to run on this machine."
-            ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _start_local(quiet: dict[str, Any]) -> None:
-    import ray
-
-    try:
-        with _environment(_LOCAL_ENVIRONMENT):
-            # 127.0.0.2 is loopback too; Ray would turn 127.0.0.1 into the machine's outer address.
-            ray.init(address="local", _node_ip_address="127.0.0.2", include_dashboard=False, **quiet)
-    except Exception as error:  # Ray raises bare Exception when a busy machine takes longer than its 30 s
-        raise RaysenseError(
-            f"Ray does not start on this machine ({error}). Free some CPU and memory and start again; "
-            "Ray's logs say more."
-        ) from error
