@@ -44,7 +44,7 @@ from raysense.metrics.statistics import Estimate, mean_interval
 from raysense.pipelines.load import compile_denoiser, load_pipeline, notes_of
 from raysense.pipelines.prompts import Prompt, PromptSets, load_prompts
 from raysense.pipelines.sample import call_pipeline, first_seed, metered, refuse_other_scale
-from raysense.pipelines.texts import TextCache
+from raysense.pipelines.texts import TextCache, cut_off
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory, take_inventory
 from raysense.pruning.masks import Pruner
@@ -233,8 +233,7 @@ class Evaluator:
                 collapsed = pruned.collapsed
                 if not task.allocation:
                     self._notes += notes_of(self.pipeline)
-                if not task.allocation and (cut := self._judges.truncated([p.text for p in pairs[0]])):
-                    self._notes.append(f"{len(cut)} prompts are longer than the CLIP model reads")
+                    self._notes += self._cut_off([p.text for p in pairs[0]])
                 measures, values = self._judges.compare(pairs[0], pruned, dense, reference)
                 samples = _sample_rows(pairs, values)
         return Evaluation(
@@ -255,6 +254,17 @@ class Evaluator:
             samples=samples,
             **self._ran_on,
         )
+
+    def _cut_off(self, texts: Sequence[str]) -> list[str]:
+        """Who reads only the beginning of how many prompts, a sentence each."""
+        readers = {"the CLIP model": len(self._judges.truncated(texts))}
+        readers |= {
+            f"the pipeline's `{name}`": n
+            for name, n in cut_off(self.pipeline, list(dict.fromkeys(texts))).items()
+        }
+        return [
+            f"{count} prompts are longer than {reader} reads" for reader, count in readers.items() if count
+        ]
 
     def sample(self, allocation: Allocation, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Tensor:
         """Images of an allocation: float32 (n, 3, height, width) in [0, 1], on the CPU."""

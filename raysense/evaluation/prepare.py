@@ -14,6 +14,7 @@ from raysense.evaluation.judges import Judges
 from raysense.metrics import frechet
 from raysense.pipelines.load import load_pipeline, modules_of
 from raysense.pipelines.prompts import PromptSets, load_prompts
+from raysense.pipelines.texts import cut_off
 from raysense.store.disk import Disk
 from raysense.study import Study
 
@@ -63,12 +64,15 @@ def prepare(study: Study, out: str) -> Iterator[Found]:
     text = f"{study.pipeline}{where}: {parameters:,} parameters, {len(inventory.layers):,} layers selected"
     yield Found("pipeline", text, advice)
     size = side_of(pipeline, study)
+    texts = [prompt.text for prompt in (*prompts.search, *prompts.validation)]
+    for name, count in cut_off(pipeline, texts).items():
+        advice = f"{count} prompts are longer than `{name}` reads; only their beginning counts"
+        yield Found("prompts", f"{count} of {len(texts):,} are cut off by the pipeline's `{name}`", advice)
     del pipeline
 
     # Where there is no GPU, an evaluator that has one makes the reference's features anew.
     on_gpu = study.cluster.gpus_per_evaluator > 0 and torch.cuda.is_available()
     judges = Judges(study, "cuda" if on_gpu else "cpu")
-    texts = [prompt.text for prompt in (*prompts.search, *prompts.validation)]
     cut = judges.truncated(texts)
     advice = f"{len(cut)} prompts are longer than it reads; only their beginning counts" if cut else ""
     clip, features = judges.identity

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -98,6 +98,23 @@ def text_encoders(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
         for name, module in modules_of(pipeline).items()
         if "input_ids" in inspect.signature(module.forward).parameters
     }
+
+
+def cut_off(pipeline: DiffusionPipeline, texts: Sequence[str]) -> dict[str, int]:
+    """How many texts each tokenizer of `pipeline` cuts off, if any: component name -> count."""
+    # Pipelines with a second kind of text encoder read that many of its tokens, whatever its tokenizer allows.
+    asked = inspect.signature(pipeline.__call__).parameters.get("max_sequence_length")
+    most = asked.default if asked is not None and isinstance(asked.default, int) else None
+    found: dict[str, int] = {}
+    for name, tokenizer in pipeline.components.items():
+        limit = getattr(tokenizer, "model_max_length", None)
+        if not isinstance(limit, int) or not callable(tokenizer):
+            continue
+        limit = min(limit, most) if most is not None else limit
+        rows = tokenizer(list(texts), padding=False, truncation=False, verbose=False).input_ids
+        if count := sum(len(row) > limit for row in rows):
+            found[name] = count
+    return found
 
 
 def _is_plain(value: Any) -> bool:

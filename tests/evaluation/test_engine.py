@@ -55,6 +55,21 @@ def test_dense_against_itself(evaluator: Evaluator, study: Study) -> None:
     assert again.cost == 0  # everything about the dense pipeline is remembered
 
 
+def test_prompts_that_are_cut_off_are_noted(tmp_path: Path) -> None:
+    long = [f"{'a ghost and ' * 12} {number}" for number in range(10)]
+    (tmp_path / "p.txt").write_text("\n".join([*long, *(f"a big ghost {number}" for number in range(10))]))
+    small = [
+        "rungs.score.prompts=8",
+        "rungs.preview.prompts=8",
+        "rungs.validation.prompts=8",
+        "sampling.steps=1",
+    ]
+    study = load(overrides=[f"prompts={tmp_path}/p.txt", *small])
+    notes = Evaluator(study, str(tmp_path / "run")).evaluate(Task(Allocation(), "score")).notes
+    assert "5 prompts are longer than the CLIP model reads" in notes
+    assert "5 prompts are longer than the pipeline's `tokenizer` reads" in notes
+
+
 def test_cost_is_counted_sample_forwards(evaluator: Evaluator, study: Study) -> None:
     evaluator.evaluate(Task(Allocation(), "score"))
     evaluation = evaluator.evaluate(Task(uniform(evaluator, 0.3), "score"))

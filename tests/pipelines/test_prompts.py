@@ -223,3 +223,13 @@ def test_mistakes(tmp_path: Path) -> None:
         load_prompts("bundled").of("score", 10**6)
     with pytest.raises(RaysenseError, match=r"`rungs\.score\.prompts` .*; `rungs\.validation\.prompts` must"):
         check_counts("bundled", {"preview": 8, "score": 10**6, "validation": 10**6})
+
+
+def test_what_text_encoders_cut_off_is_counted() -> None:
+    from raysense.pipelines.load import load_pipeline
+    from raysense.pipelines.texts import cut_off
+
+    pipeline = load_pipeline("bundled")
+    texts = ["a big ghost", "a ghost and " * 12, "a ghost and " * 13]
+    assert cut_off(pipeline, texts) == {"tokenizer": 2}
+    assert cut_off(pipeline, texts[:1]) == {}
