@@ -35,7 +35,13 @@ examples:
       on the Ray cluster this machine belongs to
 
 A study is one YAML file; `raysense validate` checks one and prints it with every default.
+
+exit status: 0 a winner passed on held-out prompts; 3 the study is complete, but nothing passed; 2 something is to be
+mended first; 130 interrupted
 """
+
+NOTHING_PASSED = 3
+"""Exit status of a complete study without a winner."""
 
 _PLAN_EPILOG = """\
 examples:
@@ -49,7 +55,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
-    """Run a command; returns the exit status: 0 done, 2 bad input, 130 interrupted.
+    """Run a command; returns the exit status: 0 done, 2 bad input, 3 nothing passed, 130 interrupted.
 
     Args:
         argv: Arguments; None for the process's own.
@@ -321,8 +327,8 @@ def _search(args: argparse.Namespace) -> int:
     from raysense.search.main import refuse_to_overwrite, run_study
 
     refuse_to_overwrite(out, args.resume)
-    run_study(study, out, address=args.address, resume=args.resume, console=Console())
-    return 0
+    summary = run_study(study, out, address=args.address, resume=args.resume, console=Console())
+    return 0 if summary["feasible"] else NOTHING_PASSED
 
 
 def _validate(args: argparse.Namespace) -> int:

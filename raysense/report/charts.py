@@ -185,14 +185,18 @@ def quality(candidates: pd.DataFrame, bound: Bound, title: str, winner: str | No
     )
     search = _points(judged[judged["rung"] == "score"], measure, reach)
     held = _points(judged[judged["rung"] == "validation"], measure, reach)
-    # Every line begins at the dense pipeline.
+    # A line joins what was measured of its strategy and no more; the dense pipeline is a dot of its own.
     dense = [row for row in search if row["strategy"] == "dense"]
     search = [row for row in search if row["strategy"] != "dense"]
-    line_rows = search + [{**row, "strategy": s} for row in dense for s in strategies]
+    origin = (
+        alt.Chart(alt.InlineData(dense))
+        .mark_point(size=60, shape="square", filled=True, color="#7f8c99")
+        .encode(x=_sparsity_axis(judged), y=y, tooltip=_TOOLTIP)
+    )
     base = alt.Chart(alt.InlineData(search))
     x = _sparsity_axis(judged)
     line = (
-        alt.Chart(alt.InlineData(line_rows))
+        alt.Chart(alt.InlineData(search))
         .transform_aggregate(value="mean(value)", groupby=["strategy", "sparsity"])
         .mark_line(opacity=0.45, clip=True)
         .encode(x=x, y=y, color=color)
@@ -217,6 +221,7 @@ def quality(candidates: pd.DataFrame, bound: Bound, title: str, winner: str | No
         alt.layer(
             *_bound_marks(bound.limit, reach, bound.is_upper),
             line,
+            origin,
             bars,
             dots,
             tested_bars,

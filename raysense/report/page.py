@@ -25,7 +25,9 @@ from raysense.metrics.spec import base_of, spec_of
 from raysense.pruning.allocation import Allocation
 from raysense.report import charts
 from raysense.report.frames import TOLERABLE, Run
+from raysense.report.missed import cap_in_words, miss_in_words
 from raysense.report.pictures import Strip, strips
+from raysense.search.verdict import held_out_stretch
 from raysense.study import Bound
 
 logger = logging.getLogger(__name__)
@@ -101,6 +103,9 @@ def build(run: Run, *, images: int = 6, paint: bool = True) -> str:
         progress=_progress(run),
         answer=_answer(run, summary),
         budget=_budget(run, summary, candidates),
+        missed=miss_in_words(summary) if summary and not summary["feasible"] else [],
+        at_cap=cap_in_words((summary or {}).get("at_cap")),
+        stretch=held_out_stretch(run.study),
         bounds=[in_words(bound.measure) for bound in run.bounds],
         winner=winner,
         pictures=rows,
@@ -219,10 +224,11 @@ def _budget(run: Run, summary: Mapping[str, Any] | None, candidates: pd.DataFram
         base = base_of(bound.measure)
         metrics = (summary or {}).get("metrics", {}) or {}
         dense = known.get(base)
-        edge = found.get("high" if bound.is_upper else "low")
-        share = None
-        if edge is not None and base != bound.measure and bound.limit:
-            share = max(0.0, edge / bound.limit)
+        edge, value = found.get("high" if bound.is_upper else "low"), found.get("value")
+        # An absolute bound leaves room from the dense pipeline's value on; a relative one counts from 0.
+        start = 0.0 if base != bound.measure else dense["value"] if dense else None
+        room = None if start is None else bound.limit - start
+        share = max(0.0, (edge - start) / room) if edge is not None and room else None
         rows.append(
             {
                 "measure": in_words(bound.measure),
@@ -230,7 +236,7 @@ def _budget(run: Run, summary: Mapping[str, Any] | None, candidates: pd.DataFram
                 "meaning": spec_of(base).meaning,
                 "dense": dense["value"] if dense else None,
                 "pruned": metrics[base]["value"] if base in metrics else None,
-                "value": found.get("value"),
+                "difference": None if value is None or start is None else value - start,
                 "low": found.get("low"),
                 "high": found.get("high"),
                 "sign": "≤" if bound.is_upper else "≥",

@@ -12,9 +12,11 @@ from rich.table import Table
 
 from raysense.evaluation.records import Evaluation
 from raysense.feasibility import margins
-from raysense.metrics.spec import higher_is_better, spec_of
+from raysense.metrics.spec import base_of, higher_is_better, spec_of
+from raysense.pruning.allocation import LevelGrid
 from raysense.pruning.layers import Inventory
 from raysense.report.front import front
+from raysense.report.missed import at_cap, cap_in_words, miss_in_words, nearest_miss
 from raysense.search.plan import Candidate, Findings
 from raysense.search.purse import Purse
 from raysense.search.verdict import competitors, held_out_stretch
@@ -24,13 +26,20 @@ from raysense.terminal import say
 
 
 def summarise(
-    study: Study, inventory: Inventory, findings: Findings, store: Store, seconds: float, purse: Purse
+    study: Study,
+    inventory: Inventory,
+    grid: LevelGrid,
+    findings: Findings,
+    store: Store,
+    seconds: float,
+    purse: Purse,
 ) -> dict[str, Any]:
     """Everything a study found, as plain data for ``summary.json``.
 
     Args:
         study: The study.
         inventory: Its layers and denominators.
+        grid: Their levels.
         findings: What the search returned.
         store: Where all evaluations are.
         seconds: Wall time of this run.
@@ -60,6 +69,8 @@ def summarise(
         "n_components": inventory.n_components,
         "n_pipeline": inventory.n_pipeline,
         "constraints": _constraints(winner, bounds, held_out_stretch(study)),
+        "missed": nearest_miss(study, findings, inventory),
+        "at_cap": at_cap(study, grid, winner.allocation if winner else None),
         "tests": {"strategies": competitors(study), "stretch": round(held_out_stretch(study), 4)},
         "metrics": _metrics(winner.evaluation if winner else None),
         "dense": _metrics(dense),
@@ -211,14 +222,18 @@ def render(summary: Mapping[str, Any], out: str, console: Console) -> None:
     if summary["feasible"]:
         table = Table("measure", "dense", "pruned", "95 % interval", "bound")
         for row in summary["constraints"]:
-            base = row["measure"].removesuffix("_drop").removesuffix("_rise")
+            base = base_of(row["measure"])
             dense, pruned = summary["dense"][base], summary["metrics"][base]
-            table.add_row(base, f"{dense['value']:.4f}", f"{pruned['value']:.4f}", "", "")
-            sign = "≥" if row["field"].endswith(".min") else "≤"
-            if base != row["measure"]:
-                interval = f"[{row['low']:.4f}, {row['high']:.4f}]"
-                name = row["measure"].replace("_", " ")
-                table.add_row(f"  {name}", "", f"{row['value']:.4f}", interval, f"{sign} {row['limit']:g}")
+            bound = [
+                f"[{row['low']:.4f}, {row['high']:.4f}]",
+                f"{'≥' if row['field'].endswith('.min') else '≤'} {row['limit']:g}",
+            ]
+            absolute = base == row["measure"]
+            table.add_row(
+                base, f"{dense['value']:.4f}", f"{pruned['value']:.4f}", *(bound if absolute else ("", ""))
+            )
+            if not absolute:
+                table.add_row(f"  {row['measure'].replace('_', ' ')}", "", f"{row['value']:.4f}", *bound)
         console.print(table)
         n = next(iter(summary["metrics"].values()))["n"]
         say(
@@ -236,24 +251,21 @@ def render(summary: Mapping[str, Any], out: str, console: Console) -> None:
             )
         elif summary["strategy"] != "uniform":
             say(console, "One ratio for all layers did not pass the same test at any size that was tried.")
-    elif not any(summary["strategies"].values()) and summary["budget"]["stopped"]:
-        say(console, "The budget ended before any pruning was found to be inside the quality budget.")
+        if words := cap_in_words(summary["at_cap"]):
+            say(console, words)
     else:
-        say(
-            console,
-            "No pruning passed the test on held-out prompts. `strategies` in summary.json shows what came close on "
-            "the search's own prompts; loosen a bound, or give the score rung more prompts.",
-        )
+        for line in miss_in_words(summary):
+            say(console, line)
     say(
         console,
         f"{summary['evaluations']:,} evaluations, {summary['images']:,} images, {summary['cost']:,} "
         f"{summary['cost_unit']}, {summary['seconds']:.0f} s.",
     )
     if stopped := summary["budget"]["stopped_in_words"]:
+        best = "What it bought is above, the best so far; raise" if summary["feasible"] else "Raise"
         say(
             console,
-            f"The budget stopped the search: {stopped}. What it bought is above, the best so far; raise it and go on "
-            "with --resume, nothing is measured again.",
+            f"The budget stopped the search: {stopped}. {best} it and go on with --resume, nothing is measured again.",
         )
     if summary["runners_up"]:
         told = ", ".join(

@@ -102,7 +102,7 @@ def run_study(
         raise KeyboardInterrupt
     store.compact()
 
-    summary = summarise(study, inventory, story.outcome, store, run.snapshot.seconds, story.purse)
+    summary = summarise(study, inventory, grid, story.outcome, store, run.snapshot.seconds, story.purse)
     Disk(out).write("summary.json", seal(summary, indent=2, finite=True))
     render(summary, out, console)
     # Pictures are painted on this machine: where the study needed a GPU, only if there is one here.

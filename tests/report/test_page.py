@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from raysense.cli import main
+from raysense.report import charts
 from raysense.report.frames import Run
-from raysense.report.page import build, number, write_page
+from raysense.report.page import _budget, build, number, write_page
 from raysense.report.refresh import PageWhileRunning
 from tests.report.browser import Browser
 from tests.tables import column, edit, multiply, rewrite
@@ -154,9 +155,7 @@ def test_a_study_without_a_winner(reference: Path) -> None:
         ]
 
     edit(reference / "summary.json", without)
-    assert "Nothing that was tried stayed inside the quality budget" in build(
-        Run(str(reference)), paint=False
-    )
+    assert "Nothing that was tried passed the quality budget" in build(Run(str(reference)), paint=False)
 
 
 def test_it_is_written_anew_while_a_study_runs(unfinished: Path) -> None:
@@ -186,3 +185,33 @@ def test_numbers_read_well() -> None:
     assert [number(v) for v in (0.0, 0.00123, 12.345, 1234567.0, None, float("nan"), -0.0296)] == [
         "0", "0.00123", "12.3", "1.23e+06", "not measured", "not measured", "-0.0296",
     ]  # fmt: skip
+
+
+def test_an_absolute_bound_says_its_difference_and_what_is_used_of_its_room(reference: Path) -> None:
+    run = Run(str(reference))
+    run.record["definition"]["constraints"]["clip_score"]["min"] = 0.5
+    summary = dict(run.summary or {})
+    measured, dense = summary["metrics"]["clip_score"], summary["dense"]["clip_score"]
+    row = {"field": "constraints.clip_score.min", "measure": "clip_score", "limit": 0.5, **measured}
+    rows = _budget(run, {**summary, "constraints": [row]}, run.candidates())
+    (absolute,) = [r for r in rows if r["limit"] == 0.5]
+    assert absolute["difference"] == pytest.approx(measured["value"] - dense["value"])
+    assert absolute["share"] == pytest.approx((dense["value"] - measured["low"]) / (dense["value"] - 0.5))
+
+
+def test_a_curve_begins_where_it_was_measured(reference: Path) -> None:
+    run = Run(str(reference))
+    candidates = run.candidates()
+    spec = charts.quality(candidates, run.bounds[0], "drop", None)
+    assert spec is not None
+
+    def points(layer: dict[str, Any]) -> list[dict[str, Any]]:
+        data = layer["data"]
+        return list(data["values"] if "values" in data else spec["datasets"][data["name"]])
+
+    (line,) = [layer for layer in spec["layer"] if layer["mark"].get("type") == "line"]
+    drawn = {(p["strategy"], p["sparsity"]) for p in points(line)}
+    assert drawn
+    assert all(sparsity > 0 and strategy != "dense" for strategy, sparsity in drawn)
+    (origin,) = [layer for layer in spec["layer"] if layer["mark"].get("shape") == "square"]
+    assert {p["sparsity"] for p in points(origin)} == {0.0}
