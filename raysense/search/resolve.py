@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,16 +11,20 @@ import numpy as np
 from raysense.errors import RaysenseError
 from raysense.evaluation.records import Evaluation
 from raysense.feasibility import is_feasible
+from raysense.names import JOINT, SOLVER
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.search.curves import Curve
 from raysense.search.plan import Candidate, load_of
 from raysense.search.proposers import Learned
 from raysense.search.solver import OBJECTIVES
+from raysense.search.verdict import held_out_stretch
+from raysense.store.rows import strategy_of
 from raysense.store.store import Store
-from raysense.study import Study, parse, revise
+from raysense.study import Bound, Study, parse, revise
 
 CHANGEABLE = ("constraints", "prune.components", "prune.cap", "budget", "name")
 _BISECTIONS = 20
+_DENOMINATORS = ("selected", "prunable", "components", "pipeline")
 
 
 def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -33,8 +38,10 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
         overrides: ``key=value`` pairs below `CHANGEABLE`.
 
     Returns:
-        Plain data: ``predicted`` (sparsities, levels, expected load and its 95 % interval; a load of 1 lies on
-        the bound) and ``measured`` (the sparsest stored candidate inside the bounds, or None).
+        Plain data: ``measured`` (the sparsest stored candidate inside the bounds, those of held-out prompts first, or
+        None) and ``predicted``: sparsities, levels, expected load with its 95 % interval, a load of 1 being the bound.
+        It is the sparsest total whose whole interval is inside, below what already failed; the dense pipeline, and
+        ``supported`` false, where no stored candidate is inside the bounds.
 
     Raises:
         RaysenseError: No study, no curves, something else is changed, or the dense pipeline misses a bound.
@@ -80,49 +87,49 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
 
     learned = Learned(grid, damages, [c.group for c in fine], solved, study.seed)
     bounds = study.constraints.bounds()
-    nothing = Allocation().key
-    dense = {e.rung: e for e in evaluations if e.stage == "baseline" and e.allocation == nothing}
-    if "score" not in dense:
-        raise RaysenseError(f"`{run}` has no dense baseline on the score rung yet; go on with it first")
-    if (
-        load_of(
-            Candidate("dense", Allocation(), 0, dense["score"], is_feasible(dense["score"], bounds)),
-            bounds,
-            dense,
+    dense = _dense(run, evaluations, bounds)
+    rows = _evidence(study, grid, evaluations, levels, bounds)
+    for row in rows:
+        learned.tell(row.allocation, load_of(row, bounds, dense))
+    fitting = [
+        row
+        for row in rows
+        if all(
+            a.split(":")[0] in allowed and _share(grid, a, row.allocation) <= study.prune.cap
+            for a in row.allocation
         )
-        > 1
-    ):
-        raise RaysenseError("`constraints`: the dense pipeline itself misses a bound; loosen it")
-    measured: Candidate | None = None
-    for evaluation in evaluations:
-        if evaluation.stage != "search" or evaluation.rung != "score":
-            continue
-        allocation = Allocation(levels.get(evaluation.allocation, {}))
-        inside = is_feasible(evaluation, bounds)
-        candidate = Candidate("", allocation, grid.zeros(allocation), evaluation, inside)
-        learned.tell(allocation, load_of(candidate, bounds, dense))
-        fits = all(
-            a.split(":")[0] in allowed and _share(grid, a, allocation) <= study.prune.cap for a in allocation
-        )
-        if inside and fits and (measured is None or candidate.zeros > measured.zeros):
-            measured = candidate
+    ]
+    inside = [row for row in fitting if row.feasible]
+    # Held-out rows come first: a total that passed on the search's prompts alone says less.
+    measured = max(inside, key=lambda row: (row.evaluation.rung == "validation", row.zeros), default=None)
+    most = int(min(most, _ceiling(fitting)))
+    # Where no stored row is inside, nothing says where the bound lies: nothing is predicted.
+    supported = any(row.feasible and row.zeros for row in rows)
 
-    weights = learned.factors()
-    low, high, best = 0, most, Allocation()
-    for _ in range(_BISECTIONS):
+    def load_high(allocation: Allocation) -> float:
+        load, sd = learned.predict(allocation)
+        return load + 1.96 * sd
+
+    low, high, best = 0, most if supported else 0, Allocation()
+    weights = learned.factors() if supported else {}
+    for _ in range(_BISECTIONS if supported else 0):
         middle = (low + high + 1) // 2
         allocation = solved(middle, weights)
-        if learned.predict(allocation)[0] <= 1:
+        if load_high(allocation) <= 1:
             low, best = middle, allocation
         else:
             high = middle
-    load, sd = learned.predict(best)
+    denominators = record["denominators"]
+    if study.prune.components != old.prune.components:
+        denominators = _denominators(study)
+    load, sd = learned.predict(best) if best else (0.0, 0.0)
     return {
         "study": study.name,
         "constraints": study.model_dump(mode="json")["constraints"],
         "components": list(study.prune.components),
         "predicted": {
-            **_shares(grid.zeros(best), record["denominators"]),
+            **_shares(grid.zeros(best), denominators),
+            "supported": supported,
             "load": load,
             "load_low": load - 1.96 * sd,
             "load_high": load + 1.96 * sd,
@@ -132,26 +139,99 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
         "measured": None
         if measured is None
         else {
-            **_shares(measured.evaluation.zeros, record["denominators"]),
+            **_shares(measured.evaluation.zeros, denominators),
+            "rung": measured.evaluation.rung,
             "allocation": measured.allocation.key,
         },
     }
 
 
+def _dense(run: str, evaluations: Sequence[Evaluation], bounds: Sequence[Bound]) -> dict[str, Evaluation]:
+    """Rung -> the dense pipeline's row, refused where it misses a bound or lacks its measure."""
+    nothing = Allocation().key
+    dense = {e.rung: e for e in evaluations if e.stage == "baseline" and e.allocation == nothing}
+    if "score" not in dense:
+        raise RaysenseError(f"`{run}` has no dense baseline on the score rung yet; go on with it first")
+    for bound in bounds:
+        if bound.measure not in dense["score"].measures:
+            raise RaysenseError(f"`{bound.field}` bounds {bound.measure}, which `{run}` did not measure")
+    baseline = Candidate("dense", Allocation(), 0, dense["score"], is_feasible(dense["score"], bounds))
+    if load_of(baseline, bounds, dense) > 1:
+        raise RaysenseError("`constraints`: the dense pipeline itself misses a bound; loosen it")
+    return dense
+
+
+def _evidence(
+    study: Study,
+    grid: LevelGrid,
+    evaluations: Sequence[Evaluation],
+    levels: Mapping[str, Mapping[str, int]],
+    bounds: Sequence[Bound],
+) -> list[Candidate]:
+    """What was judged, under the new bounds: by held-out prompts where there are some, else by the score rung."""
+    found: dict[str, Candidate] = {}
+    for rung, stage in (("score", "search"), ("validation", "validation")):
+        stretch = held_out_stretch(study) if rung == "validation" else 1.0
+        for evaluation in evaluations:
+            if (evaluation.rung, evaluation.stage) != (rung, stage) or evaluation.failed:
+                continue
+            allocation = Allocation(levels.get(evaluation.allocation, {}))
+            feasible = is_feasible(evaluation, bounds, stretch)
+            strategy = strategy_of(stage, evaluation.question)
+            found[evaluation.allocation] = Candidate(
+                strategy, allocation, grid.zeros(allocation), evaluation, feasible
+            )
+    return list(found.values())
+
+
+def _ceiling(rows: Sequence[Candidate]) -> int | float:
+    """Zeros that a prediction stays below: of the study's own search, the first that failed above what passed.
+
+    A failure on held-out prompts counts wherever it lies: what the score rung passed there was luck.
+    """
+    own = [row for row in rows if row.strategy in (SOLVER, JOINT)]
+    held = [row for row in own if row.evaluation.rung == "validation"]
+    ends: list[int | float] = [math.inf]
+    for known in (held, own):
+        passed = max((row.zeros for row in known if row.feasible), default=0)
+        ends += [row.zeros - 1 for row in known if not row.feasible and row.zeros > passed]
+    return min(ends)
+
+
+def _denominators(study: Study) -> dict[str, int]:
+    """The denominators of other components, from the pipeline's configuration."""
+    from raysense.evaluation.engine import inventory_and_grid
+    from raysense.pipelines.load import empty_components
+
+    components = empty_components(study.pipeline, revision=study.revision)
+    inventory, _ = inventory_and_grid(study, components)
+    return {f"n_{name}": getattr(inventory, f"n_{name}") for name in _DENOMINATORS}
+
+
 def in_words(answer: Mapping[str, Any], run: str) -> str:
-    """What a person reads."""
+    """What a person reads: what was measured first."""
     predicted, measured = answer["predicted"], answer["measured"]
-    lines = [
-        f"predicted, not measured: {predicted['sparsity_components']:.1%} of the parameters of the studied components "
-        f"({predicted['zeros']:,} zeros)",
-        f"expected load {predicted['load']:.2f} [{predicted['load_low']:.2f}, {predicted['load_high']:.2f}], "
-        "1 being the bound",
-    ]
+    lines = []
     if measured is not None:
+        where = "held-out prompts" if measured["rung"] == "validation" else "the search's prompts only"
         lines.append(
-            f"measured on the search's prompts, inside these bounds: {measured['sparsity_components']:.1%} "
-            f"({measured['zeros']:,} zeros)"
+            f"measured on {where}, inside these bounds: {measured['sparsity_components']:.1%} of the parameters of the "
+            f"studied components ({measured['zeros']:,} zeros)"
         )
+    if not predicted["supported"]:
+        lines.append(
+            "nothing is predicted: no stored candidate is inside these bounds, so no row says where they lie; loosen "
+            "one, or run the study with them"
+        )
+    elif not predicted["zeros"] or (measured is not None and predicted["zeros"] <= measured["zeros"]):
+        lines.append("nothing sparser is predicted to be inside with its whole interval")
+    else:
+        lines += [
+            f"predicted, not measured: {predicted['sparsity_components']:.1%} of the parameters of the studied "
+            f"components ({predicted['zeros']:,} zeros)",
+            f"expected load {predicted['load']:.2f} [{predicted['load_low']:.2f}, {predicted['load_high']:.2f}], "
+            "1 being the bound",
+        ]
     lines.append(
         f"To measure and validate, run the study with these bounds; levels: raysense resolve {run} --json"
     )
@@ -220,5 +300,7 @@ def _share(grid: LevelGrid, address: str, allocation: Allocation) -> float:
 
 
 def _shares(zeros: int, denominators: Mapping[str, int]) -> dict[str, Any]:
-    names = ("selected", "prunable", "components", "pipeline")
-    return {"zeros": zeros, **{f"sparsity_{name}": zeros / denominators[f"n_{name}"] for name in names}}
+    return {
+        "zeros": zeros,
+        **{f"sparsity_{name}": zeros / denominators[f"n_{name}"] for name in _DENOMINATORS},
+    }

@@ -214,4 +214,4 @@ def test_a_curve_begins_where_it_was_measured(reference: Path) -> None:
     assert drawn
     assert all(sparsity > 0 and strategy != "dense" for strategy, sparsity in drawn)
     (origin,) = [layer for layer in spec["layer"] if layer["mark"].get("shape") == "square"]
-    assert {p["sparsity"] for p in points(origin)} == {0.0}
+    assert max(p["sparsity"] for p in points(origin)) < 1e-5  # zeros that the dense pipeline has by itself
