@@ -399,11 +399,11 @@ def _report(args: argparse.Namespace) -> int:
         print(write_page(args.run_folder, images=args.images))
         return 0
     from raysense.report.frames import Run
+    from raysense.store.disk import write_file
 
     refuse_to_replace(args.out, args.force)
     page = build(Run(args.run_folder), images=args.images)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(page, encoding="utf-8")
+    write_file(args.out, page.encode())
     print(args.out)
     return 0
 

@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -85,9 +86,8 @@ def export(
             raise RaysenseError(f"`{uri}`: the study {state}; name one of its allocations with --allocation")
     chosen = run.allocation(allocation)
     evaluator = evaluator_of(run)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".raysense-export-", dir=out.parent) as scratch:
-        dense, pruned = Path(scratch) / "dense", Path(scratch) / "pruned"
+    with _scratch_beside(out) as scratch:
+        dense, pruned = scratch / "dense", scratch / "pruned"
         evaluator.pipeline.save_pretrained(dense, safe_serialization=True)
         sizes = {"dense": weight_bytes(dense), "dense, zstd": zstd_bytes(dense)}
         shutil.rmtree(dense)
@@ -95,7 +95,7 @@ def export(
         zeros = evaluator.masker.count_zeros()
         evaluator.pipeline.save_pretrained(pruned, safe_serialization=True)
         sizes |= {"pruned": weight_bytes(pruned), "pruned, zstd": zstd_bytes(pruned)}
-        small = Path(scratch) / "compressed"
+        small = scratch / "compressed"
         compress(pruned, small)
         sizes |= {"compressed": weight_bytes(small), "compressed, zstd": zstd_bytes(small)}
         record = _record(run, evaluator, chosen, zeros, sizes)
@@ -106,6 +106,24 @@ def export(
             shutil.rmtree(out)
         finished.rename(out)
     return Exported(out, chosen.key, zeros, sizes)
+
+
+@contextmanager
+def _scratch_beside(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that is gone afterwards, whatever happens.
+
+    Raises:
+        RaysenseError: Something cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".raysense-export-", dir=out.parent) as scratch:
+            yield Path(scratch)
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise RaysenseError(
+            f"`--out {out}` cannot be written: {reason}; choose a place with room that you may write to"
+        ) from error
 
 
 def compress(folder: Path, out: Path) -> None:

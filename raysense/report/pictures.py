@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from raysense.pipelines.sample import first_seed
 from raysense.pruning.allocation import Allocation
 from raysense.pruning.priors import uniform
 from raysense.report.frames import Run
+from raysense.store.disk import write_file
 from raysense.study import Study
 
 LABEL_HEIGHT = 22
@@ -273,7 +275,9 @@ def paint_comparison(folder: Path, out: Path, count: int = 12) -> None:
     prompts = evaluator.prompts.validation[:count]
     seeds = noise_of_pictures(run.study, len(prompts))
     painted = [evaluator.sample(allocation, prompts, seeds) for allocation in rows.values()]
-    picture(painted, list(rows)).save(out)
+    stream = io.BytesIO()
+    picture(painted, list(rows)).save(stream, "PNG")
+    write_file(out, stream.getvalue())
 
 
 def picture(rows: list[Tensor], labels: list[str]) -> Image.Image:

@@ -9,6 +9,7 @@ import re
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -134,6 +135,29 @@ class Disk:
         else:
             with ThreadPoolExecutor(16) as pool:
                 list(pool.map(one, names))
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file that a user named: whole, or not at all.
+
+    Raises:
+        RaysenseError: It cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():  # a device or a pipe is written to, not replaced
+            path.write_bytes(content)
+            return
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            partial.write_bytes(content)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise RaysenseError(
+            f"`--out {path}` cannot be written: {error.strerror or error}; choose a place with room"
+        ) from error
 
 
 def read_json(disk: Disk, name: str, remedy: str) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from raysense.errors import RaysenseError
 from raysense.evaluation.records import Evaluation
 from raysense.report.frames import Run
 from raysense.store import Store
+from raysense.store.disk import write_file
 from raysense.store.sealed import seal, unseal
 from tests.conftest import REFERENCE
 from tests.tables import edit
@@ -177,6 +178,25 @@ def test_a_disk_that_fills_up_during_a_compaction_loses_nothing(store: Store, ma
 def test_a_damaged_lock_holds_nobody_up(store: Store, content: str) -> None:
     Path(store.uri, "driver.lock").write_text(content)
     assert store.compact() == 1
+
+
+def test_what_a_user_names_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "page.html"
+    write_file(target, b"first")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(RaysenseError, match=r"--out .*page\.html` cannot be written: File too large"):
+            write_file(target, bytes(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert target.read_bytes() == b"first"
+    assert list(target.parent.iterdir()) == [target]
+    with pytest.raises(RaysenseError, match="No space left"):
+        write_file(Path("/dev/full"), b"x")
+    assert Path("/dev/full").is_char_device()
+    with pytest.raises(RaysenseError, match="cannot be written"):
+        write_file(target / "below", b"x")
 
 
 # --- the command line -------------------------------------------------------------------------------------
