@@ -19,7 +19,8 @@ from raysense import plugins
 from raysense.errors import RaysenseError
 from raysense.hashing import DIGITS, content_key, file_hash, files_hash, visible_files
 from raysense.pipelines.prompts import Prompt, PromptSets, load_prompts
-from raysense.store.disk import Disk, read_json
+from raysense.store.disk import Disk, read_sealed
+from raysense.store.sealed import seal
 from raysense.store.store import contents_differ
 from raysense.study import BUNDLED, Reference, Study
 
@@ -103,12 +104,12 @@ def prompts_of(record: Mapping[str, Any], study: Study, disk: Disk) -> PromptSet
 def keep_code(disk: Disk, study: Study) -> None:
     """Put the plug-ins' code into the study's store, if it has any."""
     if names := plugins.named_by(study):
-        disk.write(_CODE, json.dumps(plugins.packed(names), indent=1).encode())
+        disk.write(_CODE, seal(plugins.packed(names), indent=1))
 
 
 def use_code(disk: Disk) -> None:
     """Let the plug-ins of a stored study be imported."""
-    record = read_json(disk, _CODE, "Run the study again with --resume; it is written anew.")
+    record = read_sealed(disk, _CODE, "Delete it and run the study again with --resume; it is written anew.")
     if record is not None:
         plugins.unpack(record)
 

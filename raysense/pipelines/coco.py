@@ -51,7 +51,7 @@ def rows() -> list[dict[str, str]]:
         return [json.loads(line) for line in kept.read_text(encoding="utf-8").split("\n") if line]
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
         raise RaysenseError(
-            f"`prompts` {NAME}: {ARCHIVE} cannot be had ({error}); check the network, or give a file of prompts"
+            f"`prompts` {NAME}: {ARCHIVE} cannot be had as {kept} ({error}); check the network or give a file"
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import importlib
 import json
 import os
 import resource
@@ -18,10 +19,11 @@ import pytest
 
 from raysense.cli import main
 from raysense.errors import RaysenseError
+from raysense.evaluation.inputs import use_code
 from raysense.evaluation.records import Evaluation
 from raysense.report.frames import Run
 from raysense.store import Store
-from raysense.store.disk import write_file
+from raysense.store.disk import Disk, write_file
 from raysense.store.sealed import seal, unseal
 from tests.conftest import REFERENCE
 from tests.tables import edit
@@ -81,6 +83,17 @@ def test_a_table_in_another_ones_place_is_named(store: Store) -> None:
     for table in ("measures", "samples"):
         with pytest.raises(RaysenseError, match=r"tables/.*does not match the checksum in its name"):
             Store.open(store.uri).table(table)
+
+
+def test_damaged_code_of_plug_ins_is_not_imported(tmp_path: Path) -> None:
+    disk = Disk(str(tmp_path))
+    content = seal({"folders": [], "files": {"damaged_plug_in.py": "LEVEL = 1\n"}}, indent=1)
+    disk.write("plugins.json", content.replace(b"LEVEL = 1", b"LEVEL = 3"))
+    with pytest.raises(RaysenseError, match=r"plugins\.json.*checksum"):
+        use_code(disk)
+    disk.write("plugins.json", content)
+    use_code(disk)
+    assert importlib.import_module("damaged_plug_in").LEVEL == 1
 
 
 def test_a_lost_manifest_is_not_a_study_without_rows(store: Store) -> None:
