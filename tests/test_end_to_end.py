@@ -15,21 +15,19 @@ import pandas as pd
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
 
 from raysense.evaluation.engine import Evaluator
 from raysense.evaluation.records import Task
 from raysense.export import export, load_compressed, weight_bytes
 from raysense.pipelines.load import pipeline_folder
 from raysense.pipelines.prompts import load_prompts
-from raysense.pipelines.sample import call_pipeline, first_seed
+from raysense.pipelines.sample import call_pipeline
 from raysense.pruning.allocation import Allocation
 from raysense.report.frames import Run
-from raysense.report.pictures import LABEL_HEIGHT, SMALLEST_TILE, strips, thumbnails
+from raysense.report.pictures import strips, thumbnails
 
 TINY = [
     "name=tiny",
-    "seed=3",
     "search.granularity=component",
     "search.bisections=2",
     "search.rounds=1",
@@ -141,16 +139,9 @@ def test_from_the_tables_to_a_page_an_export_and_its_images(finished: Path, tmp_
         assert int((weight == 0).sum()) == record["zeros_by_layer"][layer] >= count
     assert record["zeros"] == summary["zeros"] == sum(record["zeros_by_layer"].values())
     prompts = load_prompts("bundled").validation[:6]
-    images = call_pipeline(pipeline, prompts, [first_seed(3)] * 6, run.study.sampling)
+    images = call_pipeline(pipeline, prompts, [0] * 6, run.study.sampling)
     winner = next(strip for strip in shown if strip.kind == "winner")
     assert np.abs(thumbnails(images).numpy().astype(int) - winner.pixels.astype(int)).max() <= 1
-    painted = raysense("show", str(finished), "--images", "2", "--out", str(tmp_path / "show.png"))
-    assert painted.returncode == 0, painted.stderr
-    _, height, width, _ = winner.pixels.shape
-    assert width >= SMALLEST_TILE  # so it is shown as it is
-    top = height + 2 * LABEL_HEIGHT  # below the dense row
-    row = np.asarray(Image.open(tmp_path / "show.png"))[top : top + height].astype(int)
-    assert np.abs(row - np.concatenate(winner.pixels[:2], axis=1).astype(int)).max() <= 1
 
     study = run.study.model_copy(update={"pipeline": str(out)})
     again = Evaluator(study, str(tmp_path / "again")).evaluate(Task(Allocation(), "validation"))

@@ -1,11 +1,15 @@
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
 from raysense.errors import RaysenseError
+from raysense.evaluation.engine import Evaluator
 from raysense.report.frames import Run
-from raysense.report.pictures import LABEL_HEIGHT, choose_rows, paint_comparison, picture
+from raysense.report.pictures import LABEL_HEIGHT, choose_rows, noise_of_pictures, paint_comparison, picture
+from raysense.study import load, revise
 from tests.conftest import REFERENCE
 
 
@@ -16,6 +20,13 @@ def test_rows_keep_their_pixels() -> None:
     assert shown.size == (192, 2 * (96 + LABEL_HEIGHT))
     assert shown.getpixel((10, LABEL_HEIGHT + 10)) == (255, 0, 0)
     assert shown.getpixel((10, 96 + 2 * LABEL_HEIGHT + 10)) == (0, 255, 255)
+
+
+def test_what_is_shown_has_the_noise_of_the_first_images_of_a_rung() -> None:
+    """`raysense show` and the page alike, whatever the study's seed."""
+    study = revise(load(), ["seed=3"])
+    first = Evaluator._seed(cast(Evaluator, SimpleNamespace(study=study)), 0, 0)
+    assert noise_of_pictures(study, 2) == [first, first] == [30_000_000] * 2
 
 
 def test_no_study(tmp_path: Path) -> None:
