@@ -131,7 +131,7 @@ def main() -> None:
         for scope, rows in found.items()
         for method, cells in rows.items()
         for cell in cells
-    ).to_parquet(out / "methods.parquet", index=False)
+    ).to_parquet(out / "methods.parquet", index=False, write_page_checksum=True)
 
     inexact = sum(
         not 0 <= round(sparsity * row["n_selected"]) - row["zeros"] < row["base"]

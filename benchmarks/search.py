@@ -415,7 +415,7 @@ def compare(name: str, preset: Preset, out: Path) -> int:
             rows += run(study, out / "runs" / f"drop-{bound:g}-seed-{seed}")
             # After each study, so that a stopped benchmark leaves what it has.
             table = pd.DataFrame(rows)
-            table.to_parquet(out / "strategies.parquet", index=False)
+            table.to_parquet(out / "strategies.parquet", index=False, write_page_checksum=True)
             found = {f"{b:g}": figures(part) for b, part in table.groupby("max_drop", sort=False)}
             (out / "summary.md").write_text(summary(preset, table, found), encoding="utf-8")
             print(table.tail(len(preset.strategies) + 1).to_string(index=False), flush=True)
