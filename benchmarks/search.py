@@ -37,9 +37,9 @@ import pandas as pd
 from scipy import stats
 
 from raysense.evaluation.calibration import OWL
-from raysense.evaluation.parts import image_cost
 from raysense.evaluation.records import CALIBRATION, Evaluation, Question
 from raysense.feasibility import is_feasible
+from raysense.pipelines.cost import assumed
 from raysense.pipelines.prompts import load_prompts
 from raysense.search import proposers
 from raysense.search.families import EVOPRESS, ITERATIVE, JOINT, RANDOM, SOLVER, TPE
@@ -358,7 +358,7 @@ def summary(preset: Preset, table: pd.DataFrame, found: dict[str, Any]) -> str:
         "| max_drop | strategy | sparsity_components | cost | image-equivalents | candidates | cost to reach |",
         "|---|---|---|---|---|---|---|",
     ]
-    an_image = image_cost(study_of(preset, 0, preset.bounds[0]))
+    an_image = assumed(study_of(preset, 0, preset.bounds[0]).sampling).image
     for (bound, name), rows in table.groupby(["max_drop", "strategy"], sort=False):
         share = credited(table[table["max_drop"] == bound])[name]
         inside, reach = int((rows["sparsity_components"] > 0).sum()), rows["cost_to_reach"].dropna()

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from raysense.errors import RaysenseError
 from raysense.evaluation.blobs import Blobs
 from raysense.evaluation.contest import components_of, heats
-from raysense.evaluation.probe import probe_cost
 from raysense.evaluation.slices import Slices
 from raysense.hashing import content_key
 from raysense.names import OWL as OWL
+from raysense.pipelines.cost import Cost, assumed
 from raysense.pipelines.load import denoiser_of, modules_of
 from raysense.pipelines.prompts import PromptSets, load_prompts
 from raysense.pipelines.sample import call_pipeline, first_seed
@@ -59,13 +59,25 @@ def needs_of(study: Study) -> frozenset[str]:
 
 
 def calibration_cost(
-    study: Study, inventory: Inventory, grid: LevelGrid, modules: Mapping[str, nn.Module]
+    study: Study,
+    inventory: Inventory,
+    grid: LevelGrid,
+    modules: Mapping[str, nn.Module],
+    cost: Cost | None = None,
 ) -> int:
     """Denoiser sample-forwards of the calibration, at most; 0 if the study needs none.
+
+    Args:
+        study: The study.
+        inventory: Its layers.
+        grid: Their levels.
+        modules: The pipeline's.
+        cost: Of an image.
 
     Raises:
         RaysenseError: The method is unknown or cannot handle the layers, or there are too few prompts.
     """
+    cost = cost or assumed(study.sampling)
     needs, calibration, methods = needs_of(study), study.prune.calibration, study.prune.methods
     for name in methods:
         if name in UPDATING:
@@ -87,7 +99,8 @@ def calibration_cost(
     contest = 0
     if len(methods) > 1:
         probes = len(methods) * sum(len(heats(grid, component)) for component in components_of(grid))
-        contest = probe_cost(study, records=True) + (probes - 1) * probe_cost(study)
+        rung = study.rungs.probe
+        contest = cost.probe(rung, records=True) + (probes - 1) * cost.probe(rung)
     if not needs:
         return contest
     available = len(load_prompts(study.prompts).search)
@@ -101,9 +114,8 @@ def calibration_cost(
     if "hessians" in needs:
         limit = int(calibration.memory_gb * 1e9)
         passes += len(hessian_passes(modules, inventory.layers, limit))
-    guided = 2 if study.sampling.guidance > 1 else 1
     # One more image tells how often a run calls the denoiser.
-    return (passes * calibration.prompts + 1) * study.sampling.steps * guided + contest
+    return (passes * calibration.prompts + 1) * cost.image + contest
 
 
 class Calibration:

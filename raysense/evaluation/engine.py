@@ -41,7 +41,7 @@ from raysense.evaluation.records import (
 from raysense.hashing import content_key
 from raysense.metrics import frechet
 from raysense.metrics.statistics import Estimate, mean_interval
-from raysense.pipelines.load import compile_denoiser, load_pipeline, notes_of
+from raysense.pipelines.load import compile_denoiser, load_pipeline, modules_of, notes_of
 from raysense.pipelines.prompts import Prompt, PromptSets, load_prompts
 from raysense.pipelines.sample import call_pipeline, first_seed, metered, refuse_other_scale
 from raysense.pipelines.texts import TextCache, cut_off
@@ -362,7 +362,7 @@ class Evaluator:
 
     def _make_probes(self) -> list[Probe]:
         """One probe for as many prompts as fit into a batch."""
-        rung, study = self.study.rungs.probe, self.study
+        rung, study, modules = self.study.rungs.probe, self.study, modules_of(self.pipeline)
         prompts = self.prompts.of("probe", rung.prompts)
         return [
             Probe(
@@ -371,7 +371,7 @@ class Evaluator:
                 [self._seed(0, 0)] * len(prompts[start : start + self._batch]),
                 study.sampling,
                 rung.timesteps,
-                decodes="vae" in study.prune.components,
+                decodes=any(hasattr(modules[name], "decode") for name in study.prune.components),
                 tilt=rung.tilt,
             )
             for start in range(0, len(prompts), self._batch)
@@ -396,9 +396,8 @@ class Evaluator:
         pruned = {a for host in allocation for a in self.grid.members(host)}
         errors = self._layers.errors(pruned)
         share = sum(layer.n for layer in self.inventory.layers if layer.address in pruned) / self.grid.n
-        guided = 2 if study.sampling.guidance > 1 else 1
         return {"layer_error": measure(mean_interval(errors.numpy()), "layer outputs")}, math.ceil(
-            share * rung.prompts * rung.timesteps * guided
+            share * self._layers.forwards
         )
 
     # --- images ---------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from raysense.pipelines.load import denoiser_of, modules_of
+from raysense.pipelines.adapter import denoisers_of, samples_in, wrapped
+from raysense.pipelines.load import modules_of
 from raysense.pipelines.prompts import Prompt
 from raysense.pipelines.sample import call_pipeline
 from raysense.pruning.layers import Inventory
@@ -29,7 +30,10 @@ class LayerOutputs:
         prompts: One starting noise each.
         seeds: One seed a prompt.
         sampling: How the recorded trajectory is made.
-        timesteps: How many calls of the denoiser are kept, spread evenly; of other components, all.
+        timesteps: At how many steps the denoiser's calls are kept, spread evenly; of other components, all are.
+
+    Attributes:
+        forwards: Denoiser sample-forwards at the steps that are kept.
     """
 
     def __init__(
@@ -42,18 +46,30 @@ class LayerOutputs:
         timesteps: int,
     ) -> None:
         self._count, self._selected = len(prompts), len(inventory.layers)
-        modules, denoiser = modules_of(pipeline), denoiser_of(pipeline)
+        modules, denoisers = modules_of(pipeline), denoisers_of(pipeline)
+        self.forwards = 0
         self._layers = {
             layer.address: modules[layer.component].get_submodule(layer.path) for layer in inventory.layers
         }
         self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {address: [] for address in self._layers}
-        steps = min(timesteps, sampling.steps)
-        wanted = {int((i + 0.5) * sampling.steps / steps) for i in range(steps)}
-        step = -1
+        wanted: set[int] = set()
+        step = 0
 
-        def count(module: nn.Module, args: Any) -> None:
-            nonlocal step
-            step += 1
+        def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not wanted:  # the scheduler knows now how many steps there are
+                steps = len(pipeline.scheduler.timesteps)
+                kept = min(timesteps, steps)
+                wanted.update(int((i + 0.5) * steps / kept) for i in range(kept))
+            if step in wanted:
+                self.forwards += samples_in(args, kwargs)
+
+        def counting(advance: Callable[..., Any]) -> Callable[..., Any]:
+            def stepped(*args: Any, **kwargs: Any) -> Any:
+                nonlocal step
+                step += 1
+                return advance(*args, **kwargs)
+
+            return stepped
 
         def watch(address: str, of_denoiser: bool) -> Callable[..., None]:
             def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -63,12 +79,13 @@ class LayerOutputs:
 
             return keep
 
-        handles = [denoiser.register_forward_pre_hook(count)]
+        handles = [part.register_forward_pre_hook(count, with_kwargs=True) for part in denoisers.values()]
         for layer in inventory.layers:
-            keep = watch(layer.address, modules[layer.component] is denoiser)
+            keep = watch(layer.address, layer.component in denoisers)
             handles.append(self._layers[layer.address].register_forward_hook(keep, with_kwargs=True))
         try:
-            call_pipeline(pipeline, prompts, seeds, sampling)
+            with wrapped(pipeline.scheduler, "step", counting):
+                call_pipeline(pipeline, prompts, seeds, sampling)
         finally:
             for handle in handles:
                 handle.remove()

@@ -10,11 +10,6 @@ REFERENCE_SEEDS = 2
 """Dense images a prompt in the reference of the distribution metrics."""
 
 
-def image_cost(study: Study) -> int:
-    """Denoiser sample-forwards of an image."""
-    return study.sampling.steps * (2 if study.sampling.guidance > 1 else 1)
-
-
 def images_of(study: Study, rung: str, reference: bool = False) -> int:
     """How many images one evaluation on a rung has, or the reference that it is compared with."""
     if reference:

@@ -1,76 +1,58 @@
 """The probe: how far the pruned pipeline's next step is from the dense one's, without a sampling loop.
 
-Inputs of the denoiser are recorded once from dense sampling at a few timesteps. An evaluation replays them
-through the pruned denoiser, under the condition that the pruned text encoders give, and compares the *guided*
-prediction (unconditional + guidance x difference), which is what the sampler follows. Where the VAE is pruned,
-the error of the decoded final latents is added. The error of the text embeddings themselves, the null prompt's
-included, is measured beside it.
+The pipeline's own code is replayed along the *dense* trajectory: at a few of its steps the pruned denoiser really runs,
+under the condition that the pruned text encoders give; at all others it is given what it said first, which nobody
+looks at. What is compared is what the pipeline hands to its scheduler: the *guided* prediction, however many calls of
+the denoiser it takes and however they are combined. The scheduler itself always steps with the dense prediction, so
+that every call gets the latents of the dense trajectory and its own embeddings, masks and pooled vectors. Where the
+VAE is pruned, it decodes the dense trajectory's end, and the error of what it gives is added. The error of the text
+embeddings themselves, the null prompt's included, is measured beside it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch import Tensor
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
 
-from raysense.pipelines.load import denoiser_of, modules_of
+from raysense.errors import RaysenseError
+from raysense.pipelines.adapter import denoisers_of, samples_in, wrapped
+from raysense.pipelines.load import modules_of
 from raysense.pipelines.prompts import Prompt
-from raysense.pipelines.sample import call_pipeline
-from raysense.study import Sampling, Study
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-class _FirstCallSeen(Exception):
-    """Ends a sampling call as soon as the denoiser's condition is known."""
-
-
-@contextmanager
-def _recorded(denoiser: nn.Module, *, only_first: bool = False) -> Iterator[list[Call]]:
-    """The calls of the denoiser; with `only_first`, sampling ends at the first one, before it runs or counts."""
-    calls: list[Call] = []
-
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append((args, kwargs))
-        if only_first:
-            raise _FirstCallSeen
-
-    handle = denoiser.register_forward_pre_hook(record, with_kwargs=True, prepend=True)
-    try:
-        with suppress(_FirstCallSeen):
-            yield calls
-    finally:
-        handle.remove()
-
+from raysense.pipelines.sample import call_pipeline, refuse_other_scale
+from raysense.study import Sampling
 
 EXTRACTOR = "denoiser output"
 """What a probe error compares."""
 
+CONDITIONS = ("encoder_hidden", "text_emb", "pooled", "cap_feat", "prompt")
+"""What the names of denoisers' arguments hold that come from text encoders."""
 
-def probe_cost(study: Study, *, records: bool = False) -> int:
-    """Sample-forwards of a probe; with those of an evaluator's first one, which records the dense pipeline's inputs."""
-    probe, guided = study.rungs.probe, 2 if study.sampling.guidance > 1 else 1
-    recorded = probe.timesteps + study.sampling.steps if records else 0
-    return probe.prompts * (probe.timesteps + recorded) * guided
+
+class _Enough(Exception):
+    """Ends a sampling call as soon as everything was seen."""
 
 
 class Probe:
-    """Cached denoiser inputs of a pipeline while it is dense.
+    """The dense trajectory of a pipeline, to be replayed.
 
     Args:
         pipeline: Dense at this moment.
         prompts: One starting noise each.
         seeds: One seed a prompt.
         sampling: How the recorded trajectories are made.
-        timesteps: How many steps of the trajectory are kept, spread evenly.
+        timesteps: How many steps of the trajectory are compared, spread evenly.
         decodes: Also compare decoded images (for a pruned VAE).
         tilt: Weight of a timestep, exp(tilt · position), from +½ (the noisiest) to −½ (the last), normalised.
+
+    Raises:
+        RaysenseError: The pipeline cannot be replayed: dense, it does not give what it gave before, to the bit.
     """
 
     def __init__(
@@ -84,24 +66,24 @@ class Probe:
         tilt: float = 0.0,
     ) -> None:
         self._pipeline, self._prompts, self._seeds, self._sampling = pipeline, prompts, seeds, sampling
-        self._denoiser = denoiser_of(pipeline)
-        with _recorded(self._denoiser) as calls:
-            call_pipeline(pipeline, prompts, seeds, sampling)
-        count = min(timesteps, len(calls))
+        self._decodes = decodes
+        self._dense: list[Tensor] = []
+        self._said: dict[tuple[int, int], Any] = {}  # place in a step, samples -> any output of that shape
+        self._wanted: dict[int, float] = {}
+        recorded = self._record()
+        count = min(timesteps, len(self._dense))
         # Centres of `count` equal slices of the trajectory: neither pure noise nor the finished image only.
         places = [(i + 0.5) / count for i in range(count)]
-        self._calls = [calls[int(place * len(calls))] for place in places]
         weights = torch.tensor([math.exp(tilt * (0.5 - place)) for place in places], dtype=torch.float64)
-        self._weights = (weights / weights.sum()).tolist()
-        self._embeddings = self._texts(self._condition())
-        self._dense = [self._guided(self._denoiser(*args, **kwargs)) for args, kwargs in self._calls]
-        self._vae = modules_of(pipeline).get("vae") if decodes else None
-        self._decoded = self._decode()
+        steps = [int(place * len(self._dense)) for place in places]
+        self._wanted = dict(zip(steps, (weights / weights.sum()).tolist(), strict=True))
+        self._embeddings, self._decoded = recorded.embeddings, recorded.decoded
+        self._refuse_unless_exact()
 
     @property
     def tuples(self) -> int:
         """How many (latent, timestep, condition) tuples an evaluation compares."""
-        return len(self._calls) * len(self._prompts)
+        return len(self._wanted) * len(self._prompts)
 
     def errors(self) -> dict[str, Tensor]:
         """Relative squared errors of the pipeline as it is now.
@@ -112,60 +94,167 @@ class Probe:
             ``text_error``: the same ratio of the condition that the text encoders give, averaged over the
             prompt and, where guidance runs it, the null prompt; left out where there is no such condition.
         """
-        condition = self._condition()
+        now = self._replay()
         total = torch.zeros(len(self._prompts), dtype=torch.float64)
-        for (args, kwargs), dense, weight in zip(self._calls, self._dense, self._weights, strict=True):
-            guided = self._guided(self._denoiser(*args, **{**kwargs, **condition}))
-            total += weight * _relative_error(guided, dense)
-        if self._decoded is not None:
-            decoded = self._decode()
-            assert decoded is not None
-            total += _relative_error(decoded, self._decoded)
+        for step, weight in self._wanted.items():
+            total += weight * _relative_error(now.guided[step], self._dense[step])
+        if self._decoded:
+            total += _relative_error(torch.cat(now.decoded), torch.cat(self._decoded))
         errors = {"probe_error": total}
         if self._embeddings:
-            now = self._texts(condition)
-            parts = [_relative_error(a, b) for a, b in zip(now, self._embeddings, strict=True)]
-            rows = torch.stack(parts).mean(0)
-            errors["text_error"] = rows.view(-1, len(self._prompts)).mean(0)
+            n = len(self._prompts)
+            parts = [
+                _relative_error(a, b).view(-1, n).mean(0)
+                for a, b in zip(now.embeddings, self._embeddings, strict=True)
+            ]
+            errors["text_error"] = torch.stack(parts).mean(0)
         return errors
 
-    def _condition(self) -> dict[str, Any]:
-        """The keyword arguments of the denoiser that come from the text encoders, as they are now."""
-        with _recorded(self._denoiser, only_first=True) as calls:
-            call_pipeline(self._pipeline, self._prompts, self._seeds, self._sampling)
-        _, kwargs = calls[0]
-        latent_names = ("sample", "hidden_states", "timestep")
-        return {name: value for name, value in kwargs.items() if name not in latent_names}
+    def _refuse_unless_exact(self) -> None:
+        errors = self.errors()
+        worst = {name: float(error.max()) for name, error in errors.items() if not bool((error == 0).all())}
+        if worst:
+            raise RaysenseError(
+                f"`pipeline`: replayed, the dense {type(self._pipeline).__name__} does not give what it gave before "
+                f"({', '.join(f'{name} {value:.3g}' for name, value in worst.items())} instead of 0), so what pruning "
+                "does to it cannot be told apart; raysense does not measure this pipeline"
+            )
 
-    def _texts(self, condition: dict[str, Any]) -> list[Tensor]:
-        """The embeddings in a condition: its sequences of vectors, (prompts or twice as many, tokens, width)."""
-        n = len(self._prompts)
+    # --- the pipeline's own code, once more -----------------------------------------------------------
+
+    def _record(self) -> _Seen:
+        """Sample with the dense pipeline; keeps its guided predictions."""
+        seen = _Seen(self._texts)
+
+        def step(scheduler: Callable[..., Any]) -> Callable[..., Any]:
+            def kept(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
+                self._dense.append(model_output.clone())
+                seen.step += 1
+                seen.call = 0
+                return scheduler(model_output, *args, **kwargs)
+
+            return kept
+
+        def denoiser(forward: Callable[..., Any]) -> Callable[..., Any]:
+            def watched(*args: Any, **kwargs: Any) -> Any:
+                output = forward(*args, **kwargs)
+                seen.calls(args, kwargs)
+                place = seen.call, samples_in(args, kwargs)
+                if place not in self._said:
+                    self._said[place] = _copy(output)
+                return output
+
+            return watched
+
+        with self._around(step, denoiser, seen):
+            images = call_pipeline(self._pipeline, self._prompts, self._seeds, self._sampling)
+        refuse_other_scale(self._pipeline, images)
+        shapes = {tuple(tensor.shape[:1]) for tensor in self._dense}
+        if shapes != {(len(self._prompts),)}:
+            raise RaysenseError(
+                f"`pipeline`: {type(self._pipeline).__name__} hands its scheduler "
+                f"{'nothing' if not shapes else 'predictions that are not one for each prompt'}; raysense cannot tell "
+                "the next step of each image and does not measure this pipeline"
+            )
+        return seen
+
+    def _replay(self) -> _Seen:
+        """The same trajectory with the pipeline as it is now."""
+        seen = _Seen(self._texts)
+        last = max(self._wanted)
+
+        def step(scheduler: Callable[..., Any]) -> Callable[..., Any]:
+            def given(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
+                number = seen.step
+                if number in self._wanted:
+                    seen.guided[number] = model_output.clone()
+                seen.step += 1
+                seen.call = 0
+                if number == last and not self._decodes:
+                    raise _Enough
+                return scheduler(self._dense[number], *args, **kwargs)
+
+            return given
+
+        def denoiser(forward: Callable[..., Any]) -> Callable[..., Any]:
+            def replayed(*args: Any, **kwargs: Any) -> Any:
+                seen.calls(args, kwargs)
+                if seen.step in self._wanted:
+                    return forward(*args, **kwargs)
+                return _copy(self._said[seen.call, samples_in(args, kwargs)])
+
+            return replayed
+
+        with self._around(step, denoiser, seen), suppress(_Enough):
+            call_pipeline(self._pipeline, self._prompts, self._seeds, self._sampling)
+        return seen
+
+    @contextmanager
+    def _around(self, step: Any, denoiser: Any, seen: _Seen) -> Iterator[None]:
+        """While this is open, the scheduler's steps, the denoisers' calls and the VAE's decoding go through ours."""
+
+        def decode(method: Callable[..., Any]) -> Callable[..., Any]:
+            def kept(*args: Any, **kwargs: Any) -> Any:
+                output = method(*args, **kwargs)
+                seen.decoded.append((output[0] if isinstance(output, tuple) else output.sample).clone())
+                return output
+
+            return kept
+
+        with ExitStack() as stack:
+            stack.enter_context(wrapped(self._pipeline.scheduler, "step", step))
+            for module in denoisers_of(self._pipeline).values():
+                stack.enter_context(wrapped(module, "forward", denoiser))
+            for module in modules_of(self._pipeline).values() if self._decodes else ():
+                if hasattr(module, "decode"):
+                    stack.enter_context(wrapped(module, "decode", decode))
+            yield
+
+    def _texts(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The embeddings in a call: sequences of vectors, and pooled ones, a row or two a prompt."""
+        named = {**kwargs, **({"encoder_hidden_states": args[2]} if len(args) > 2 else {})}
         return [
-            leaf.double().cpu()
-            for leaf in tree_flatten(condition)[0]
+            leaf.clone()
+            for path, leaf in tree_flatten_with_path(named)[0]
             if isinstance(leaf, Tensor)
             and leaf.is_floating_point()
-            and leaf.ndim == 3
-            and len(leaf) in (n, 2 * n)
+            and leaf.ndim in (2, 3)
+            and len(leaf) % len(self._prompts) == 0
+            and any(part in keystr(path) for part in CONDITIONS)
         ]
 
-    def _guided(self, output: Any) -> Tensor:
-        prediction: Tensor = output[0] if isinstance(output, tuple) else output.sample
-        prediction = prediction.double().cpu()
-        if len(prediction) == 2 * len(self._prompts):
-            unconditional, conditional = prediction.chunk(2)
-            return unconditional + self._sampling.guidance * (conditional - unconditional)
-        return prediction
 
-    def _decode(self) -> Tensor | None:
-        if self._vae is None:
-            return None
-        sample = self._calls[-1][0][0] if self._calls[-1][0] else self._calls[-1][1]["sample"]
-        latents = sample[: len(self._prompts)]
-        decoded: Tensor = self._vae.decode(latents, return_dict=False)[0]  # type: ignore[operator]
-        return decoded.double().cpu()
+class _Seen:
+    """What went by while a pipeline sampled.
+
+    Attributes:
+        step: Steps of the scheduler so far.
+        call: Calls of the denoiser in this step so far.
+        guided: Step -> what the scheduler was handed.
+        embeddings: Those of the first step's calls.
+        decoded: What the VAE gave.
+    """
+
+    def __init__(self, texts: Callable[[Sequence[Any], dict[str, Any]], list[Tensor]]) -> None:
+        self._texts = texts
+        self.step = self.call = 0
+        self.guided: dict[int, Tensor] = {}
+        self.embeddings: list[Tensor] = []
+        self.decoded: list[Tensor] = []
+
+    def calls(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """A denoiser is called."""
+        self.call += 1
+        if self.step == 0:
+            self.embeddings += self._texts(args, kwargs)
+
+
+def _copy(output: Any) -> Any:
+    """The same tensors anew: pipelines may work on an output in place."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, output)
 
 
 def _relative_error(now: Tensor, dense: Tensor) -> Tensor:
-    difference = (now - dense).flatten(1).square().sum(1)
-    return difference / dense.flatten(1).square().sum(1).clamp_min(1e-12)
+    """|now − dense|² / |dense|² of each row, in double precision on the CPU."""
+    now, dense = now.double().cpu().flatten(1), dense.double().cpu().flatten(1)
+    return (now - dense).square().sum(1) / dense.square().sum(1).clamp_min(1e-12)

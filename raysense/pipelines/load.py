@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -62,7 +63,7 @@ def load_pipeline(
     transformers_logging.disable_progress_bar()
     kind = getattr(torch, dtype)
     try:
-        with _quiet_loaders():
+        with quiet_loaders():
             pipeline, index = _assembled(source, revision, kind)
     except RaysenseError:
         raise
@@ -115,13 +116,15 @@ def _assembled(
 
 
 @contextmanager
-def _quiet_loaders() -> Iterator[None]:
+def quiet_loaders() -> Iterator[None]:
     """Without the loaders' own warnings about weights that do not match: these are errors here, one line each."""
     before = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     transformers_logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # about settings of the pipeline's author
+            yield
     finally:
         diffusers_logging.set_verbosity(before[0])
         transformers_logging.set_verbosity(before[1])
@@ -261,15 +264,18 @@ def _dtype_note(name: str, module: nn.Module, wanted: torch.dtype) -> str:
     )
 
 
-def empty_components(source: str, *, revision: str | None = None) -> dict[str, nn.Module]:
+def empty_components(
+    source: str, *, revision: str | None = None, device: str = "meta"
+) -> dict[str, nn.Module]:
     """A pipeline's modules as its configuration describes them, without weights: nothing large is downloaded.
 
     Args:
         source: See `load_pipeline`.
         revision: See `load_pipeline`.
+        device: Where; another one than ``meta`` is for callers that make tensors fake.
 
     Returns:
-        Component name -> module on the meta device; a safety checker is left out, as `load_pipeline` does, and a
+        Component name -> module; a safety checker is left out, as `load_pipeline` does, and a
         component of an unknown class is a `Foreign`.
 
     Raises:
@@ -279,19 +285,19 @@ def empty_components(source: str, *, revision: str | None = None) -> dict[str, n
     try:
         index = DiffusionPipeline.load_config(folder, revision=revision)
         classes = module_classes(index)
-        return {name: _empty(folder, name, cls, revision) for name, cls in classes.items()}
+        return {name: _empty(folder, name, cls, revision, device) for name, cls in classes.items()}
     except (OSError, ValueError, ImportError, AttributeError, KeyError) as error:
         raise RaysenseError(
             f"`pipeline`: the configuration of `{source}` could not be read: {' '.join(str(error).split())[:200]}"
         ) from None
 
 
-def _empty(folder: str, name: str, cls: Any, revision: str | None) -> nn.Module:
+def _empty(folder: str, name: str, cls: Any, revision: str | None, device: str) -> nn.Module:
     """One component without weights."""
     if issubclass(cls, Foreign):
         foreign: nn.Module = cls()
         return foreign
-    with torch.device("meta"):
+    with torch.device(device):
         if issubclass(cls, PreTrainedModel):
             module: nn.Module = cls(
                 cls.config_class.from_pretrained(folder, subfolder=name, revision=revision)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
 from raysense.errors import RaysenseError
-from raysense.pipelines.load import denoiser_of
+from raysense.pipelines.adapter import denoisers_of, samples_in, wrapped
 from raysense.pipelines.prompts import Prompt
 from raysense.study import Sampling
 
@@ -111,13 +112,15 @@ def metered(pipeline: DiffusionPipeline) -> Iterator[Meter]:
     """Count denoiser sample-forwards while the context is open (guidance counts two)."""
     meter = Meter()
 
-    def count(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        sample = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
-        assert isinstance(sample, Tensor)
-        meter.forwards += len(sample)
+    def counted(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            meter.forwards += samples_in(args, kwargs)
+            return forward(*args, **kwargs)
 
-    handle = denoiser_of(pipeline).register_forward_pre_hook(count, with_kwargs=True)
-    try:
+        return call
+
+    # Not by hooks: these run too where a replay answers instead of the denoiser.
+    with ExitStack() as stack:
+        for denoiser in denoisers_of(pipeline).values():
+            stack.enter_context(wrapped(denoiser, "forward", counted))
         yield meter
-    finally:
-        handle.remove()

@@ -48,7 +48,7 @@ def sensitivity_map(run: Run, chosen: pd.DataFrame | None) -> Spec | None:
     curves = curves[curves["metric"] == run.damage_metric()]
     if curves.empty:
         return None
-    spans = _spans(run.table("layers")["group"])
+    spans = _spans(run.layers()["group"])
     cells = []
     for group, curve in curves.groupby("group", sort=False):
         before = 0.0
@@ -468,14 +468,13 @@ def _network_scale(run: Run) -> alt.Scale:
 
 
 def _network_axis(run: Run) -> alt.Axis:
-    return alt.Axis(
-        labels=False, ticks=False, grid=False, title="layers, from the network's input to its output →"
-    )
+    order = "from the network's input to its output" if run.is_in_call_order else "as the pipeline lists them"
+    return alt.Axis(labels=False, ticks=False, grid=False, title=f"layers, {order} →")
 
 
 def _component_marks(run: Run, *, names: bool = True) -> list[alt.Chart]:
     """A line where a component begins and, above it, its name; neighbours stand on different heights."""
-    layers = run.table("layers").reset_index(names="position")
+    layers = run.layers()
     first = layers.groupby("component", sort=False)["position"].min()
     rows = [{"x": int(position), "text": str(component)} for component, position in first.items()]
     marks = [alt.Chart(alt.InlineData(rows)).mark_rule(strokeWidth=1, opacity=0.6).encode(x="x:Q")]

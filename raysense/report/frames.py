@@ -163,6 +163,28 @@ class Run:
         found["feasible"] = found["feasible"].eq(True).astype(bool)  # null in a store without a budget
         return found.sort_values(["zeros", "rung"]).reset_index(drop=True)
 
+    def layers(self) -> pd.DataFrame:
+        """The table `layers` in the order of first calls, from the input to the output; what never runs comes last.
+
+        Without that order (`is_in_call_order` tells) the layers stand as the pipeline lists them.
+
+        Columns: those of the table, and ``position`` in this order.
+        """
+        return self._layers.copy()
+
+    @cached_property
+    def _layers(self) -> pd.DataFrame:
+        layers = self.table("layers")
+        if self.is_in_call_order:
+            layers = layers.sort_values("order", na_position="last", kind="stable", ignore_index=True)
+        return layers.reset_index(names="position")
+
+    @property
+    def is_in_call_order(self) -> bool:
+        """Whether it is known in which order the layers run."""
+        layers = self.table("layers")
+        return "order" in layers and bool(layers["order"].notna().any())
+
     def sensitivity(self) -> pd.DataFrame:
         """The view `curves` with the groups' places and sizes: one row per group, level and metric, in network order.
 
@@ -173,7 +195,7 @@ class Run:
 
     @cached_property
     def _sensitivity(self) -> pd.DataFrame:
-        layers = self.table("layers").reset_index(names="position")
+        layers = self.layers()
         own = set(self.grid.addresses)
         layers["governed"] = [self.grid.weights(a) if a in own else 0 for a in layers["layer"]]
         groups = layers.groupby("group").agg(
@@ -233,7 +255,7 @@ class Run:
 
     def layer_sparsity(self, allocation: Allocation) -> pd.DataFrame:
         """One row per layer in network order with the ``zeros`` and the ``sparsity`` that an allocation gives it."""
-        layers = self.table("layers").reset_index(names="position")
+        layers = self.layers()
         zeros = [self.grid.removed(layer, allocation[self.grid.host(layer)]) for layer in layers["layer"]]
         layers["zeros"] = zeros
         layers["sparsity"] = layers["zeros"] / layers["weights"]

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from raysense.evaluation.parts import image_cost, images_of, is_split, reference_rung
-from raysense.evaluation.probe import probe_cost
+from raysense.evaluation.parts import images_of, is_split, reference_rung
 from raysense.evaluation.records import CALIBRATION, Evaluation, Measure, Question, Task
+from raysense.pipelines.cost import Cost, assumed
 from raysense.pruning import priors
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory
@@ -133,6 +133,7 @@ def estimate(
     speed: Speed,
     evaluators: int,
     calibration_cost: int = 0,
+    cost: Cost | None = None,
 ) -> Estimate:
     """Runs the study's plan on a simulated cluster.
 
@@ -144,10 +145,12 @@ def estimate(
         evaluators: How many.
         calibration_cost: Sample-forwards that the study's method learns from, see
             `raysense.evaluation.calibration.calibration_cost`.
+        cost: Of an image.
     """
     families = _Uniform(inventory, grid)
-    story = make_story(_without_weights(study), inventory, grid, families, calibration_cost)
-    return _Cluster(story, study, inventory, grid, speed, evaluators).run()
+    story = make_story(_without_weights(study), inventory, grid, families, calibration_cost, cost)
+    an_image = cost or assumed(study.sampling)
+    return _Cluster(story, study, inventory, grid, speed, evaluators, an_image).run()
 
 
 @dataclass(eq=False)
@@ -169,7 +172,9 @@ class _Cluster:
         grid: LevelGrid,
         speed: Speed,
         evaluators: int,
+        an_image: Cost,
     ) -> None:
+        self._an_image = an_image
         self._strategy, self._cost_of = Lookahead(story, study.search.lookahead), story.cost_of
         self._story = story
         self._study, self._inventory, self._grid = study, inventory, grid
@@ -241,7 +246,7 @@ class _Cluster:
     def _work(self, task: Task, before: Sequence[Task]) -> tuple[int, int, float]:
         """Images, dense references included, sample-forwards, and seconds, after the question's tasks before it."""
         cost = self._cost_of(Question("", "", (task,)))
-        an_image = image_cost(self._study)
+        an_image = self._an_image.image
         if task.rung == CALIBRATION:
             return 0, cost, cost / an_image * self._speed.image
         if task.part is not None:
@@ -250,7 +255,7 @@ class _Cluster:
         if task.rung == "probe":
             first = self._fresh_probes > 0
             self._fresh_probes -= 1
-            recorded = probe_cost(self._study, records=True) - cost
+            recorded = self._an_image.probe(self._study.rungs.probe, records=True) - cost
             return 0, cost + first * recorded, self._speed.probe + first * self._speed.first_probe
         images = 0 if is_split(self._study, task.rung) else images_of(self._study, task.rung)
         if images and any((e.allocation, e.rung) == (task.allocation, "preview") for e in before):

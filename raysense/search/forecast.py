@@ -9,9 +9,9 @@ from rich.console import Console
 
 from raysense.evaluation.calibration import calibration_cost
 from raysense.evaluation.engine import inventory_and_grid
-from raysense.evaluation.parts import image_cost
-from raysense.evaluation.probe import probe_cost
 from raysense.evaluation.speed import Measured, measure_speed
+from raysense.pipelines.adapter import foresee
+from raysense.pipelines.cost import Cost
 from raysense.pipelines.load import empty_components, refuse_foreign
 from raysense.report.forecast import render
 from raysense.search.estimate import Estimate, Speed, estimate
@@ -49,18 +49,25 @@ def forecast(
     empty = empty_components(study.pipeline, revision=study.revision)
     refuse_foreign(study.pipeline, {name: type(module) for name, module in empty.items()})
     inventory, grid = inventory_and_grid(study, empty)
-    learning = calibration_cost(study, inventory, grid, empty)
+    foreseen = foresee(study.pipeline, study.sampling, revision=study.revision)
+    cost = foreseen.cost
+    learning = calibration_cost(study, inventory, grid, empty, cost)
     wanted = study.cluster.evaluators
     counts = list(evaluators or [here(study) if wanted == "auto" else wanted])
     measured: Measured | None = None
     if forwards_per_second is not None:
-        speed = given_speed(study, forwards_per_second)
+        speed = given_speed(study, forwards_per_second, cost)
     else:
         beside = 1 if study.cluster.gpus_per_evaluator else min(here(study), counts[0])
         measured = measure_speed(study, beside)
         speed = measured_speed(measured, beside)
-    estimates = [estimate(study, inventory, grid, speed, count, learning) for count in counts]
+    estimates = [estimate(study, inventory, grid, speed, count, learning, cost) for count in counts]
     on_gpu = measured is not None and study.cluster.gpus_per_evaluator > 0
+    console.print(
+        f"An image costs {cost.image:,} denoiser sample-forwards in {cost.steps} steps, {cost.told}.",
+        markup=False,
+        highlight=False,
+    )
     render(
         study,
         inventory,
@@ -79,13 +86,13 @@ def here(study: Study) -> int:
     return max(1, int((os.cpu_count() or 1) / study.cluster.cpus_per_evaluator))
 
 
-def given_speed(study: Study, forwards_per_second: float) -> Speed:
+def given_speed(study: Study, forwards_per_second: float, cost: Cost) -> Speed:
     """From sample-forwards a second; what a calibration would add beside them is left out."""
-    second = 1 / forwards_per_second
+    second, rung = 1 / forwards_per_second, study.rungs.probe
     return Speed(
-        image=image_cost(study) * second,
-        probe=probe_cost(study) * second,
-        first_probe=(probe_cost(study, records=True) - probe_cost(study)) * second,
+        image=cost.image * second,
+        probe=cost.probe(rung) * second,
+        first_probe=(cost.probe(rung, records=True) - cost.probe(rung)) * second,
         start=START_SECONDS,
         told=f"at {forwards_per_second:g} sample-forwards a second; loading, decoding and judging are not in it",
     )

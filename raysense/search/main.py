@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from raysense.evaluation.calibration import OWL, calibration_cost
 from raysense.evaluation.engine import inventory_and_grid, signature
 from raysense.evaluation.inputs import inputs_of, keep_code, keep_prompts
 from raysense.evaluation.judges import Judges
+from raysense.pipelines.adapter import foresee
 from raysense.pipelines.load import load_pipeline, modules_of
 from raysense.pipelines.prompts import load_prompts
 from raysense.pruning.allocation import LevelGrid
@@ -65,13 +66,14 @@ def run_study(
     pipeline = load_pipeline(study.pipeline, revision=study.revision, dtype=study.dtype)
     inventory, grid = inventory_and_grid(study, pipeline.components)
     modules = modules_of(pipeline)
-    learning = calibration_cost(study, inventory, grid, modules)
+    foreseen = foresee(study.pipeline, study.sampling, revision=study.revision)
+    learning = calibration_cost(study, inventory, grid, modules, foreseen.cost)
     families = closed_forms(inventory, grid, modules, study.search.proportions)
     check_strategies(study.search.strategies, (*families, OWL, SOLVER, *ITERATIVE[1:]))
     device = "cuda" if study.cluster.gpus_per_evaluator > 0 else "cpu"
     inputs = inputs_of(study, load_prompts(study.prompts), Judges(study), device)
-    story = make_story(study, inventory, grid, families, learning)
-    store = begin_store(study, out, inventory, grid, inputs)
+    story = make_story(study, inventory, grid, families, learning, foreseen.cost)
+    store = begin_store(study, out, inventory, grid, inputs, foreseen.order)
 
     cluster = study.cluster
     spec = evaluator_spec(study, out, inputs)
@@ -137,9 +139,22 @@ def refuse_to_overwrite(out: str, resume: bool) -> None:
 
 
 def begin_store(
-    study: Study, out: str, inventory: Inventory, grid: LevelGrid, inputs: Mapping[str, Any]
+    study: Study,
+    out: str,
+    inventory: Inventory,
+    grid: LevelGrid,
+    inputs: Mapping[str, Any],
+    order: Sequence[str] = (),
 ) -> Store:
     """The study's store, with its definition, its layers, its prompts and its plug-ins' code in it.
+
+    Args:
+        study: The study.
+        out: Its folder or address.
+        inventory: Its layers.
+        grid: Their levels.
+        inputs: What it is measured on, by content.
+        order: Modules in the order of their first call; empty if unknown.
 
     Raises:
         RaysenseError: `out` cannot be written, or holds a study of another definition or of other contents.
@@ -153,7 +168,7 @@ def begin_store(
         inputs=inputs,
         budget=quality_budget(study),
     )
-    store.write_table("layers", layer_rows(inventory, grid, study.search.granularity))
+    store.write_table("layers", layer_rows(inventory, grid, study.search.granularity, order))
     disk = Disk(out)
     keep_prompts(disk, load_prompts(study.prompts))
     keep_code(disk, study)
@@ -180,8 +195,13 @@ def denominators(inventory: Inventory) -> dict[str, int]:
     return {name: getattr(inventory, name) for name in names}
 
 
-def layer_rows(inventory: Inventory, grid: LevelGrid, granularity: Any) -> pa.Table:
-    """The table `layers`: one row a selected layer, in network order."""
+def layer_rows(
+    inventory: Inventory, grid: LevelGrid, granularity: Any, order: Sequence[str] = ()
+) -> pa.Table:
+    """The table `layers`: one row a selected layer, as the pipeline lists them; `order` says when each runs first."""
+    ran = set(order)
+    first = sorted((layer.address for layer in inventory.layers if layer.address in ran), key=order.index)
+    place = {address: number for number, address in enumerate(first)}
     group_of = {a: group for group, members in inventory.groups(granularity).items() for a in members}
     own = set(grid.addresses)
     return pa.Table.from_pylist(
@@ -195,6 +215,7 @@ def layer_rows(inventory: Inventory, grid: LevelGrid, granularity: Any) -> pa.Ta
                 "step": grid.step(layer.address) if layer.address in own else 0,
                 "levels": grid.top(layer.address) if layer.address in own else 0,
                 "group": group_of[layer.address],
+                "order": place.get(layer.address),
             }
             for layer in inventory.layers
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,7 @@ from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import OWL, calibration_cost
 from raysense.evaluation.engine import Evaluator
 from raysense.evaluation.records import CALIBRATION, Task
+from raysense.pipelines.adapter import foresee
 from raysense.pipelines.load import modules_of, notes_of
 from raysense.pruning.allocation import Allocation
 from raysense.search.families import check_strategies, closed_forms, outlier_weighed
@@ -40,6 +42,7 @@ def try_once(study: Study, strategy: str, share: float, rung: str, directory: st
         RaysenseError: The study, the strategy or the method cannot be used.
     """
     study = with_strategy(study, strategy)
+    foresee(study.pipeline, study.sampling, revision=study.revision)  # steps that the scheduler refuses
     evaluator = Evaluator(study, directory)
     inventory = evaluator.inventory
     calibration_cost(study, inventory, evaluator.grid, modules_of(evaluator.pipeline))
@@ -89,13 +92,13 @@ def allocate(evaluator: Evaluator, share: float) -> tuple[int, Allocation]:
 
     Args:
         evaluator: Of a study with one strategy, see `with_strategy`.
-        share: Zeros over the selected weights; more than the caps allow gives what they allow.
+        share: Zeros over the selected weights.
 
     Returns:
         Zeros that were asked for, and the allocation.
 
     Raises:
-        RaysenseError: The strategy is no closed form.
+        RaysenseError: The strategy is no closed form, or the caps do not allow so much.
     """
     study, grid, inventory = evaluator.study, evaluator.grid, evaluator.inventory
     modules = modules_of(evaluator.pipeline)
@@ -106,5 +109,17 @@ def allocate(evaluator: Evaluator, share: float) -> tuple[int, Allocation]:
     if strategy == OWL:
         calibration = evaluator.evaluate(Task(Allocation(), CALIBRATION))
         families[OWL] = outlier_weighed(inventory, grid, calibration)
-    zeros = min(round(share * grid.n), grid.max_zeros)
-    return zeros, families[strategy](zeros)
+    asked, most = round(share * grid.n), grid.max_zeros
+    # Steps may end a little below the cap: that much is rounding, and both numbers are said.
+    if asked > most and share > most / grid.n + 1e-3:
+        pattern, cap = study.prune.pattern, study.prune.cap
+        remedy = (
+            f"the pattern {pattern} allows no more" if pattern else f"raise `prune.cap`, which is {cap:g}"
+        )
+        if not pattern and share < 1:
+            remedy += f" (--set prune.cap={min(1.0, share + 0.005):.3g})"
+        raise RaysenseError(
+            f"`--sparsity` is {share:g}, {asked:,} zeros, but at most {math.floor(1000 * most / grid.n) / 1000:g} of "
+            f"the selected weights can go, {most:,} zeros: ask for less, or {remedy}"
+        )
+    return asked, families[strategy](min(asked, most))

@@ -11,10 +11,10 @@ import numpy as np
 
 from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import OWL
-from raysense.evaluation.parts import image_cost, images_of, is_split, parts_of, ranges_of, reference_rung
-from raysense.evaluation.probe import probe_cost
+from raysense.evaluation.parts import images_of, is_split, parts_of, ranges_of, reference_rung
 from raysense.evaluation.records import CALIBRATION, Evaluation, Question, StopRule, Task
 from raysense.feasibility import is_feasible, margins
+from raysense.pipelines.cost import Cost, assumed
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory
 from raysense.pruning.priors import Family
@@ -101,6 +101,12 @@ class _Ground:
     families: Mapping[str, Family]
     bounds: Sequence[Bound] = field(default_factory=list)
     calibration_cost: int = 0
+    cost: Cost | None = None
+
+    @property
+    def an_image(self) -> Cost:
+        """What an image costs."""
+        return self.cost or assumed(self.study.sampling)
 
     def zeros(self, share: float) -> int:
         """Zeros at a share of all selected weights, at most what the grid can remove."""
@@ -113,6 +119,7 @@ def make_story(
     grid: LevelGrid,
     families: Mapping[str, Family],
     calibration_cost: int = 0,
+    cost: Cost | None = None,
 ) -> Story[Findings]:
     """The study's strategy.
 
@@ -122,21 +129,18 @@ def make_story(
         grid: Their levels.
         families: Closed-form families by name.
         calibration_cost: Sample-forwards of the calibration at most; 0 if the study needs none.
+        cost: Of an image, as foreseen; replaced by what the baseline counts.
 
     Raises:
         RaysenseError: `budget.max_cost` does not even cover the dense pipeline; nothing is spent yet.
     """
-    ground = _Ground(study, inventory, grid, families, study.constraints.bounds(), calibration_cost)
+    ground = _Ground(study, inventory, grid, families, study.constraints.bounds(), calibration_cost, cost)
     _refuse_small_budget(ground)
 
     def cost_of(question: Question) -> int:
         return sum(_cost_of(ground, task) for task in question.tasks)
 
-    validation = 2 * len(SAFER[-study.search.finalists :]) * _images_cost(study, "validation")
-    climb = study.search.bisections * _step_cost(study)
-    # What curves teach is worth nothing without a climb, nor a climb without validation.
-    reserve = {"sensitivity": climb + validation, "search": validation}
-    return Story(lambda story: _plan(story, ground), cost_of, Purse(study.budget, cost_of, reserve))
+    return Story(lambda story: _plan(story, ground), cost_of, Purse(study.budget, cost_of, _reserve(ground)))
 
 
 def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
@@ -153,9 +157,9 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
         + (climbs * search.bisections + search.rounds * search.offspring) * len(climb)
         + finalists * len(test)
     )
-    score, held_out = (_images_cost(study, rung) for rung in ("score", "validation"))
+    score, held_out = (_images_cost(ground, rung) for rung in ("score", "validation"))
     costs = {
-        "curves": probes * probe_cost(study),
+        "curves": probes * ground.an_image.probe(study.rungs.probe),
         "climbs": climbs * search.bisections * score,
         "joint": search.rounds * search.offspring * score,
         "tests": finalists * held_out,
@@ -184,6 +188,7 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
             if evaluation.failed:
                 raise RaysenseError(f"the dense pipeline could not be measured: {evaluation.failed}")
     baseline = {evaluation.rung: evaluation for evaluations in measured for evaluation in evaluations}
+    _recount(ground, story.purse)
     _refuse_impossible(baseline, ground.bounds)
 
     curves: list[Curve] = []
@@ -389,7 +394,7 @@ def _lane(
 def _evopress(ground: _Ground, start: Allocation, dense: Mapping[str, Evaluation]) -> Inquiry:
     """EvoPress's procedure on the study's rungs, for what the other iterative strategies may cost at most."""
     study, found, spent = ground.study, list[Candidate](), 0
-    allowed = study.search.rounds * study.search.offspring * _step_cost(study)
+    allowed = study.search.rounds * study.search.offspring * _step_cost(ground)
     procedure = evopress(ground.grid, start, [study.seed, len(ITERATIVE)])
     stage, pool = next(procedure)
     try:
@@ -532,12 +537,51 @@ def _refuse_impossible(dense: Mapping[str, Evaluation], bounds: Sequence[Bound])
                 )
 
 
+def _recount(ground: _Ground, purse: Purse) -> None:
+    """From here on an image costs what it was counted to cost: foreseen is not yet known.
+
+    Raises:
+        RaysenseError: It costs more than was foreseen, and what is left of the budget is not enough for an answer.
+    """
+    counted = purse.image_cost
+    if counted in (None, ground.an_image.image):
+        return
+    steps = max(ground.an_image.steps, ground.study.sampling.steps)
+    assert counted is not None
+    ground.cost = Cost(counted, steps, "counted on the dense pipeline's images")
+    purse.reserve = _reserve(ground)
+    limit, needs = ground.study.budget.max_cost, _answer_cost(ground)
+    if limit is not None and purse.spent + needs > limit:
+        raise RaysenseError(
+            f"`budget.max_cost` is {limit:,} sample-forwards: an image of this pipeline takes {counted:,} of them, so "
+            f"after the dense pipeline's {purse.spent:,} a validated answer takes some {needs:,} more; set it to "
+            f"{purse.spent + needs:,} and start again with --resume, or shrink `rungs`"
+        )
+
+
+def _reserve(ground: _Ground) -> dict[str, int]:
+    """Stage -> what its questions leave: curves are worth nothing without a climb, nor a climb without validation."""
+    validation = 2 * len(SAFER[-ground.study.search.finalists :]) * _images_cost(ground, "validation")
+    climb = ground.study.search.bisections * _step_cost(ground)
+    return {"sensitivity": climb + validation, "search": validation}
+
+
+def _answer_cost(ground: _Ground) -> int:
+    """What one strategy's climb to a validated answer takes beside the baseline; curves only where all need them."""
+    search = ground.study.search
+    curves = 0
+    if not any(name not in (SOLVER, *ITERATIVE) for name in search.strategies):
+        probes = len(_groups(ground)) * min(3, search.levels)
+        curves = probes * ground.an_image.probe(ground.study.rungs.probe)
+    return curves + _reserve(ground)["sensitivity"]
+
+
 def _refuse_small_budget(ground: _Ground) -> None:
-    """A budget that cannot pay for the dense pipeline buys nothing: refused before anything is spent."""
+    """A budget that cannot pay for a validated answer buys nothing: refused before anything is spent."""
     study = ground.study
     least = sum(_cost_of(ground, task) for task in _baseline_tasks(ground))
+    answer = least + _answer_cost(ground)
     if study.budget.max_cost is not None and study.budget.max_cost < least:
-        answer = least + study.search.bisections * _step_cost(study) + _images_cost(study, "validation")
         raise RaysenseError(
             f"`budget.max_cost` is {study.budget.max_cost:,} sample-forwards, but measuring the dense pipeline takes "
             f"{least:,} and one strategy's climb to a validated answer some {answer:,} in all; raise it or shrink "
@@ -545,13 +589,13 @@ def _refuse_small_budget(ground: _Ground) -> None:
         )
 
 
-def _step_cost(study: Study) -> int:
+def _step_cost(ground: _Ground) -> int:
     """Sample-forwards of a candidate that climbs to the score rung, at most."""
-    return _images_cost(study, "preview") + _images_cost(study, "score")
+    return _images_cost(ground, "preview") + _images_cost(ground, "score")
 
 
-def _images_cost(study: Study, rung: str) -> int:
-    return images_of(study, rung) * image_cost(study)
+def _images_cost(ground: _Ground, rung: str) -> int:
+    return images_of(ground.study, rung) * ground.an_image.image
 
 
 def _cost_of(ground: _Ground, task: Task) -> int:
@@ -560,13 +604,13 @@ def _cost_of(ground: _Ground, task: Task) -> int:
     if task.rung == CALIBRATION:
         return ground.calibration_cost
     if task.rung == "probe":
-        return probe_cost(study)
+        return ground.an_image.probe(study.rungs.probe)
     if task.part is not None:
         parts = ranges_of(study, task.part.rung, task.part.reference)
-        return len(parts[task.part.number]) * image_cost(study)
+        return len(parts[task.part.number]) * ground.an_image.image
     own = 0 if is_split(study, task.rung) else 1
     reference = 0 if task.allocation or is_split(study, reference_rung(task.rung), reference=True) else 2
-    return _images_cost(study, task.rung) * (own + reference)
+    return _images_cost(ground, task.rung) * (own + reference)
 
 
 def _with_parts(study: Study, allocation: Allocation, rungs: Sequence[str]) -> set[Task]:

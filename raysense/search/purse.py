@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from raysense.evaluation.records import Evaluation, Question
+from raysense.evaluation.records import CALIBRATION, Evaluation, Question
 from raysense.study import Budget
 
 SLOWER = 1.25
@@ -58,15 +59,18 @@ class Purse:
         reserve: Stage -> sample-forwards that its questions leave for later stages.
 
     Attributes:
+        reserve: See above.
         spent: Sample-forwards of all evaluations so far, each counted once.
         seconds: Their seconds.
+        image_cost: Sample-forwards of an image, as counted so far: the least, as images may be sampled anew for want of
+            memory; None before any was sampled.
         refusal: What was not covered, at first; None while all was.
     """
 
     def __init__(
         self, budget: Budget, cost_of: Callable[[Question], int], reserve: Mapping[str, int] | None = None
     ) -> None:
-        self._cost_of, self._reserve = cost_of, dict(reserve or {})
+        self._cost_of, self.reserve = cost_of, dict(reserve or {})
         self._limits: list[tuple[str, float, str, float]] = []  # field, limit, unit, units a second
         if budget.max_hours is not None:
             self._limits.append(("budget.max_hours", budget.max_hours, "evaluator-hours", 1 / 3600))
@@ -76,6 +80,7 @@ class Purse:
             )
         self._max_cost = budget.max_cost
         self.spent, self.seconds = 0, 0.0
+        self.image_cost: int | None = None
         self.refusal: Refusal | None = None
         self._counted: set[str] = set()
         self._by_rung: dict[str, tuple[float, int]] = {}  # seconds and sample-forwards
@@ -88,6 +93,9 @@ class Purse:
             if evaluation.key:
                 self._counted.add(evaluation.key)
             self.spent += evaluation.cost
+            if evaluation.images and evaluation.rung != CALIBRATION:
+                counted = math.ceil(evaluation.cost / evaluation.images)
+                self.image_cost = min(counted, self.image_cost or counted)
             self.seconds += evaluation.seconds
             seconds, cost = self._by_rung.get(evaluation.rung, (0.0, 0))
             self._by_rung[evaluation.rung] = seconds + evaluation.seconds, cost + evaluation.cost
@@ -95,7 +103,7 @@ class Purse:
     def covers(self, question: Question, outstanding: Iterable[Question]) -> bool:
         """Whether a question may be asked beside those under way; the first that may not is remembered."""
         under_way = list(outstanding)
-        reserve = self._reserve.get(question.stage, 0)
+        reserve = self.reserve.get(question.stage, 0)
         if self._max_cost is not None:
             promised = self.spent + sum(map(self._cost_of, under_way))
             field = ("budget.max_cost", float(self._max_cost), "sample-forwards")

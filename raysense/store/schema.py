@@ -62,6 +62,12 @@ LAYERS = _schema(
     ("step", _INT, "weights removed by one level"),
     ("levels", _INT, "highest level"),
     ("group", _TEXT, "name of the group that moves together"),
+    (
+        "order",
+        _INT,
+        "place in the order of the layers' first calls when an image is made, from 0; null for a layer that never "
+        "runs, and for all where a dry run without weights was not possible",
+    ),
 )
 
 ALLOCATIONS = _schema(
@@ -134,8 +140,8 @@ SAMPLES = _schema(
     ("value", _FLOAT, "its value for this image"),
 )
 
-LATER = {"method", "device", "versions"}
-"""Columns of `evaluations` that came after the first stores of this version; an empty text where missing."""
+LATER = {"method", "device", "versions", "order"}
+"""Columns that came after the first stores of this version: an empty text or null where missing."""
 
 TABLES: dict[str, pa.Schema] = {
     "studies": STUDIES,

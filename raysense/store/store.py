@@ -367,7 +367,9 @@ class Store:
                     raise ValueError("its content does not match the checksum in its name")
                 part = parquet.decode(content)
                 for column in LATER.intersection(schema.names).difference(part.column_names):
-                    part = part.append_column(column, pa.array([""] * len(part), pa.string()))
+                    kind = schema.field(column).type
+                    unknown = [""] * len(part) if kind == pa.string() else [None] * len(part)
+                    part = part.append_column(column, pa.array(unknown, kind))
                 parts.append(part.select(schema.names).cast(schema))
             except (pa.ArrowException, KeyError, ValueError) as error:
                 raise RaysenseError(

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+from diffusers import (
+    ChromaPipeline,
+    ChromaTransformer2DModel,
+    DDIMScheduler,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+)
+from torch import nn
 
+from raysense.errors import RaysenseError
 from raysense.evaluation.engine import Evaluator
 from raysense.evaluation.records import Task
-from raysense.pipelines.load import modules_of
+from raysense.pipelines.adapter import foresee, watched
+from raysense.pipelines.load import load_pipeline, modules_of
+from raysense.pipelines.prompts import Prompt
+from raysense.pipelines.sample import call_pipeline
 from raysense.pruning.allocation import Allocation
 from raysense.pruning.layers import count_zeros, weight_of
-from raysense.study import Study, parse
-from tests.pruning.families import FAMILIES, SIZE
+from raysense.study import Sampling, Study, parse
+from tests.pruning.families import FAMILIES, SIZE, t5, t5_tokenizer, vae
 
 
 def study_of(folder: Path, select: list[str], **more: object) -> Study:
@@ -34,9 +50,51 @@ def study_of(folder: Path, select: list[str], **more: object) -> Study:
     )
 
 
-def built(name: str, folder: Path, select: list[str], **more: object) -> Evaluator:
+def chroma() -> DiffusionPipeline:
+    """Calls its denoiser twice a step, with other embeddings each time."""
+    return ChromaPipeline(
+        transformer=ChromaTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            axes_dims_rope=[4, 4, 8],
+            approximator_hidden_dim=32,
+            approximator_layers=1,
+            approximator_num_channels=16,
+        ),
+        vae=vae(shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        text_encoder=t5(),
+        tokenizer=t5_tokenizer(),
+        image_encoder=None,
+        feature_extractor=None,
+    )
+
+
+BUILD = {**{name: family.build for name, family in FAMILIES.items()}, "chroma": chroma}
+SELECT = {
+    **{name: family.select for name, family in FAMILIES.items()},
+    "chroma": ("text_encoder", "transformer"),
+}
+
+
+def saved(name: str, folder: Path) -> str:
     torch.manual_seed(0)
-    FAMILIES[name].build().save_pretrained(folder / "pipeline")
+    pipeline = BUILD[name]()
+    for module in modules_of(pipeline).values():
+        for weight in module.parameters():
+            if not weight.any():  # layers that begin as zeros would hide every effect
+                nn.init.normal_(weight, std=0.1)
+    pipeline.save_pretrained(folder / "pipeline")
+    return str(folder / "pipeline")
+
+
+def built(name: str, folder: Path, select: list[str], **more: object) -> Evaluator:
+    saved(name, folder)
     return Evaluator(study_of(folder / "pipeline", select, **more), str(folder / "store"))
 
 
@@ -56,3 +114,79 @@ def test_zeros_are_those_of_the_live_vae_that_is_cast_for_every_decoding(tmp_pat
     assert len(storages) > 1
     evaluator.stand_at(Allocation())
     assert evaluator.masker.count_zeros() == evaluator.inventory.zeros_before
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "chroma"])
+def test_the_dense_probe_is_exactly_zero_and_every_component_is_seen(name: str, tmp_path: Path) -> None:
+    """Each call is replayed with its own embeddings; a pruned VAE is seen whatever the denoiser is called with."""
+    evaluator = built(name, tmp_path, [*SELECT[name], "vae"])
+    dense = evaluator.evaluate(Task(Allocation(), "probe")).measures
+    assert dense["probe_error"].value == dense["text_error"].value == 0
+    for component in evaluator.study.prune.components:
+        layers = [a for a in evaluator.grid.addresses if a.startswith(f"{component}:")]
+        pruned = Allocation({a: evaluator.grid.level_for(a, 0.6) for a in layers})
+        found = evaluator.evaluate(Task(pruned, "probe")).measures
+        assert found["probe_error"].value > 1e-9, component
+        assert (found["text_error"].value > 0) == ("text" in component)
+
+
+def test_a_pipeline_whose_replay_is_not_exact_is_refused(tmp_path: Path) -> None:
+    evaluator = built("flux", tmp_path, ["transformer"])
+    calls = 0
+
+    def drifts(module: nn.Module, args: object, output: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        return (output[0] * (1 + 1e-3 * calls),)
+
+    evaluator.pipeline.transformer.register_forward_hook(drifts)
+    with pytest.raises(RaysenseError, match=r"dense FluxPipeline does not give what it gave before"):
+        evaluator.evaluate(Task(Allocation(), "probe"))
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "image", "steps"),
+    [
+        ("sd1", DDIMScheduler(), 8, 4),
+        ("sd1", PNDMScheduler(skip_prk_steps=True), 10, 5),
+        ("sd1", PNDMScheduler(skip_prk_steps=False), 26, 13),
+        ("sd1", HeunDiscreteScheduler(), 14, 7),
+        ("sdxl", None, 8, 4),
+        ("sd3", None, 8, 4),
+        ("flux", None, 4, 4),  # distilled with its guidance inside
+        ("chroma", None, 8, 4),  # two calls a step
+    ],
+)
+def test_cost_and_order_are_foreseen_without_weights(
+    name: str, scheduler: Any, image: int, steps: int, tmp_path: Path
+) -> None:
+    folder, sampling = saved(name, tmp_path), Sampling(steps=4, guidance=4.0, **SIZE)
+    if scheduler is not None:
+        made = DiffusionPipeline.from_pretrained(folder)
+        made.scheduler = type(scheduler).from_config(made.scheduler.config, **scheduler.config)
+        made.save_pretrained(folder)
+    foreseen = foresee(folder, sampling)
+    assert (foreseen.cost.image, foreseen.cost.steps, foreseen.why_not) == (image, steps, "")
+    pipeline = load_pipeline(folder)
+    with torch.inference_mode(), watched(pipeline) as watch:
+        call_pipeline(pipeline, [Prompt("a", "a picture")], [0], sampling)
+    assert (watch.forwards, watch.steps) == (image, steps)
+    assert tuple(watch.order) == foreseen.order
+
+
+def test_steps_that_the_scheduler_refuses_are_said(tmp_path: Path) -> None:
+    folder = saved("sd1", tmp_path)
+    with pytest.raises(RaysenseError, match=r"`sampling.steps`: DDIMScheduler cannot sample in 2000 steps"):
+        foresee(folder, Sampling(steps=2000, **SIZE))
+
+
+def test_what_probes_and_images_cost_is_what_is_counted(tmp_path: Path) -> None:
+    evaluator = built("chroma", tmp_path, ["transformer"])
+    study = evaluator.study
+    cost = foresee(study.pipeline, study.sampling).cost
+    some = [evaluator.grid.uniform(share) for share in (0.2, 0.4)]
+    probes = [evaluator.evaluate(Task(allocation, "probe")).cost for allocation in some]
+    assert probes == [
+        cost.probe(study.rungs.probe, records=True),
+        cost.probe(study.rungs.probe),
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from raysense.cluster import run_in_process
 from raysense.errors import RaysenseError
 from raysense.evaluation.parts import parts_of
 from raysense.evaluation.records import CALIBRATION, OUTLIERS, PART, Evaluation, Measure, Question, Task
+from raysense.pipelines.cost import Cost
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory, take_inventory
 from raysense.pruning.patterns import Pattern, pattern_grid
@@ -297,12 +299,13 @@ def spend(
 class Timed(Landscape):
     def __init__(self, inventory: Inventory, grid: LevelGrid, story: Story[Findings], seconds: float) -> None:
         super().__init__(inventory, grid)
-        self.story, self.seconds = story, seconds
+        self.story, self.seconds, self.story_image = story, seconds, 24
 
     def evaluate(self, task: Task) -> Evaluation:
         cost = self.story.cost_of(Question("", "", (task,)))
         slower = 1 + 0.2 * (int(task.allocation.key, 16) % 3 - 1)
-        return replace(super().evaluate(task), cost=cost, seconds=cost * self.seconds * slower)
+        images = 0 if task.rung == "probe" else cost // self.story_image
+        return replace(super().evaluate(task), images=images, cost=cost, seconds=cost * self.seconds * slower)
 
 
 @pytest.mark.parametrize("per_part", [128, 10])
@@ -328,6 +331,42 @@ def test_a_budget_below_the_dense_pipeline_is_refused_before_anything_is_spent(
         RaysenseError, match=rf"is 1,000 sample-forwards, but measuring the dense pipeline takes {least}"
     ):
         make_story(limited, inventory, grid, closed_forms(inventory, grid, {}))
+
+
+@pytest.mark.parametrize("per_part", [128, 10])
+@pytest.mark.parametrize("counted", [24, 42])
+def test_a_budget_that_is_called_enough_ends_with_an_answer(
+    tmp_path: Path, per_part: int, counted: int
+) -> None:
+    """Also where an image costs 1.75 times what was foreseen: that is counted on the dense pipeline's images."""
+    study, inventory, grid, _ = made_up(per_part)
+    families = closed_forms(inventory, grid, {})
+    truth = Cost(counted, 12, "counted")
+
+    def story_of(limit: int, cost: Cost | None) -> Story[Findings]:
+        limited = study.model_copy(update={"budget": Budget(max_cost=limit)})
+        return make_story(limited, inventory, grid, families, cost=cost)
+
+    with pytest.raises(RaysenseError, match=r"validated answer some [\d,]+") as refused:
+        story_of(1, None)
+    enough = int(re.findall(r"some ([\d,]+)", str(refused.value))[0].replace(",", ""))
+    store = Store.open(str(tmp_path), create=True)
+    store.begin(study.model_dump(mode="json"), signature=SIGNATURE, extensions=("budget",))
+    landscape = Timed(inventory, grid, story_of(10**9, truth), 0.0)
+    landscape.story_image = counted
+    for _ in range(2):
+        story = story_of(enough, None)
+        run_in_process(story, landscape, store, signature=SIGNATURE, lookahead=4)
+        assert story.purse.spent <= enough
+        if story.error is None:
+            break
+        # It says what is missing as soon as the dense pipeline is counted; that much is enough then.
+        assert f"an image of this pipeline takes {counted} of them" in str(story.error)
+        assert {task.allocation for task in landscape.tasks} == {Allocation()}
+        enough = int(re.findall(r"set it to ([\d,]+)", str(story.error))[0].replace(",", ""))
+    assert story.error is None
+    assert story.outcome is not None
+    assert story.outcome.winner is not None
 
 
 @pytest.mark.parametrize("per_part", [128, 10])
