@@ -19,14 +19,16 @@ from diffusers import (
 from torch import nn
 
 from raysense.errors import RaysenseError
-from raysense.evaluation.engine import Evaluator
+from raysense.evaluation.engine import Evaluator, inventory_and_grid
 from raysense.evaluation.records import Task
 from raysense.pipelines.adapter import foresee, watched
-from raysense.pipelines.load import load_pipeline, modules_of
+from raysense.pipelines.load import empty_components, load_pipeline, modules_of
 from raysense.pipelines.prompts import Prompt
 from raysense.pipelines.sample import call_pipeline
 from raysense.pruning.allocation import Allocation
 from raysense.pruning.layers import count_zeros, weight_of
+from raysense.search.main import layer_rows
+from raysense.search.once import allocate
 from raysense.study import Sampling, Study, parse
 from tests.pruning.families import FAMILIES, SIZE, t5, t5_tokenizer, vae
 
@@ -190,3 +192,35 @@ def test_what_probes_and_images_cost_is_what_is_counted(tmp_path: Path) -> None:
         cost.probe(study.rungs.probe, records=True),
         cost.probe(study.rungs.probe),
     ]
+
+
+def test_more_sparsity_than_the_cap_allows_is_refused_with_the_most_that_there_is(
+    tmp_path: Path,
+) -> None:
+    evaluator = built("flux", tmp_path, ["transformer"], search={"strategies": ["uniform"]})
+    most = evaluator.grid.max_zeros
+    with pytest.raises(RaysenseError, match=rf"at most 0\.\d+ of .* {most:,} zeros.*--set prune\.cap=0\.995"):
+        allocate(evaluator, 0.99)
+    asked, allocation = allocate(evaluator, evaluator.study.prune.cap)
+    assert asked == round(
+        evaluator.study.prune.cap * evaluator.grid.n
+    )  # what was asked is said, not what was given
+    assert evaluator.grid.zeros(allocation) <= most
+
+
+def test_layers_are_stored_in_the_order_of_their_first_call(tmp_path: Path) -> None:
+    """Registration puts a U-Net's middle block behind its up blocks; it runs before them."""
+    folder = saved("sd1", tmp_path)
+    study = study_of(Path(folder), ["text_encoder", "unet"])
+    inventory, grid = inventory_and_grid(study, empty_components(folder))
+    rows = layer_rows(inventory, grid, "layer", foresee(folder, study.sampling).order).to_pylist()
+    assert sorted(row["order"] for row in rows) == list(range(len(rows)))
+    first: dict[str, int] = {}
+    for row in sorted(rows, key=lambda row: row["order"]):
+        first.setdefault(row["layer"].split(".")[0], row["order"])
+    assert first["unet:conv_in"] < first["unet:down_blocks"] < first["unet:mid_block"]
+    assert first["unet:mid_block"] < first["unet:up_blocks"] < first["unet:conv_out"]
+    assert min(row["order"] for row in rows if row["component"] == "unet") > max(
+        row["order"] for row in rows if row["component"] == "text_encoder"
+    )
+    assert {row["order"] for row in layer_rows(inventory, grid, "layer").to_pylist()} == {None}
