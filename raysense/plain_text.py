@@ -38,11 +38,15 @@ _NAME = "raysense-ascii"
 
 
 def accept_any_text() -> None:
-    """Let standard output and error take any text, whatever their encoding: `LANG=C`, latin-1, broken file names."""
+    """Let standard output and error take any text, whatever their encoding: `LANG=C`, latin-1, broken file names.
+
+    What is not Unicode gets ASCII: the bytes of other encodings are often read as something else.
+    """
     codecs.register_error(_NAME, _instead)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not what a notebook or a test has put there
-            stream.reconfigure(errors=_NAME)
+            unicode = codecs.lookup(stream.encoding or "ascii").name.startswith("utf")
+            stream.reconfigure(encoding=stream.encoding if unicode else "ascii", errors=_NAME)
 
 
 def _instead(error: UnicodeError) -> tuple[str, int]:

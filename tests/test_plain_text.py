@@ -41,6 +41,7 @@ print("\\u251c\\u2500 \\u732b", "caf\\udcc3")
     )
     assert done.returncode == 0, done.stderr
     assert b"Traceback" not in done.stderr
+    assert name == "strict" or (done.stdout + done.stderr).isascii()
     assert (b"must be >= 0" if name != "strict" else "must be ≥ 0".encode()) in done.stderr
 
 
