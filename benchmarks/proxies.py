@@ -239,7 +239,7 @@ def run(study: Study, out: str, each: int) -> dict[str, Any]:
     evaluations = store.table("evaluations").to_pandas()
     evaluations[["key", "question", "rung", "zeros", "cost", "seconds"]].merge(
         store.table("measures").to_pandas(), on="key"
-    ).drop(columns="key").to_parquet(Path(out) / "proxies.parquet", index=False)
+    ).drop(columns="key").to_parquet(Path(out) / "proxies.parquet", index=False, write_page_checksum=True)
     return figures
 
 
