@@ -103,7 +103,7 @@ def _budget(study: Study, purse: Purse) -> dict[str, Any]:
         "hours": round(hours, 4),
         "price": None if per_hour is None else round(hours * per_hour, 2),
         "stopped": None if purse.refusal is None else asdict(purse.refusal),
-        "stopped_in_words": None if purse.refusal is None else str(purse.refusal),
+        "stopped_in_words": "" if purse.refusal is None else str(purse.refusal),
     }
 
 
