@@ -15,6 +15,7 @@ from raysense.pipelines.cost import Cost
 from raysense.pipelines.load import empty_components, refuse_foreign
 from raysense.report.forecast import render
 from raysense.search.estimate import Estimate, Speed, estimate
+from raysense.search.noise import foretold
 from raysense.study import Study
 
 START_SECONDS = 12.0
@@ -78,6 +79,8 @@ def forecast(
         peak=measured.memory if measured is not None and on_gpu else None,
         console=console,
     )
+    for line in foretold(study):
+        console.print(line, markup=False, highlight=False)
     return estimates
 
 

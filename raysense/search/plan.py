@@ -32,6 +32,7 @@ from raysense.search.families import (
     solved,
 )
 from raysense.search.inquiry import Inquiry, OutOfBudget, Plan, Story
+from raysense.search.noise import LIGHT, refuse_noise, relative, spread_of
 from raysense.search.proposers import Learned, Proposer, Random, Switches, Tpe, evopress, scaled
 from raysense.search.purse import Purse
 from raysense.search.verdict import held_out_stretch, hopeless
@@ -190,6 +191,9 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
     baseline = {evaluation.rung: evaluation for evaluations in measured for evaluation in evaluations}
     _recount(ground, story.purse)
     _refuse_impossible(baseline, ground.bounds)
+    story.headline = "how far noise alone moves the measures"
+    (spreads,) = yield [_noise(ground)]
+    refuse_noise(study, spreads)
 
     curves: list[Curve] = []
     expect("curves", "climbs", "joint", "tests")
@@ -292,6 +296,30 @@ def _baseline(ground: _Ground, name: str, rungs: Sequence[str]) -> Inquiry:
     """The dense pipeline on some rungs; returns the evaluations."""
     tasks = tuple(Task(Allocation(), rung) for rung in rungs)
     return (yield from _asked(ground, Question(f"baseline/{name}", "baseline", tasks)))
+
+
+def _noise(ground: _Ground) -> Inquiry:
+    """Bounded measure -> spread of a harmless candidate: the least lightly pruned one that shows no harm in it."""
+    bounds, prompts = relative(ground.bounds), ground.study.rungs.preview.prompts
+    spreads: dict[str, float] = {}
+    harmless: set[str] = set()
+    for share in LIGHT:
+        allocation = ground.families[UNIFORM](ground.zeros(share))
+        if len(harmless) == len(bounds) or not allocation:
+            break
+        question = Question(f"search/{UNIFORM}/light-{share:g}", "search", (Task(allocation, "preview"),))
+        try:
+            (found,) = yield from _asked(ground, question)
+        except OutOfBudget:
+            break
+        if found.failed or found.collapsed:
+            continue
+        for bound in bounds:
+            measure = found.measures[bound.measure]
+            if bound.measure not in harmless:
+                spreads[bound.measure] = spread_of(measure, prompts)
+                harmless |= {bound.measure} if measure.low <= 0 else set()
+    return spreads
 
 
 def _curve(ground: _Ground, group: str, members: Sequence[str]) -> Inquiry:

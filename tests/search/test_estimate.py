@@ -39,13 +39,13 @@ def test_counts_by_hand() -> None:
     # parts: 160 of each reference of the search, 160 and 320 held-out ones.
     assert counted == {
         "baseline": (3 + 2 + 2 + 3, (80 + 160) + 2 * (80 + 160)),
-        "search": (6, 3 * 80),
+        "search": (6 + 3, 3 * 80 + 3 * 24),  # and three light candidates' previews at most, for the noise
         "validation": (3 + 3 * 2, 3 * 160),
     }
     assert found.cost == found.images * 12 * 2
-    work = 12 * SPEED.images + found.images * SPEED.image
+    work = 15 * SPEED.images + found.images * SPEED.image
     assert found.busy == pytest.approx(work + SPEED.load)
-    assert found.wall == pytest.approx(SPEED.start + found.busy + (12 + 7 + 6) * 0.05)
+    assert found.wall == pytest.approx(SPEED.start + found.busy + (15 + 7 + 6) * 0.05)
 
 
 def test_curves_are_counted_and_more_evaluators_share_them() -> None:
