@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import json
 import logging
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -55,7 +57,9 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
-    """Run a command; returns the exit status: 0 done, 2 bad input, 3 nothing passed, 130 interrupted.
+    """Run a command; returns the exit status.
+
+    0 done, 1 nothing could be measured, 2 bad input, 3 nothing passed, 130 interrupted.
 
     Args:
         argv: Arguments; None for the process's own.
@@ -98,6 +102,7 @@ def _main(argv: Sequence[str] | None, command: str | None) -> int:
     accept_any_text()
     parser = _parser(command)
     args = parser.parse_args(argv)
+    args.again = _again(sys.argv[1:] if argv is None else argv, command)
     if "study" in args:
         # A plug-in beside the study, or in the working folder, is found however raysense was started.
         plugins.make_importable([*([args.study.parent] if args.study else []), Path.cwd()])
@@ -107,9 +112,15 @@ def _main(argv: Sequence[str] | None, command: str | None) -> int:
         return int(args.run(args))
     except RaysenseError as error:
         _complain(str(error))
-        return 2
+        return error.status
     except KeyboardInterrupt:
         return 130
+
+
+def _again(argv: Sequence[str], command: str | None) -> str:
+    """The command line that goes on with a study, as a shell reads it."""
+    program = ["python", "-m", f"raysense.{command}"] if command else ["raysense"]
+    return shlex.join([*program, *argv, *(["--resume"] if "--resume" not in argv else [])])
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
@@ -324,10 +335,20 @@ def _search(args: argparse.Namespace) -> int:
     out = args.out or str(RUNS / study.name)
     from rich.console import Console
 
-    from raysense.search.main import refuse_to_overwrite, run_study
+    from raysense.cluster.interrupt import stop_signals
+    from raysense.terminal import say
 
-    refuse_to_overwrite(out, args.resume)
-    summary = run_study(study, out, address=args.address, resume=args.resume, console=Console())
+    console, stopping = Console(), f"Stopped; nothing stored is lost. Go on with: {args.again}"
+    with stop_signals(stopping):
+        try:
+            from raysense.search.main import refuse_to_overwrite, run_study
+
+            refuse_to_overwrite(out, args.resume)
+            summary = run_study(study, out, address=args.address, resume=args.resume, console=console)
+        except KeyboardInterrupt as stopped:
+            with contextlib.suppress(OSError):  # the terminal may be what went away
+                say(console, str(stopped) or stopping, whole=True)
+            raise
     return 0 if summary["feasible"] else NOTHING_PASSED
 
 

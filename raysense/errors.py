@@ -8,4 +8,15 @@ class RaysenseError(Exception):
 
     Its message names the field, the value and the remedy; the command line prints it without a
     traceback and exits with status 2.
+
+    Attributes:
+        status: The exit status.
     """
+
+    status = 2
+
+
+class MeasuringFailed(RaysenseError):
+    """Nothing that was asked could be measured, so nothing is known about quality."""
+
+    status = 1

@@ -184,11 +184,15 @@ def test_an_export_overwrites_nothing_and_names_what_is_wrong(finished: Path, tm
 
 def test_resuming_a_finished_study_measures_nothing_and_says_the_same(finished: Path) -> None:
     before = summary_of(finished)
+    files = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != "driver.lock"}
+    (start,) = before["starts"]
+    assert 0 < start["seconds"] <= before["seconds"]
     again = raysense("search", *with_set(TINY), "--out", str(finished), "--resume")
     assert again.returncode == 0, again.stderr
-    after = summary_of(finished)
-    for name in ("zeros", "allocation", "metrics", "evaluations", "cost"):
-        assert after[name] == before[name]
+    (line,) = again.stdout.splitlines()
+    assert line == f"Finished already; nothing to do. Page: {finished / 'report.html'}"
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    assert summary_of(finished) == before
 
 
 def test_a_finished_study_is_not_overwritten(finished: Path) -> None:

@@ -161,7 +161,7 @@ def temporary_folder() -> str | None:
 def in_short(error: BaseException) -> str:
     """What Ray says of a process that died, in one sentence; of memory it says hundreds of lines."""
     text = str(error).strip()
-    if re.search("running low on memory|OutOfMemory|OOM kill", f"{type(error).__name__} {text}"):
+    if re.search("running low on memory|OutOfMemory", f"{type(error).__name__} {text}"):
         used = re.search(r"was ([\d.]+ ?GB) used / ([\d.]+ ?GB) limit", text)
         amount = f" ({used[1]} of {used[2]} in use)" if used else ""
         return (
@@ -169,6 +169,32 @@ def in_short(error: BaseException) -> str:
             "less beside them"
         )
     return next(iter(text.splitlines()), type(error).__name__)[:300]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """What Ray and Tune say of a process that died, pages of it, is shown with -v only: the run says what it means.
+
+    Ray prints its nodes' messages to standard output, and has no public switch for that.
+    """
+    from ray._private import worker
+
+    def told(data: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        for line in data.get("lines", ()):
+            log.info("Ray: %s", line)
+
+    tune, shown = logging.getLogger("ray.tune"), getattr(worker, "print_to_stdstream", None)
+    level = tune.level
+    if not log.isEnabledFor(logging.INFO):
+        tune.setLevel(logging.CRITICAL)
+    if shown is not None:
+        worker.print_to_stdstream = told
+    try:
+        yield
+    finally:
+        tune.setLevel(level)
+        if shown is not None:
+            worker.print_to_stdstream = shown
 
 
 @contextlib.contextmanager

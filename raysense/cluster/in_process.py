@@ -46,6 +46,7 @@ def run_in_process(
     """
     clock, life = Clock(0.5), new_life()
     with store.lock(), Interrupt() as interrupt:
+        store.forget_failed()
         ledger = Ledger(Lookahead(strategy, lookahead), store.known(), signature)
 
         def snapshot(busy: int) -> Snapshot:
@@ -54,15 +55,14 @@ def run_in_process(
         uncompacted = 0
         try:
             while not interrupt.asked and (work := ledger.next()) is not None:
-                for task in work.left:
+                while work.left and not interrupt.asked:
+                    task = work.left[0]
                     evaluation = _measured(evaluator, work.question, task, signature, life)
                     store.put(evaluation, task.allocation)
                     uncompacted += 1
-                    settled = ledger.answer(work, without_samples(evaluation))
+                    ledger.answer(work, without_samples(evaluation))
                     if on_progress is not None and clock.due():
                         on_progress(snapshot(1))
-                    if settled or interrupt.asked:
-                        break
                 if uncompacted >= COMPACT_EVERY:
                     store.compact()
                     uncompacted = 0

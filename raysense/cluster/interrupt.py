@@ -1,31 +1,53 @@
-"""Ctrl-C: once finishes what is in flight, twice stops now."""
+"""Ctrl-C and the signals that mean the same: once finishes what is in flight, twice stops now."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import signal
 import threading
+import time
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
 log = logging.getLogger("raysense")
 
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""What a machine or a terminal that goes away sends; soon after, it is gone."""
+
+SIGNALS = (signal.SIGINT, *ENDING)
+
+GRACE_SECONDS = 8.0
+"""How long evaluations in flight may take after one of `ENDING`: SIGKILL follows in half a minute or less."""
+
+LEAVE_SECONDS = 15.0
+"""How long after one of `ENDING` the process leaves at the latest, whatever Ray waits for."""
+
 
 class Interrupt:
-    """While entered, the first SIGINT or SIGTERM sets `asked`; the second raises KeyboardInterrupt.
+    """While entered, the first SIGINT, SIGTERM or SIGHUP sets `asked`; the second raises KeyboardInterrupt.
 
     Signals reach the main thread only; entered in another thread, it leaves them alone.
+
+    Attributes:
+        asked: Somebody wants the run to stop.
     """
 
     def __init__(self) -> None:
         self.asked = False
+        self._deadline = float("inf")
         self._before: dict[int, Any] = {}
+
+    @property
+    def overdue(self) -> bool:
+        """Whoever asked waits no longer for what is in flight."""
+        return time.monotonic() > self._deadline
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            self._before = {
-                number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)
-            }
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(
@@ -35,10 +57,77 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and number not in ENDING:
             raise KeyboardInterrupt
+        if number in ENDING:
+            self._deadline = min(self._deadline, time.monotonic() + GRACE_SECONDS)
+            _leave_soon()
+        if self.asked:
+            return
         self.asked = True
-        log.warning(
-            "stopping: finishing the evaluations in flight. Again to stop now; either way the same command "
-            "resumes the study, and nothing stored is lost."
-        )
+        with contextlib.suppress(OSError):  # the terminal may be what went away
+            log.warning(
+                "stopping: finishing the evaluations in flight%s; Ctrl-C again to stop now. Nothing stored is lost.",
+                f", for {GRACE_SECONDS:.0f} s at most" if number in ENDING else "",
+            )
+
+
+_farewell: str | None = None
+_leaving: threading.Timer | None = None
+
+
+@contextlib.contextmanager
+def stop_signals(farewell: str) -> Iterator[None]:
+    """While entered, SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, and the process ends soon after.
+
+    What is stored is whole at any moment, so a process that Ray keeps waiting may be left as if it had been killed.
+
+    Args:
+        farewell: What is said if the process has to leave.
+    """
+    global _farewell, _leaving
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        _leave_soon()
+        raise KeyboardInterrupt
+
+    with handlers_kept():
+        if threading.current_thread() is threading.main_thread():
+            for number in ENDING:
+                signal.signal(number, stop)
+        _farewell = farewell
+        try:
+            yield
+        finally:
+            _farewell = None
+            if _leaving is not None:
+                _leaving.cancel()
+                _leaving = None
+
+
+def _leave_soon() -> None:
+    global _leaving
+    if _farewell is not None and _leaving is None:
+        _leaving = threading.Timer(LEAVE_SECONDS, _leave, (_farewell,))
+        _leaving.daemon = True
+        _leaving.start()
+
+
+def _leave(farewell: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be what went away
+        print(farewell, flush=True)
+    os._exit(130)
+
+
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Puts the handlers of the signals back at the end, whoever changed them in between."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

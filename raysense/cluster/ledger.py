@@ -21,10 +21,12 @@ class Work:
     Attributes:
         question: The question.
         answers: To its first tasks, in order.
+        until: The first task after these that is stored already: what failed is asked again, what followed it is not.
     """
 
     question: Question
     answers: list[Evaluation] = field(default_factory=list)
+    until: int | None = None
 
     @property
     def settled(self) -> bool:
@@ -35,8 +37,8 @@ class Work:
 
     @property
     def left(self) -> tuple[Task, ...]:
-        """The tasks still to be measured, unless the stop rule ends the question first."""
-        return () if self.settled else self.question.tasks[len(self.answers) :]
+        """The tasks to be measured next, unless the stop rule ends the question first."""
+        return () if self.settled else self.question.tasks[len(self.answers) : self.until]
 
 
 class Ledger:
@@ -75,11 +77,7 @@ class Ledger:
                     f"`{question.name}`: asks nothing, or the same task twice; give each task once."
                 )
             work = Work(question)
-            while (
-                not work.settled and (answer := self._stored(question.tasks[len(work.answers)])) is not None
-            ):
-                work.answers.append(answer)
-                self._count(answer, replayed=True)
+            self._replay(work)
             if not work.settled:
                 self._open[question.name] = work
                 return work
@@ -100,10 +98,21 @@ class Ledger:
         # Another question may have had it measured in the meantime: its images are counted once.
         self._count(evaluation, replayed=evaluation.key in self._new)
         self._new[evaluation.key] = evaluation
+        if len(work.answers) == work.until:
+            self._replay(work)
         if work.settled:
             del self._open[work.question.name]
             self._strategy.tell(work.question, work.answers)
         return work.settled
+
+    def _replay(self, work: Work) -> None:
+        """Answer what the store answers, up to the first task that it does not."""
+        tasks = work.question.tasks
+        while not work.settled and (answer := self._stored(tasks[len(work.answers)])) is not None:
+            work.answers.append(answer)
+            self._count(answer, replayed=True)
+        later = range(len(work.answers) + 1, len(tasks))
+        work.until = next((place for place in later if self._stored(tasks[place]) is not None), None)
 
     def snapshot(self) -> Snapshot:
         """The counts; who executes adds the clock and the evaluators."""

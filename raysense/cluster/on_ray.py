@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import raysense
 from raysense.cluster.connection import connected as _ray
 from raysense.cluster.connection import environment as _environment
-from raysense.cluster.connection import in_short
+from raysense.cluster.connection import in_short, quiet
 from raysense.cluster.evaluators import EvaluatorSpec
-from raysense.cluster.interrupt import Interrupt
+from raysense.cluster.interrupt import Interrupt, handlers_kept
 from raysense.cluster.ledger import Ledger, Work
 from raysense.cluster.progress import Clock, OnProgress, Outcome, Snapshot
 from raysense.cluster.tracking import Tracker
@@ -102,9 +102,10 @@ def run_on_ray(
         raise RaysenseError(f"evaluators: {evaluators}; give a number from 1, or auto.")
     store = Store.open(store_uri, create=True)
     with store.lock():
+        store.forget_failed()
         run = _Run(strategy, spec, store, signature, lookahead, on_progress, patience, tracker)
         if run.begin():  # otherwise the store answers everything: no cluster is needed
-            with _ray(address), _environment(_TUNE_ENVIRONMENT):
+            with handlers_kept(), quiet(), _ray(address), _environment(_TUNE_ENVIRONMENT):
                 run.execute(evaluators, cpus_per_evaluator, gpus_per_evaluator)
         return run.end_of_run()
 
@@ -145,7 +146,7 @@ class _Run:
         self._poll = Clock(1.0)
         self._status: Status | None = None
         self._error: BaseException | None = None
-        self._draining = False
+        self._draining = self._dropped = False
         self._width = 1
         self._processes: set[int] = set()  # of trials, that are up
         self._compactor = _Compactor(store)
@@ -340,19 +341,28 @@ class _Run:
         import ray
 
         with self._caught():
-            if self._polled is None and self._poll.due():
+            if self._polled is None and not self._dropped and self._poll.due():
                 self._polled = self._broker.status.remote()
             if self._polled is not None and ray.wait([self._polled], timeout=0)[0]:
                 polled, self._polled = self._polled, None
                 try:
                     self._status = ray.get(polled)
                 except ray.exceptions.RayError as error:
+                    if self._dropped:
+                        return
+                    if self.interrupt.asked:
+                        raise KeyboardInterrupt from None  # the signal went to Ray's processes too
                     raise RaysenseError(
-                        f"the broker died ({in_short(error)}). Resume with the same command."
-                    ) from error
+                        f"the broker, the process between trials and evaluators, has died ({in_short(error)}). Nothing "
+                        "stored is lost: go on with --resume; if it recurs, see the workers' logs of Ray"
+                    ) from None
                 self._judge(self._status)
             if self._on_progress is not None and self._clock.due():
                 self._on_progress(self._snapshot(self._status.busy if self._status else 0))
+        if self.interrupt.overdue and not self._dropped:
+            # Trials wait for the broker; without it they end, and Tune with them. Evaluators end with it too.
+            self._dropped = True
+            ray.kill(self._broker)
         if self.stopping and not self._draining:
             self._draining = True
             self._broker.drain.remote()

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
@@ -28,6 +28,7 @@ from raysense.report.frames import TOLERABLE, Run
 from raysense.report.missed import cap_in_words, miss_in_words
 from raysense.report.pictures import Strip, strips
 from raysense.search.verdict import held_out_stretch
+from raysense.store.disk import Disk
 from raysense.study import Bound
 
 logger = logging.getLogger(__name__)
@@ -48,20 +49,33 @@ STRATEGIES = {
 """Ways to share out the pruning, in words; others are shown by their own names."""
 
 
-def write_page(uri: str, *, images: int = 6, paint: bool = True) -> str:
+def write_page(
+    uri: str, *, images: int = 6, paint: bool = True, tell: Callable[[str], None] | None = None
+) -> str:
     """Write a study's page into its folder and return its path.
 
     Args:
         uri: The study's folder or ``s3://`` address; finished or not.
         images: Prompts in the picture table; 0 for none.
         paint: Whether pictures that are not painted yet may be painted now, which loads the pipeline.
+        tell: Called with a line before each row of pictures that is painted.
 
     Raises:
         RaysenseError: There is no study, or what is there is damaged.
     """
     run = Run(uri)
-    run.disk.write(NAME, build(run, images=images, paint=paint).encode())
+    run.disk.write(NAME, build(run, images=images, paint=paint, tell=tell).encode())
     return run.disk.path(NAME)
+
+
+def page_of(uri: str) -> str:
+    """Where a study's page is."""
+    return Disk(uri).path(NAME)
+
+
+def is_finished_page(content: bytes | None) -> bool:
+    """Whether this is the page of a finished study: that of a running one reloads itself."""
+    return content is not None and b'http-equiv="refresh"' not in content[:4000]
 
 
 def replaceable(path: Path) -> bool:
@@ -73,7 +87,7 @@ def replaceable(path: Path) -> bool:
         return False
 
 
-def build(run: Run, *, images: int = 6, paint: bool = True) -> str:
+def build(run: Run, *, images: int = 6, paint: bool = True, tell: Callable[[str], None] | None = None) -> str:
     """The page as text; see `write_page`."""
     candidates = run.candidates()
     summary = run.summary
@@ -93,7 +107,7 @@ def build(run: Run, *, images: int = 6, paint: bool = True) -> str:
         total = float(chosen["zeros"].sum() / chosen["weights"].sum())
         specs["allocation"] = charts.allocation_bars(run, chosen, total)
     drawn = {name: spec for name, spec in specs.items() if spec is not None}
-    rows, missing = _pictures(run, candidates, images, paint)
+    rows, missing = _pictures(run, candidates, images, paint, tell)
     page = _environment().from_string((files("raysense.report") / "page.html.j2").read_text(encoding="utf-8"))
     return page.render(
         name=run.study.name,
@@ -262,19 +276,19 @@ def _dense_so_far(run: Run, candidates: pd.DataFrame) -> dict[str, dict[str, Any
 
 
 def _pictures(
-    run: Run, candidates: pd.DataFrame, images: int, paint: bool
+    run: Run, candidates: pd.DataFrame, images: int, paint: bool, tell: Callable[[str], None] | None
 ) -> tuple[list[dict[str, Any]], str]:
     """Rows of pictures with their labels, and why there are none."""
     if images <= 0:
         return [], "none were asked for"
     try:
-        found = strips(run, candidates, images, paint)
+        found = strips(run, candidates, images, paint, tell)
     except RaysenseError as error:
         logger.warning("no pictures: %s", error)
         return [], str(error)
     if not found:
         return [], "they are painted when the study has finished" if run.summary is None else (
-            f"not painted yet: `raysense report {run.uri}` paints them"
+            f"not painted yet: `raysense report {shlex.quote(run.uri)}` paints them"
         )
     return [
         {
@@ -413,11 +427,30 @@ def _provenance(run: Run, candidates: pd.DataFrame) -> list[tuple[str, str]]:
             "measured by",
             f"{evaluators} evaluator lives; {collapsed} of {len(run.table('evaluations')):,} evaluations collapsed",
         ),
+        ("measured on", "; ".join(_recorded(run, "device")) or "not recorded"),
+        ("software", "; ".join(_recorded(run, "versions")) or "not recorded"),
+        *((f"start {number}", _start_in_words(start)) for number, start in enumerate(_starts(run), 1)),
         (
             "again",
             f"python -m raysense.search study.yaml --out {shlex.quote(study.name)}  (study.yaml: below)",
         ),
     ]
+
+
+def _recorded(run: Run, column: str) -> list[str]:
+    """The different texts in a column of `evaluations`."""
+    return sorted(filter(None, run.table("evaluations")[column].dropna().unique()))
+
+
+def _starts(run: Run) -> list[dict[str, Any]]:
+    return list((run.summary or {}).get("starts", []))
+
+
+def _start_in_words(start: Mapping[str, Any]) -> str:
+    return (
+        f"{start['began']}, {start['seconds']:,.0f} s, {start['evaluators']} evaluators on {start['cluster']} "
+        f"({start['cores']} cores of {start['machine']} where it was started)"
+    )
 
 
 # --- the machinery ------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +61,9 @@ class Strip:
     pixels: npt.NDArray[np.uint8]
 
 
-def strips(run: Run, candidates: pd.DataFrame, count: int, paint: bool) -> list[Strip]:
+def strips(
+    run: Run, candidates: pd.DataFrame, count: int, paint: bool, tell: Callable[[str], None] | None = None
+) -> list[Strip]:
     """Dense, then the winner's family from mild to over the cliff, then one ratio for all at the winner's sparsity.
 
     Everything is painted once, by the real pipeline from the stored allocations, with the prompts and the noise
@@ -70,6 +74,7 @@ def strips(run: Run, candidates: pd.DataFrame, count: int, paint: bool) -> list[
         candidates: `Run.candidates`.
         count: Prompts.
         paint: Whether what is not in the cache may be painted now; otherwise its absence gives no strips.
+        tell: Called with a line before each row that is painted.
 
     Raises:
         RaysenseError: The pipeline or the prompts cannot be had.
@@ -80,7 +85,8 @@ def strips(run: Run, candidates: pd.DataFrame, count: int, paint: bool) -> list[
     prompts = prompts_of(run.record, run.study, run.disk).validation[:count]
     painter = _Painter(run, prompts)
     found = []
-    for row in chosen:
+    for number, row in enumerate(chosen, 1):
+        painter.tell = partial(tell, f"Painting pictures: {number} of {len(chosen)} …") if tell else None
         allocation = run.allocation(row["allocation"])
         pixels = painter.pixels(allocation, paint)
         if pixels is None:
@@ -180,6 +186,7 @@ class _Painter:
         self.blobs = Blobs(run.disk)
         self._run, self._prompts = run, prompts
         self._evaluator: Evaluator | None = None
+        self.tell: Callable[[], None] | None = None
 
     def evaluator(self) -> Evaluator:
         if self._evaluator is None:
@@ -196,6 +203,8 @@ class _Painter:
         if stored is None:
             if not paint:
                 return None
+            if self.tell is not None:
+                self.tell()
             images = self.evaluator().sample(allocation, self._prompts, seeds)
             stored = {"pixels": thumbnails(images)}
             self.blobs.put(key, stored)

@@ -14,7 +14,9 @@ EVERY_SECONDS = 60.0
 
 
 class PageWhileRunning:
-    """A context manager: while it is open, a thread writes the study's page, without painting pictures.
+    """A context manager: while it is open, a thread writes the study's page, at once and then every so often.
+
+    Pictures are not painted.
 
     What goes wrong here is logged and does not stop the study.
 
@@ -36,11 +38,12 @@ class PageWhileRunning:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        self._thread.join()
+        # Whoever stops does not wait for a page; whoever goes on must not have a late one written over the next.
+        self._thread.join(None if error is None else 1.0)
 
     def _write(self) -> None:
-        while not self._over.wait(self._every):
-            # Not imported before it is needed: a short study never does.
+        while True:
+            # Imported here: the evaluators start meanwhile.
             from raysense.report.page import write_page
 
             try:
@@ -49,3 +52,5 @@ class PageWhileRunning:
                 logger.warning("the page of the running study is put off: %s", error)
             except Exception:
                 logger.exception("the page of the running study could not be written; the study goes on")
+            if self._over.wait(self._every):
+                return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import torch
 from rich.console import Console
 
 from raysense import plugins
-from raysense.cluster import EvaluatorSpec, LiveView, run_on_ray
+from raysense.cluster import EvaluatorSpec, LiveView, Snapshot, run_on_ray
 from raysense.cluster.tracking import Tracker, check_track
 from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import OWL, calibration_cost
@@ -25,13 +26,17 @@ from raysense.pipelines.load import load_pipeline, modules_of
 from raysense.pipelines.prompts import load_prompts
 from raysense.pruning.allocation import LevelGrid
 from raysense.pruning.layers import Inventory
-from raysense.report.page import write_page
+from raysense.report.failures import failures, refuse_if_nothing_was_measured
+from raysense.report.page import NAME as PAGE
+from raysense.report.page import is_finished_page, page_of, write_page
 from raysense.report.refresh import PageWhileRunning
 from raysense.report.summary import render, summarise
 from raysense.search.families import ITERATIVE, SOLVER, check_strategies, closed_forms
-from raysense.search.plan import make_story
+from raysense.search.inquiry import Story
+from raysense.search.plan import Findings, make_story
+from raysense.search.starts import Starts, stored_starts
 from raysense.search.verdict import quality_budget
-from raysense.store.disk import Disk
+from raysense.store.disk import Disk, read_sealed
 from raysense.store.sealed import seal
 from raysense.store.store import Store
 from raysense.study import EXTENSIONS, PLACES, Study
@@ -60,9 +65,14 @@ def run_study(
 
     Raises:
         RaysenseError: Something the user can mend; nothing stored is lost.
+        KeyboardInterrupt: The study was stopped; nothing stored is lost.
     """
     check_track(study.track)
     refuse_to_overwrite(out, resume)
+    inputs = inputs_of(study, load_prompts(study.prompts), Judges(study), device_of(study))
+    if resume and (done := finished_already(study, out, inputs)) is not None:
+        say(console, f"Finished already; nothing to do. Page: {page_of(out)}", whole=True)
+        return done
     pipeline = load_pipeline(study.pipeline, revision=study.revision, dtype=study.dtype)
     inventory, grid = inventory_and_grid(study, pipeline.components)
     modules = modules_of(pipeline)
@@ -70,52 +80,120 @@ def run_study(
     learning = calibration_cost(study, inventory, grid, modules, foreseen.cost)
     families = closed_forms(inventory, grid, modules, study.search.proportions)
     check_strategies(study.search.strategies, (*families, OWL, SOLVER, *ITERATIVE[1:]))
-    device = "cuda" if study.cluster.gpus_per_evaluator > 0 else "cpu"
-    inputs = inputs_of(study, load_prompts(study.prompts), Judges(study), device)
     story = make_story(study, inventory, grid, families, learning, foreseen.cost)
     store = begin_store(study, out, inventory, grid, inputs, foreseen.order)
 
+    with Starts(Disk(out), address, inputs["versions"]) as starts:
+        identity = signature(study, grid, inputs)
+        search(
+            story, study, out, inventory, inputs, identity, address=address, starts=starts, console=console
+        )
+        assert story.outcome is not None  # `search` raises otherwise
+        say(console, "Writing the tables and the summary …")
+        store.compact()
+        evaluations = store.evaluations()
+        refuse_if_nothing_was_measured(evaluations)
+        summary = summarise(study, inventory, grid, story.outcome, store, starts.seconds, story.purse)
+        summary["starts"] = starts.finish()
+        Disk(out).write("summary.json", seal(summary, indent=2, finite=True))
+    render(summary, out, console)
+    if failed := failures(evaluations):
+        say(console, failed)
+    finish_page(study, out, console)
+    return summary
+
+
+def search(
+    story: Story[Findings],
+    study: Study,
+    out: str,
+    inventory: Inventory,
+    inputs: Mapping[str, Any],
+    identity: str,
+    *,
+    address: str | None,
+    starts: Starts,
+    console: Console,
+) -> None:
+    """Let the story ask, and the cluster measure, until the story has its outcome.
+
+    Raises:
+        RaysenseError: See `run_study`.
+        KeyboardInterrupt: The study was stopped.
+    """
     cluster = study.cluster
-    spec = evaluator_spec(study, out, inputs)
     tracker = Tracker(study.track, study.name, denominators(inventory)) if study.track.wanted else None
     with LiveView(console) as live, PageWhileRunning(out):
-        run = run_on_ray(
+
+        def see(snapshot: Snapshot) -> None:
+            starts.see(snapshot)
+            with contextlib.suppress(OSError):  # the terminal went away
+                live(snapshot)
+
+        run_on_ray(
             story,
-            spec,
+            evaluator_spec(study, out, inputs),
             out,
-            signature=signature(study, grid, inputs),
+            signature=identity,
             lookahead=study.search.lookahead,
             evaluators=cluster.evaluators,
             cpus_per_evaluator=cluster.cpus_per_evaluator,
             gpus_per_evaluator=cluster.gpus_per_evaluator,
             patience=cluster.patience,
             address=address,
-            on_progress=live,
+            on_progress=see,
             tracker=tracker,
         )
-    if story.error is not None:
-        raise story.error
-    if story.outcome is None:
-        say(
-            console,
-            f"Stopped; nothing stored is lost. Go on with --resume --out {shlex.quote(out)}",
-            whole=True,
-        )
-        raise KeyboardInterrupt
-    store.compact()
+        if story.error is not None:
+            raise story.error
+        if story.outcome is None:
+            raise KeyboardInterrupt
 
-    summary = summarise(study, inventory, grid, story.outcome, store, run.snapshot.seconds, story.purse)
-    Disk(out).write("summary.json", seal(summary, indent=2, finite=True))
-    render(summary, out, console)
+
+def finish_page(study: Study, out: str, console: Console) -> None:
+    """Write the finished page, first without pictures, then with them: stopped in between, it only lacks those."""
     # Pictures are painted on this machine: where the study needed a GPU, only if there is one here.
-    can_paint = not cluster.gpus_per_evaluator or torch.cuda.is_available()
+    can_paint = not study.cluster.gpus_per_evaluator or torch.cuda.is_available()
     try:
-        page = write_page(out, paint=can_paint)
+        say(console, "Writing the page …")
+        say(console, f"Page:    {write_page(out, paint=False)}", whole=True)
+        if can_paint:
+            write_page(out, tell=lambda text: say(console, text))
     except RaysenseError as error:
         say(console, f"The page could not be written: {error}")
-    else:
-        say(console, f"Page:    {page}", whole=True)
+    except KeyboardInterrupt:
+        command = f"raysense report {shlex.quote(out)}"
+        raise KeyboardInterrupt(
+            f"Stopped; the study has finished, only its page lacks the pictures, which this paints: {command}"
+        ) from None
+
+
+def finished_already(study: Study, out: str, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The summary of a study of which nothing is left to do; None if something may be. Mends a page that is not there.
+
+    A study whose budget grew goes on, and so does one in which something failed.
+    """
+    disk = Disk(out)
+    starts = stored_starts(disk)
+    stored = Store.open(out, create=True).study
+    if stored is None or not starts or not starts[-1].get("finished"):
+        return None
+    before, now = stored["definition"], study.model_dump(mode="json")
+    if any(before.get(part) != now[part] for part in now if part not in ("cluster", "track", *PLACES)):
+        return None
+    if stored.get("inputs") != inputs:
+        return None
+    summary = read_sealed(disk, "summary.json", "Delete it, and resume: it is written anew.")
+    if summary is None or any(evaluation.failed for evaluation in Store.open(out).evaluations()):
+        return None
+    if not is_finished_page(disk.read(PAGE)):
+        write_page(out, paint=False)
     return summary
+
+
+def device_of(study: Study) -> str:
+    """What kind of device the study's evaluators run on."""
+    return "cuda" if study.cluster.gpus_per_evaluator > 0 else "cpu"
 
 
 def refuse_to_overwrite(out: str, resume: bool) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from raysense.errors import RaysenseError
+from raysense.errors import MeasuringFailed, RaysenseError
 from raysense.evaluation.calibration import OWL
 from raysense.evaluation.parts import images_of, is_split, parts_of, ranges_of, reference_rung
 from raysense.evaluation.records import CALIBRATION, Evaluation, Question, StopRule, Task
@@ -187,7 +187,10 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
     for evaluations in measured:
         for evaluation in evaluations:
             if evaluation.failed:
-                raise RaysenseError(f"the dense pipeline could not be measured: {evaluation.failed}")
+                raise MeasuringFailed(
+                    f"the dense pipeline could not be measured: {evaluation.failed}. Mend the cause and go on with "
+                    "--resume: it is asked again"
+                )
     baseline = {evaluation.rung: evaluation for evaluations in measured for evaluation in evaluations}
     _recount(ground, story.purse)
     _refuse_impossible(baseline, ground.bounds)

@@ -285,6 +285,27 @@ class Store:
         pa.default_memory_pool().release_unused()  # what a compaction needs for a second need not stay taken
         return taken
 
+    def forget_failed(self) -> int:
+        """Takes out the evaluations that could not be measured, so that they are asked again. For the driver.
+
+        A cause may have been mended since. Nothing is lost: such a row has no measures and no cost.
+
+        Returns:
+            How many there were.
+        """
+        with self.lock():
+            compacted, objects = self._everything()
+            failed = [entry.key for entry, _ in objects if entry.failed]
+            again = compacted.failed()
+            if again:
+                manifest = self._read_manifest()
+                rows = self._read_parquet("evaluations", manifest["tables"].get("evaluations", ()))
+                kept = rows.filter(pc.invert(pc.is_in(rows["key"], pa.array(sorted(again), pa.string()))))
+                file = self._write_parquet("evaluations", kept)
+                self._switch({**manifest["tables"], "evaluations": [file]}, manifest)
+            self._disk.delete([f"objects/{key}.json" for key in failed])
+        return len(failed) + len(again)
+
     def _compact(self) -> int:
         manifest = self._read_manifest()
         names, objects = self._read_objects(self._load_compacted())
@@ -509,6 +530,11 @@ class _Compacted:
         start, end = self._spans[position].tolist()
         row = self._evaluations.slice(int(self._order[position]), 1).to_pylist()[0]
         return rows.from_row(row, self._measures.slice(start, end - start).to_pylist())
+
+    def failed(self) -> set[str]:
+        """Keys of what could not be measured."""
+        rows = self._evaluations.filter(pc.not_equal(self._evaluations["failed"], ""))
+        return set(rows["key"].to_pylist())
 
     def all(self) -> list[Evaluation]:
         """In the order they were taken in."""

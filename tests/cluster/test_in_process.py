@@ -105,6 +105,10 @@ def test_a_task_that_fails_again_and_again_is_a_failed_row(store: Store) -> None
     assert outcome.snapshot.failed == 1
     failed = [row for row in store.table("evaluations").to_pylist() if row["failed"]]
     assert [row["failed"] for row in failed] == ["ValueError: cannot measure unet:layer001=2"]
+    again, mended = Curves(3, 3), Counted()
+    assert run(again, mended, store).snapshot.failed == 0
+    assert mended.calls == 1  # what could not be measured, and nothing else
+    assert not [evaluation for evaluation in store.evaluations() if evaluation.failed]
     assert [len(values) for _, values in strategy.told] == [3, 3, 3]
 
 

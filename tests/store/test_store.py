@@ -153,6 +153,28 @@ def test_another_study_is_refused_with_the_difference(store: Store) -> None:
         Store.open(store.uri).begin(study, signature="b")
 
 
+def test_what_failed_is_forgotten_and_measured_again(store: Store, make: Make) -> None:
+    compacted, waiting = make(1), make(2)
+    store.put(dataclasses.replace(compacted, failed="no such file", measures={}))
+    store.put(make(3))
+    store.compact()
+    store.put(dataclasses.replace(waiting, failed="no such file", measures={}))
+    store.put(make(4))
+    assert store.forget_failed() == 2
+    kept = {make(3).key, make(4).key}
+    for reader in (store, Store.open(store.uri, create=True)):
+        assert {entry.key for entry in reader.evaluations()} == set(reader.known()) == kept
+        assert set(reader.table("evaluations")["key"].to_pylist()) == kept
+    assert store.forget_failed() == 0
+    store.put(compacted)
+    store.put(waiting)
+    store.compact()
+    assert store.get(compacted.key) == bare(compacted)
+    keys = store.table("evaluations")["key"].to_pylist()
+    assert sorted(keys) == sorted({*kept, compacted.key, waiting.key})
+    assert not [entry for entry in store.evaluations() if entry.failed]
+
+
 def test_a_larger_budget_is_the_same_study(store: Store) -> None:
     store.begin({"budget": {"max_cost": 10}}, signature="a")
     again = Store.open(store.uri)
