@@ -140,7 +140,7 @@ class _Reading:
                     key_node, f"a key {f'of `{place}` ' if place else ''}is no text; put it in quotes"
                 )
                 continue
-            key, line = str(key_node.value), key_node.start_mark.line + 1
+            key, line = self._text(key_node), key_node.start_mark.line + 1
             name = f"{place}.{key}" if place else key
             if key in lines:
                 self._wrong(key_node, f"`{name:.80}` stands twice, first in line {lines[key]}; keep one")
@@ -151,7 +151,7 @@ class _Reading:
     def _scalar(self, node: yaml.ScalarNode) -> Any:
         kind, text = node.tag.removeprefix(_TAG), str(node.value)
         if kind == "str":
-            return text
+            return self._text(node)
         if kind not in _KINDS:
             return self._wrong(node, f"the tag {kind!r} is not read; write the value plainly")
         pattern, value_of = _KINDS[kind]
@@ -164,6 +164,15 @@ class _Reading:
         if kind == "int" and len(text) > 64:
             return self._wrong(node, f"a number of {len(text)} digits; 64 bits have at most 19")
         return value_of(text.replace("_", ""))
+
+    def _text(self, node: yaml.Node) -> str:
+        """A text; two escapes that are one character, as JSON writes it, become that character."""
+        text = str(node.value)
+        try:
+            return text.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            self._wrong(node, "a text holds half of a surrogate pair; mend it")
+            return ""
 
     def _wrong(self, node: yaml.Node, words: str) -> None:
         if len(self.mistakes) < 50:

@@ -20,6 +20,7 @@ READ = {
     "true": True,
     "FALSE": False,
     "~": None,
+    '"\\ud83d\\udc08"': "🐈",
     "": None,
     "2024-01-01": "2024-01-01",
     "=": "=",
@@ -50,6 +51,7 @@ REFUSED = {
     "a: x\u2028y": "line 1 holds one of the characters",
     "---\na: 1\n---\nb: 2": "single document",
     "a: *b": "undefined alias",
+    'a: "\\ud83d"': "line 1: a text holds half of a surrogate pair",
     "a: \x00": "unacceptable character",
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from raysense import plain_yaml
+from raysense import places, plain_yaml
 from raysense.checks import look
 from raysense.errors import RaysenseError
 from raysense.study import examine, listed, load, parse, quickstart
@@ -99,6 +99,8 @@ def _read(path: Path, given: Any, deep: bool) -> None:
             raise RaysenseError(listed(mistakes)) from None
         raise
     held = study.model_dump(mode="json")
+    if given is not None:
+        places.make_absolute(given, path.parent, of_file=True)  # which is meant
     if given is not None and _differs(given, held):
         raise Changed(f"{given} is held as {held}")
     if parse(plain_yaml.parse(study.to_yaml())) != study:
