@@ -120,6 +120,11 @@ class Sampling(_Strict):
     batch: int = Field(32, ge=1)
     height: int | None = Field(None, ge=8)
     width: int | None = Field(None, ge=8)
+    max_sequence_length: int | None = Field(
+        None,
+        ge=1,
+        description="tokens of a T5 text encoder (Stable Diffusion 3, FLUX); the pipeline's own default if null",
+    )
 
 
 class Clip(_Strict):

@@ -1,8 +1,9 @@
-"""Measure the bundled models: ``python -m training.judge --emoji DIR``. Prints and writes one JSON object.
+"""Measure a bed: ``python -m training.judge --emoji DIR [--bed NAME]``. Prints and writes one JSON object.
 
 Everything is taken on held-out combinations, with three seeds: does the scorer know real images, does the pipeline
-paint what the caption says, how far are its images from real ones, and does it degrade under pruning like large
-pipelines do, with a cliff. ``docs/bundled-pipeline.md`` quotes the result; the model card carries it.
+paint what the caption says, how far are its images from real ones, is there weight that does nothing, and does it
+degrade under pruning like large pipelines do, with a cliff. ``docs/bundled-pipeline.md`` quotes the result; the
+model card carries it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,13 +34,18 @@ from raysense.pruning.layers import take_inventory
 from raysense.pruning.masks import Masker
 from raysense.study import Sampling
 
+from .beds import BEDS, Bed
+from .dead_weight import dead_weight
+from .stages import assembled
 from .world import Painter, Scene, attributes, objects, scenes
 
 SEEDS = (0, 1, 2)
 CHOICES = 100
-SAMPLING = Sampling()
 FRECHET_SIZES = (224, 96)
 """The network's own input size, as FID resizes to Inception's; and the cheaper one of the bundled studies."""
+
+Paint = Callable[[Sequence[Scene], int], Tensor]
+"""(scenes, seed) -> images."""
 
 
 class Texts:
@@ -89,12 +96,12 @@ def real_images(painter: Painter, chosen: Sequence[Scene], seed: int) -> Tensor:
     return torch.from_numpy(painted).permute(0, 3, 1, 2).float() / 255
 
 
-def generated(pipeline: DiffusionPipeline, chosen: Sequence[Scene], seed: int) -> Tensor:
-    """Sample one image a scene with the default settings."""
+def generated(pipeline: DiffusionPipeline, sampling: Sampling, chosen: Sequence[Scene], seed: int) -> Tensor:
+    """Sample one image a scene."""
     prompts = [Prompt(scene.caption, scene.caption) for scene in chosen]
     with torch.inference_mode():
         parts = [
-            call_pipeline(pipeline, prompts[i : i + 64], [seed] * len(prompts[i : i + 64]), SAMPLING)
+            call_pipeline(pipeline, prompts[i : i + 64], [seed] * len(prompts[i : i + 64]), sampling)
             for i in range(0, len(prompts), 64)
         ]
     return torch.cat(parts)
@@ -109,7 +116,7 @@ def over_seeds(results: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def degradation(
-    pipeline: DiffusionPipeline, scorer: ClipFeatures, texts: Texts, chosen: Sequence[Scene], component: str
+    pipeline: DiffusionPipeline, found: Callable[[int], dict[str, float]], component: str
 ) -> dict[str, float]:
     """Object R@1 under uniform magnitude pruning of one component, relative to dense, by sparsity."""
     inventory = take_inventory(pipeline.components, select=[component])
@@ -118,33 +125,30 @@ def degradation(
     hits = {}
     for percent in range(0, 100, 5):
         masker.apply(grid.uniform(percent / 100) if percent else Allocation())
-        found = [
-            retrieval(scorer, texts, generated(pipeline, chosen, seed), chosen)["object"] for seed in SEEDS
-        ]
-        hits[percent] = float(np.mean(found))
+        hits[percent] = float(np.mean([found(seed)["object"] for seed in SEEDS]))
         print(f"{component} at {percent} %: object R@1 {hits[percent]:.3f}", flush=True)
     masker.restore()
     return {str(percent): value / hits[0] for percent, value in hits.items()}
 
 
-def paint_grid(pipeline: DiffusionPipeline, chosen: Sequence[Scene], file: Path) -> dict[str, float]:
+def paint_grid(paint: Paint, chosen: Sequence[Scene], file: Path) -> dict[str, float]:
     """64 images as a picture, and how long they took."""
-    generated(pipeline, chosen[:8], 0)
+    paint(chosen[:8], 0)
     began = time.perf_counter()
-    images = generated(pipeline, chosen, 0)
+    images = paint(chosen, 0)
     seconds = time.perf_counter() - began
     tiles = images.reshape(8, 8, 3, 32, 32).permute(0, 3, 1, 4, 2).reshape(256, 256, 3)
     Image.fromarray((tiles * 255).round().byte().numpy()).resize((768, 768), 0).save(file)
     return {"seconds_for_64": seconds, "threads": torch.get_num_threads()}
 
 
-def frechet_to_real(painter: Painter, pipeline: DiffusionPipeline, chosen: Sequence[Scene]) -> dict[str, Any]:
+def frechet_to_real(painter: Painter, paint: Paint, chosen: Sequence[Scene]) -> dict[str, Any]:
     """Fréchet distances to real images of generated ones, of other real ones, and of noisy real ones."""
     real, other = (real_images(painter, chosen, seed) for seed in (10, 11))
     noise = torch.randn(other.shape, generator=torch.Generator().manual_seed(0))
     compared = {
         "real_again": other,
-        "generated": generated(pipeline, chosen, 0),
+        "generated": paint(chosen, 0),
         "noisy": (other + 0.15 * noise).clamp(0, 1),
     }
     result: dict[str, Any] = {}
@@ -156,12 +160,81 @@ def frechet_to_real(painter: Painter, pipeline: DiffusionPipeline, chosen: Seque
     return result
 
 
-def fingerprint() -> str:
-    """Of the bundled weights: figures of others are not these."""
+def fingerprint(pipeline: DiffusionPipeline) -> str:
+    """Of a pipeline's weights: figures of others are not these."""
     digest = hashlib.sha256()
-    for path in sorted(Path(str(files("raysense.bundled"))).rglob("*.safetensors")):
-        digest.update(path.read_bytes())
+    for name, part in sorted(modules_of(pipeline).items()):
+        for key, weight in sorted(part.state_dict().items()):
+            digest.update(f"{name}.{key}".encode())
+            digest.update(weight.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+class Report:
+    """What has been measured, kept on disk at once: an interrupted call goes on.
+
+    Args:
+        file: Where; figures of the same subject that are there already are not measured again.
+        subject: What the figures are of.
+    """
+
+    def __init__(self, file: Path, subject: dict[str, Any]) -> None:
+        self._file = file
+        earlier = json.loads(file.read_text()) if file.exists() else {}
+        self.result = earlier if {key: earlier.get(key) for key in subject} == subject else dict(subject)
+
+    def measure(self, name: str, how: Callable[[], Any]) -> None:
+        """Measure unless an earlier call has."""
+        if name not in self.result:
+            self.result[name] = how()
+            self._file.write_text(json.dumps(self.result, indent=2) + "\n")
+        print(f"{name}: {json.dumps(self.result[name])}", flush=True)
+
+
+def judge(bed: Bed, pipeline: DiffusionPipeline, args: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one bed."""
+    painter = Painter(args.emoji / "img/google/64")
+    pool = scenes(held_out=True)
+    order = np.random.default_rng(3).permutation(len(pool))
+    chosen, few = ([pool[i] for i in order[:count]] for count in (args.scenes, args.pruned_scenes))
+    scorer = ClipFeatures(f"local-dir:{files('raysense.bundled') / 'scorer'}")
+    texts = Texts(scorer)
+    components = list(bed.parts(bed.tokenizer()))
+    subject = {
+        "bed": bed.name,
+        "weights": fingerprint(pipeline),
+        "scenes": len(chosen),
+        "seeds": len(SEEDS),
+        "steps": bed.sampling.steps,
+        "guidance": bed.sampling.guidance,
+    }
+    report = Report(args.out / f"judged-{bed.name}.json", subject)
+
+    paint = partial(generated, pipeline, bed.sampling)
+
+    def found(picture: Paint, asked: Sequence[Scene], seed: int) -> dict[str, float]:
+        return retrieval(scorer, texts, picture(asked, seed), asked)
+
+    report.measure(
+        "real", lambda: over_seeds([found(partial(real_images, painter), chosen, s) for s in SEEDS])
+    )
+    report.measure("dense", lambda: over_seeds([found(paint, chosen, seed) for seed in SEEDS]))
+    grid = args.out / f"grid-{bed.name}.png"
+    report.measure("speed", lambda: paint_grid(paint, [pool[i] for i in order[-64:]], grid))
+    prompts = [Prompt(pool[i].caption, pool[i].caption) for i in order[-args.dead_weight_images :]]
+    network = EfficientNetLite0Features(96)
+    report.measure(
+        "dead_weight", lambda: dead_weight(pipeline, components, prompts, network, bed.sampling).as_json()
+    )
+    if args.images:
+        many = [pool[i] for i in order[: args.images]]
+        report.measure("frechet_to_real", lambda: frechet_to_real(painter, paint, many))
+    if few:
+        report.measure("pruned_scenes", lambda: len(few))
+        for name in components:
+            measured = partial(degradation, pipeline, partial(found, paint, few), name)
+            report.measure(f"degradation_{name}", measured)
+    return report.result
 
 
 def main() -> None:
@@ -170,62 +243,28 @@ def main() -> None:
         "--emoji", type=Path, required=True, help="unpacked npm package emoji-datasource-google"
     )
     parser.add_argument(
+        "--bed", default="bundled", choices=BEDS, help="which pipeline (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--unfinished",
+        action="store_true",
+        help="judge the last checkpoint under --out, not what is exported",
+    )
+    parser.add_argument(
         "--out", type=Path, default=Path("training/runs"), help="where the JSON and the grid go"
     )
     parser.add_argument("--scenes", type=int, default=300, help="held-out scenes a seed")
-    parser.add_argument("--images", type=int, default=2000, help="images behind the Fréchet distances")
+    parser.add_argument(
+        "--images", type=int, default=2000, help="images behind the Fréchet distances; 0: skip"
+    )
     parser.add_argument("--pruned-scenes", type=int, default=100, help="scenes a seed under pruning; 0: skip")
+    parser.add_argument("--dead-weight-images", type=int, default=32, help="images behind each loss")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-
-    painter = Painter(args.emoji / "img/google/64")
-    pool = scenes(held_out=True)
-    order = np.random.default_rng(3).permutation(len(pool))
-    chosen = [pool[i] for i in order[: args.scenes]]
-    scorer = ClipFeatures(f"local-dir:{files('raysense.bundled') / 'scorer'}")
-    texts = Texts(scorer)
-    pipeline = load_pipeline("bundled")
-
-    result: dict[str, Any] = {
-        "weights": fingerprint(),
-        "scenes": len(chosen),
-        "seeds": len(SEEDS),
-        "steps": SAMPLING.steps,
-        "guidance": SAMPLING.guidance,
-    }
-    file = args.out / "judged.json"
-    earlier = json.loads(file.read_text()) if file.exists() else {}
-    if {key: earlier.get(key) for key in result} == result:
-        result = earlier
-
-    def measured(name: str, measure: Callable[[], Any]) -> None:
-        """Measure unless an earlier call has, on the same weights; keep what is measured at once."""
-        if name not in result:
-            result[name] = measure()
-            file.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"{name}: {json.dumps(result[name])}", flush=True)
-
-    measured(
-        "real",
-        lambda: over_seeds(
-            [retrieval(scorer, texts, real_images(painter, chosen, s), chosen) for s in SEEDS]
-        ),
-    )
-    measured(
-        "dense",
-        lambda: over_seeds([retrieval(scorer, texts, generated(pipeline, chosen, s), chosen) for s in SEEDS]),
-    )
-    measured("speed", lambda: paint_grid(pipeline, [pool[i] for i in order[-64:]], args.out / "grid.png"))
-    many = [pool[i] for i in order[: args.images]]
-    measured("frechet_to_real", lambda: frechet_to_real(painter, pipeline, many))
-    if args.pruned_scenes:
-        few = chosen[: args.pruned_scenes]
-        measured("pruned_scenes", lambda: len(few))
-        measured("degradation_unet", lambda: degradation(pipeline, scorer, texts, few, "unet"))
-        measured(
-            "degradation_text_encoder", lambda: degradation(pipeline, scorer, texts, few, "text_encoder")
-        )
-    print(json.dumps(result))
+    bed = BEDS[args.bed]
+    pipeline = assembled(bed, args.out) if args.unfinished else load_pipeline(bed.name)
+    pipeline.set_progress_bar_config(disable=True)
+    print(json.dumps(judge(bed, pipeline, args)))
 
 
 if __name__ == "__main__":

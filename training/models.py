@@ -29,13 +29,13 @@ SCORER = {
 }
 
 
-def tokenizer() -> CLIPTokenizer:
+def tokenizer(vocabulary_size: int = 900, max_tokens: int = MAX_TOKENS) -> CLIPTokenizer:
     """A CLIP tokenizer whose byte-pair merges are learned from the captions of the training scenes."""
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.pre_tokenizer = pre_tokenizers.Whitespace()
     trained.train_from_iterator(
         (scene.caption for scene in scenes(held_out=False)),
-        trainers.BpeTrainer(vocab_size=900, end_of_word_suffix="</w>", show_progress=False),
+        trainers.BpeTrainer(vocab_size=vocabulary_size, end_of_word_suffix="</w>", show_progress=False),
     )
     model = json.loads(trained.to_str())["model"]
     # The trainer numbers letters that end a word in an order that differs from process to process; ours is fixed.
@@ -55,7 +55,7 @@ def tokenizer() -> CLIPTokenizer:
         eos_token=END,
         unk_token=END,
         pad_token=END,
-        model_max_length=MAX_TOKENS,
+        model_max_length=max_tokens,
     )
 
 
@@ -116,14 +116,15 @@ class Critic(nn.Module):
 
 
 def unet() -> UNet2DConditionModel:
-    """Self- and cross-attention at 8×8 and 4×4; about 40 % of the weights in Linear layers."""
+    """Text and attention at the inner 4×4 level only, and no middle block: nothing gets round the inner level."""
     return UNet2DConditionModel(
         sample_size=RESOLUTION // 4,
         in_channels=4,
         out_channels=4,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(96, 192),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        mid_block_type=None,
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(80, 128),
         layers_per_block=1,
         cross_attention_dim=96,
         attention_head_dim=4,  # diffusers: the number of heads

@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import open_clip
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
@@ -21,13 +22,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import CLIPTextModel
 
 from . import models
+from .beds import UNET, Bed
 from .loop import train
 from .world import Painter, Scene, attributes, objects, scenes
 
 BUNDLE = Path(__file__).parents[1] / "raysense" / "bundled"
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+"""Committed weights of beds that are not finished."""
 
 
 def to_tensor(images: NDArray[np.uint8], device: str = "cpu") -> Tensor:
@@ -187,7 +190,7 @@ def scorer(
         labels = torch.arange(len(chosen), device=device)
         return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
-    weights = train(
+    train(
         clip,
         loss_at,
         steps=steps,
@@ -196,7 +199,6 @@ def scorer(
         weight_decay=0.1,
         device=device,
     )
-    torch.save(weights, out / "scorer-average.pt")
 
 
 def _latents(painter: Painter, pool: list[Scene], out: Path, device: str, views: int = 4) -> Tensor:
@@ -212,107 +214,131 @@ def _latents(painter: Painter, pool: list[Scene], out: Path, device: str, views:
             latent = vae.encode(to_tensor(painter.batch(chosen, rng), device)).latent_dist.mean
             scaled = (latent.float() * vae.config.scaling_factor).half().cpu()
             chunks.append(scaled.reshape(-1, views, *scaled.shape[1:]))
-    torch.save(torch.cat(chunks), cache)
+    partial = cache.with_suffix(f".{os.getpid()}")  # each of several processes writes its own
+    torch.save(torch.cat(chunks), partial)
+    os.replace(partial, cache)
     return torch.cat(chunks)
 
 
 def diffusion(
-    *, emoji: Path, out: Path, device: str, steps: int = 8000, batch: int = 64, learning_rate: float = 1.5e-3
+    *,
+    emoji: Path,
+    out: Path,
+    device: str,
+    bed: Bed,
+    steps: int | None = None,
+    batch: int = 64,
+    learning_rate: float | None = None,
 ) -> None:
-    """U-Net and text encoder together, from scratch: v-prediction on latents, one caption in ten empty."""
-    pool, words = scenes(held_out=False), models.tokenizer()
+    """A bed's denoiser and text encoders together, from scratch, on latents; one caption in ten empty."""
+    pool, words = scenes(held_out=False), bed.tokenizer()
     latents = _latents(Painter(emoji), pool, out, device)
     tokens = words(
         [scene.caption for scene in pool] + [""],
         padding="max_length",
-        max_length=models.MAX_TOKENS,
+        max_length=words.model_max_length,
         return_tensors="pt",
     ).input_ids.to(device)
-    unet, text_encoder = models.unet(), models.text_encoder(words)
-    unet.set_attn_processor(AttnProcessor())  # as in the scorer: faster backward
-    both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    both.to(device).to(memory_format=torch.channels_last)
-    if (out / "diffusion-start.pt").exists():
-        both.load_state_dict(torch.load(out / "diffusion-start.pt", map_location=device, weights_only=True))
-    signal = models.scheduler().alphas_cumprod.to(device)
-
-    @torch.compile
-    def loss_of(clean: Tensor, noise: Tensor, timestep: Tensor, caption: Tensor) -> Tensor:
-        a = signal[timestep].sqrt()[:, None, None, None]
-        b = (1 - signal[timestep]).sqrt()[:, None, None, None]
-        condition = text_encoder(caption)[0]
-        predicted = unet(a * clean + b * noise, timestep, condition).sample
-        return F.mse_loss(predicted.float(), a * noise - b * clean)
+    torch.manual_seed(0)
+    parts = bed.parts(words).to(device).to(memory_format=torch.channels_last)
+    place = out / bed.name
+    place.mkdir(parents=True, exist_ok=True)
+    if (place / "diffusion-start.pt").exists():
+        start = torch.load(place / "diffusion-start.pt", map_location=device, weights_only=True)
+        parts.load_state_dict(start)
+    loss_of = bed.loss(parts)
 
     def loss_at(rng: np.random.Generator) -> Tensor:
         row = torch.from_numpy(rng.integers(len(pool), size=batch))
         clean = latents[row, torch.from_numpy(rng.integers(latents.shape[1], size=batch))].float()
         caption = tokens[torch.from_numpy(np.where(rng.random(batch) < 0.1, len(pool), row))]
-        # One timestep from each of `batch` equal slices: less noise in the loss than independent draws.
-        timestep = torch.from_numpy(
-            ((np.arange(batch) + rng.random(batch)) * (1000 / batch)).astype(np.int64)
-        )
+        # One noise level from each of `batch` equal slices: less noise in the loss than independent draws.
+        quantile = torch.from_numpy((np.arange(batch) + rng.random(batch)) / batch).float()
         clean = clean.to(device).contiguous(memory_format=torch.channels_last)
         noise = torch.randn_like(clean)
-        return loss_of(clean, noise, timestep.to(device), caption.to(device))
+        return loss_of(clean, noise, quantile.to(device), caption.to(device))
 
-    weights = train(
-        both,
+    train(
+        parts,
         loss_at,
-        steps=steps,
-        learning_rate=learning_rate,
-        checkpoint=out / "diffusion.pt",
+        steps=steps or bed.steps,
+        learning_rate=learning_rate or bed.learning_rate,
+        checkpoint=place / "diffusion.pt",
         device=device,
     )
-    torch.save(weights, out / "diffusion-average.pt")
 
 
-def unpack(*, emoji: Path, out: Path, device: str) -> None:
-    """Put the committed weights where the stages look for theirs: training goes on from them."""
+def unpack(*, emoji: Path, out: Path, device: str, bed: Bed) -> None:
+    """Put the committed weights where the stages look for theirs: training goes on from them.
+
+    An unfinished bed goes on from its checkpoint under ``training/checkpoints``, a finished one from its pipeline,
+    one of which nothing is committed starts from nothing.
+    """
     del emoji, device
-    folder = BUNDLE / "pipeline"
-    AutoencoderKL.from_pretrained(folder / "vae").save_pretrained(out / "vae")
-    words = models.tokenizer()
-    both = nn.ModuleDict({"unet": models.unet(), "text_encoder": models.text_encoder(words)})
-    both["unet"].load_state_dict(load_file(folder / "unet" / "diffusion_pytorch_model.safetensors"))
-    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-    both["text_encoder"].load_state_dict(encoder.state_dict())
-    torch.save(both.state_dict(), out / "diffusion-start.pt")
+    AutoencoderKL.from_pretrained(BUNDLE / UNET.folder / "vae").save_pretrained(out / "vae")
+    parts = bed.parts(bed.tokenizer())
+    unfinished = CHECKPOINTS / f"{bed.name}.safetensors"
+    if unfinished.exists():
+        parts.load_state_dict(load_file(unfinished))
+    elif (BUNDLE / bed.folder).exists():
+        for name, part in parts.items():
+            kind: Any = type(part)
+            part.load_state_dict(kind.from_pretrained(BUNDLE / bed.folder / name).float().state_dict())
+    (out / bed.name).mkdir(parents=True, exist_ok=True)
+    torch.save(parts.state_dict(), out / bed.name / "diffusion-start.pt")
     shutil.copytree(BUNDLE / "scorer", out / "scorer", dirs_exist_ok=True)
     torch.save(load_file(BUNDLE / "scorer" / "open_clip_model.safetensors"), out / "scorer-average.pt")
 
 
-def export(*, emoji: Path, out: Path, device: str) -> None:
-    """Assemble the averaged weights of whatever has been trained so far under ``raysense/bundled``, in fp16."""
+def keep(*, emoji: Path, out: Path, device: str, bed: Bed) -> None:
+    """Write the averaged weights of an unfinished bed to ``training/checkpoints``, in fp16, for `unpack`."""
     del emoji, device
-    words = models.tokenizer()
-    both = nn.ModuleDict({"unet": models.unet(), "text_encoder": models.text_encoder(words)})
-    both.load_state_dict(_average(out, "diffusion"))
-    StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(out / "vae"),
-        text_encoder=both["text_encoder"],
-        tokenizer=words,
-        unet=both["unet"],
-        scheduler=models.scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).to(dtype=torch.float16).save_pretrained(BUNDLE / "pipeline")
-    described = BUNDLE / "pipeline" / "vae" / "config.json"
-    config = json.loads(described.read_text())
-    config.pop("_name_or_path", None)  # a path of this machine
-    described.write_text(json.dumps(config, indent=2) + "\n")
-    # Plain `from_pretrained` gives transformers' part the type written here and diffusers' parts float32.
-    described = BUNDLE / "pipeline" / "text_encoder" / "config.json"
-    described.write_text(
-        json.dumps(json.loads(described.read_text()) | {"dtype": "float32"}, indent=2) + "\n"
-    )
-    models.write_scorer_config(BUNDLE / "scorer", words)
+    CHECKPOINTS.mkdir(exist_ok=True)
+    average = {k: v.half().contiguous() for k, v in _average(out / bed.name, "diffusion").items()}
+    save_file(average, CHECKPOINTS / f"{bed.name}.safetensors")
+    (CHECKPOINTS / f"{bed.name}.safetensors").chmod(0o644)
+
+
+def assembled(bed: Bed, out: Path) -> DiffusionPipeline:
+    """The pipeline that the averaged weights of the last checkpoint make."""
+    words = bed.tokenizer()
+    parts = bed.parts(words)
+    parts.load_state_dict(_average(out / bed.name, "diffusion"))
+    parts.eval()
+    return bed.assemble(parts, words, AutoencoderKL.from_pretrained(out / "vae"))
+
+
+def export(*, emoji: Path, out: Path, device: str, bed: Bed) -> None:
+    """Put what has been trained so far under ``raysense/bundled``, in fp16: a bed, the scorer, the prompts."""
+    del emoji, device
+    folder = BUNDLE / bed.folder
+    assembled(bed, out).to(dtype=torch.float16).save_pretrained(folder)
+    _describe(folder / "vae", _name_or_path=None)  # a path of this machine
+    # Plain `from_pretrained` gives transformers' parts the type written here and diffusers' parts float32.
+    for encoder in folder.glob("text_encoder*"):
+        _describe(encoder, dtype="float32")
+    _export_scorer(out)
+    _export_prompts()
+
+
+def _describe(component: Path, **changes: str | None) -> None:
+    """Change a component's configuration; None takes an entry out."""
+    file = component / "config.json"
+    config = json.loads(file.read_text()) | changes
+    kept = {key: value for key, value in config.items() if key not in changes or value is not None}
+    file.write_text(json.dumps(kept, indent=2) + "\n")
+
+
+def _export_scorer(out: Path) -> None:
+    models.write_scorer_config(BUNDLE / "scorer", models.tokenizer())
     half = {
         k: v.half().contiguous() if v.is_floating_point() else v for k, v in _average(out, "scorer").items()
     }
     save_file(half, BUNDLE / "scorer" / "open_clip_model.safetensors")
     (BUNDLE / "scorer" / "open_clip_model.safetensors").chmod(0o644)
+
+
+def _export_prompts() -> None:
     rng = np.random.default_rng(11)
     pool = scenes(held_out=True)
     order = rng.permutation(len(pool))
@@ -324,10 +350,9 @@ def export(*, emoji: Path, out: Path, device: str) -> None:
 
 
 def _average(out: Path, stage: str) -> dict[str, Tensor]:
-    """The averaged weights of a finished stage, or of its last checkpoint."""
-    finished = out / f"{stage}-average.pt"
-    if finished.exists():
-        return dict(torch.load(finished, map_location="cpu", weights_only=True))
-    state = torch.load(out / f"{stage}.pt", map_location="cpu", weights_only=True)
-    average = state["average"]
+    """The averaged weights of a stage's last checkpoint; where it has none, those that `unpack` put there."""
+    checkpoint = out / f"{stage}.pt"
+    if not checkpoint.exists():
+        return dict(torch.load(out / f"{stage}-average.pt", map_location="cpu", weights_only=True))
+    average = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
     return {k.removeprefix("module."): v for k, v in average.items() if k.startswith("module.")}

@@ -108,6 +108,8 @@ def _assembled(
     classes = module_classes(index)
     refuse_foreign(source, classes)
     given: dict[str, Any] = {name: load_component(folder, name, cls, dtype) for name, cls in classes.items()}
+    # What was saved without a component, such as Stable Diffusion 3 without T5, loads only where that is said.
+    given |= {name: None for name, entry in index.items() if entry in ([None, None], (None, None))}
     if SAFETY in index:
         given[SAFETY] = None
     if "requires_safety_checker" in index:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -54,22 +55,28 @@ def call_pipeline(
         pipeline: What samples.
         prompts: The prompts.
         seeds: One seed a prompt.
-        sampling: Steps, guidance and size.
+        sampling: Steps, guidance, size and tokens.
 
     Returns:
         Float32 tensor of shape (len(prompts), 3, height, width) in [0, 1], on the CPU; NaN where it broke down.
 
     Raises:
-        RaysenseError: The pipeline gives something else than such images.
+        RaysenseError: The pipeline gives something else than such images, or does not take what `sampling` asks for.
     """
-    size = {k: v for k, v in (("height", sampling.height), ("width", sampling.width)) if v is not None}
+    wishes = ("height", "width", "max_sequence_length")
+    wanted = {name: getattr(sampling, name) for name in wishes if getattr(sampling, name) is not None}
+    # By name: many pipelines also swallow what they do not know.
+    for name in wanted.keys() - inspect.signature(pipeline.__call__).parameters.keys():
+        raise RaysenseError(
+            f"`sampling.{name}` is {wanted[name]}, but {type(pipeline).__name__} takes no {name}; leave it out"
+        )
     output = pipeline(
         prompt=[prompt.text for prompt in prompts],
         generator=generators(prompts, seeds),
         num_inference_steps=sampling.steps,
         guidance_scale=sampling.guidance,
         output_type="pt",
-        **size,
+        **wanted,
     )
     return _checked(pipeline, getattr(output, "images", None), len(prompts))
 

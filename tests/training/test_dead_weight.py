@@ -1,0 +1,42 @@
+"""The dead-weight check finds a block that is missed, one that is not, and what the layers hold together."""
+
+from __future__ import annotations
+
+from raysense.metrics.features import EfficientNetLite0Features
+from raysense.pipelines.load import load_pipeline, modules_of
+from raysense.pipelines.prompts import Prompt
+from raysense.study import Sampling
+from training.dead_weight import HARMLESS, dead_weight
+
+PROMPTS = [
+    Prompt(text, text)
+    for text in (
+        "a small giraffe between a purple sky and a yellow floor",
+        "a big tractor on a red background",
+        "a small goat between a green sky and a black floor",
+        "a big rocket between a white sky and a blue floor",
+    )
+]
+
+
+def test_a_pipeline_half_of_which_is_idle_is_found_out_and_left_as_it_was() -> None:
+    pipeline = load_pipeline("bundled")
+    before = {
+        name: {k: v.clone() for k, v in part.state_dict().items()}
+        for name, part in modules_of(pipeline).items()
+    }
+    found = dead_weight(
+        pipeline, ["unet"], PROMPTS, EfficientNetLite0Features(96), Sampling(steps=3, guidance=1)
+    )
+
+    assert not found.passes
+    # The bundled U-Net's inner level does next to nothing, its outer one nearly all.
+    assert "unet:mid_block.resnets.0" in found.dead_blocks
+    assert "unet:up_blocks.1.resnets.0" in found.blocks
+    assert "unet:up_blocks.1.resnets.0" not in found.dead_blocks
+    assert found.together > 0.4
+    assert found.together_loss < HARMLESS
+    assert all(share >= 0.03 for share in found.shares.values())
+    assert sum(found.shares.values()) < 1
+    for name, part in modules_of(pipeline).items():
+        assert all((v == before[name][k]).all() for k, v in part.state_dict().items())
