@@ -21,11 +21,12 @@ _LARGEST_CONFIGURATION = 1 << 24
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
 
 
-def look(found: Examined) -> tuple[list[str], list[str]]:
+def look(found: Examined, *, needs_weights: bool = True) -> tuple[list[str], list[str]]:
     """All that is wrong with a study, and what is doubtful, a sentence each.
 
     Args:
         found: The study, and what is known to be wrong already; nothing is said of what stands in its place.
+        needs_weights: Whether a pipeline's folder must hold weights; a plan is made from configurations alone.
     """
     mistakes: list[str] = list(found.mistakes)
     doubts: list[str] = []
@@ -34,6 +35,7 @@ def look(found: Examined) -> tuple[list[str], list[str]]:
             for text in check(found.study, doubts.append):
                 if not any(f"`{wrong}" in text for wrong in found.wrong if wrong):
                     mistakes.append(text)
+        mistakes += _without_weights(found.study) if needs_weights else ()
         doubts += _doubts(found.study)
     return mistakes, doubts
 
@@ -75,17 +77,32 @@ def _pipeline(study: Study, doubt: Doubt) -> Iterator[str]:
     }
     for wanted in dict.fromkeys((*study.prune.components, *study.search.proportions)):
         field = "prune.components" if wanted in study.prune.components else "search.proportions"
-        there = [name for name in named if _has_weights(folder / name)]
+        there = [name for name in named if _is_model(folder / name)]
         if wanted not in named:
             yield f"`{field}` names {wanted!r}, but the pipeline has {', '.join(there) or 'no component'}"
         elif wanted not in there and (folder / wanted).is_dir():
-            yield f"`{field}` names {wanted!r}, a {named[wanted][1]} without weights; there are {', '.join(there)}"
+            kind = named[wanted][1]
+            yield f"`{field}` names {wanted!r}, a {kind}, which has no weights; there are {', '.join(there)}"
     for name in study.search.proportions:
         if name in named and name not in study.prune.components:
             doubt(f"`search.proportions` has {name!r}, which `prune.components` leaves alone")
     yield from _sizes(study, folder, named)
     if study.revision is not None:
         doubt(f"`revision` is of no use: {study.pipeline} is a folder here")
+
+
+def _without_weights(study: Study) -> Iterator[str]:
+    """Components that are configured, but whose weights are not in the pipeline's folder."""
+    try:
+        folder = _folder(study)
+    except RaysenseError:
+        return  # said already
+    for name in study.prune.components if folder is not None else ():
+        if _is_model(folder / name) and not _has_weights(folder / name):
+            yield (
+                f"`pipeline`: `{folder / name}` has a configuration, but no weights ({', '.join(_WEIGHTS[:2])}); "
+                "download them, or only `raysense plan` it"
+            )
 
 
 def too_long(study: Study, texts: Sequence[str]) -> dict[str, int]:
@@ -159,6 +176,10 @@ def configuration(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RaysenseError(f"`{file}` is damaged: it holds no JSON object")
     return content
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or _has_weights(folder)
 
 
 def _has_weights(folder: Path) -> bool:

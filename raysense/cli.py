@@ -309,7 +309,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    study = _ready(args)
+    study = _ready(args, needs_weights=args.speed is None)  # speed is measured on the pipeline itself
     for flag, value in (("--speed", args.speed), ("--price", args.price), ("--gpu-memory", args.gpu_memory)):
         if value is not None and value <= 0:
             raise RaysenseError(f"`{flag}` must be > 0, but got {value:g}")
@@ -476,7 +476,7 @@ def _query(args: argparse.Namespace) -> int:
     return 0
 
 
-def _checked(args: argparse.Namespace) -> tuple[Study, list[str]]:
+def _checked(args: argparse.Namespace, *, needs_weights: bool = True) -> tuple[Study, list[str]]:
     """The study that a command is given, and what is doubtful about it.
 
     Raises:
@@ -485,15 +485,15 @@ def _checked(args: argparse.Namespace) -> tuple[Study, list[str]]:
     from raysense.checks import look
 
     found = examine(args.study, args.set)
-    mistakes, doubts = look(found)
+    mistakes, doubts = look(found, needs_weights=needs_weights)
     if found.study is None or mistakes:
         raise RaysenseError(listed(mistakes))
     return found.study, doubts
 
 
-def _ready(args: argparse.Namespace) -> Study:
+def _ready(args: argparse.Namespace, *, needs_weights: bool = True) -> Study:
     """The study that a command is given, to be worked on now: doubts are said, and so is a hub that is out of reach."""
-    study, doubts = _checked(args)
+    study, doubts = _checked(args, needs_weights=needs_weights)
     _warn([*doubts, settle(study)])
     return study
 

@@ -144,7 +144,7 @@ def test_raised_damping_stands_in_the_row(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("values", "more", "words"),
     [
-        (["prune.saliency=magic"], (), ["'magic' is unknown", "magnitude", "obs_diff"]),
+        (["prune.saliency=magic"], (), ["unknown method 'magic'", "magnitude", "obs_diff"]),
         (
             ["prune.saliency=sparsegpt", "prune.pattern='2:4'"],
             (),
@@ -176,9 +176,9 @@ def test_bad_input_gives_one_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert attempt(tmp_path, *values, more=more) == 2
-    printed = capsys.readouterr().err
+    *warnings, printed = capsys.readouterr().err.splitlines()
     assert printed.startswith("raysense: error: ")
-    assert printed.count("\n") == 1
+    assert all(line.startswith("raysense: warning: ") for line in warnings)
     for word in words:
         assert word in printed
 
@@ -278,4 +278,4 @@ def test_a_method_that_updates_weights_does_not_compete(
     assert attempt(tmp_path, "prune.saliency=[magnitude, obs_diff]") == 2
     assert "obs_diff updates the weights that stay and cannot compete" in capsys.readouterr().err
     assert attempt(tmp_path, "prune.saliency=[wanda, wanda]") == 2
-    assert "saliency must name each method once" in capsys.readouterr().err
+    assert "`prune.saliency` must list each entry once, not 'wanda' twice" in capsys.readouterr().err
