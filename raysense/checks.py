@@ -97,7 +97,9 @@ def _without_weights(study: Study) -> Iterator[str]:
         folder = _folder(study)
     except RaysenseError:
         return  # said already
-    for name in study.prune.components if folder is not None else ():
+    if folder is None:
+        return
+    for name in study.prune.components:
         if _is_model(folder / name) and not _has_weights(folder / name):
             yield (
                 f"`pipeline`: `{folder / name}` has a configuration, but no weights ({', '.join(_WEIGHTS[:2])}); "

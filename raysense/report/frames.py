@@ -21,8 +21,8 @@ import pandas as pd
 
 from raysense.errors import RaysenseError
 from raysense.metrics.spec import higher_is_better
+from raysense.names import UPDATING
 from raysense.pruning.allocation import Allocation, LevelGrid
-from raysense.pruning.saliency import UPDATING
 from raysense.report.front import front
 from raysense.store.disk import Disk, read_sealed
 from raysense.store.schema import TABLES

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -127,3 +129,11 @@ def test_which_way_is_good() -> None:
     for measure in ("frechet_rise", "kid_rise", "clip_score_drop", "recall_drop", "sharpness_drop"):
         assert not higher_is_better(measure)
     assert spec_of("clip_score_drop").label == "CLIP score"
+
+
+def test_results_are_read_without_torch_or_ray() -> None:
+    code = (
+        "import sys; from raysense.report.frames import Run; Run('reports/reference').study; "
+        "sys.exit(bool({'torch', 'ray', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
