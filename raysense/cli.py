@@ -18,8 +18,8 @@ from typing import Any, TextIO
 from raysense import __version__, plugins
 from raysense.errors import RaysenseError
 from raysense.hub import settle
-from raysense.plain_text import accept_any_text
 from raysense.study import Study, examine, listed, load
+from raysense.terminal import accept_any_text
 
 RUNS = Path("reports/runs")
 
@@ -482,7 +482,7 @@ def _checked(args: argparse.Namespace, *, needs_weights: bool = True) -> tuple[S
     Raises:
         RaysenseError: All that is wrong with it and can be known without loading anything.
     """
-    from raysense.checks import look
+    from raysense.study.checks import look
 
     found = examine(args.study, args.set)
     mistakes, doubts = look(found, needs_weights=needs_weights)

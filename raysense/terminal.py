@@ -1,9 +1,72 @@
-"""Words for the terminal: what users named is shown as it is, never read as Rich's markup."""
+"""What is printed: any terminal takes it, and what users named is shown as it is, never read as Rich's markup."""
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.text import Text
+import codecs
+import sys
+import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_PLAIN = {
+    **dict.fromkeys("─━═╌╍┄┅┈┉╴╶╸╺", "-"),
+    **dict.fromkeys("│┃║╎╏┆┇┊┋╵╷╹╻", "|"),
+    **dict.fromkeys("█▉▊▋▌▍▎▏▇▆▅▄▃▂▁■▪●", "#"),
+    **dict.fromkeys("–—−‐‑", "-"),
+    **dict.fromkeys("‘’", "'"),
+    **dict.fromkeys("“”„", '"'),
+    "≤": "<=",
+    "≥": ">=",
+    "×": "x",
+    "±": "+-",
+    "≈": "~",
+    "→": "->",
+    "←": "<-",
+    "…": "...",
+    "·": "-",
+    "•": "*",
+    "λ": "lambda",
+    "Δ": "delta",
+    "√": "sqrt",
+    "‖": "||",
+    "∞": "inf",
+    "²": "2",
+    "✓": "ok",
+    "✗": "x",
+    "°": "deg",
+    "µ": "u",
+}
+_NAME = "raysense-ascii"
+
+
+def accept_any_text() -> None:
+    """Let standard output and error take any text, whatever their encoding: `LANG=C`, latin-1, broken file names.
+
+    What is not Unicode gets ASCII: the bytes of other encodings are often read as something else.
+    """
+    codecs.register_error(_NAME, _instead)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not what a notebook or a test has put there
+            unicode = codecs.lookup(stream.encoding or "ascii").name.startswith("utf")
+            stream.reconfigure(encoding=stream.encoding if unicode else "ascii", errors=_NAME)
+
+
+def _instead(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = "".join(map(plain, error.object[error.start : error.end]))
+    return text, error.end
+
+
+def plain(character: str) -> str:
+    """A character in ASCII: a sign's usual spelling, a letter without its accents, or a question mark."""
+    if character in _PLAIN:
+        return _PLAIN[character]
+    if "\u2500" <= character <= "\u257f":
+        return "+"  # where lines meet
+    letters = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    return letters or "?"
 
 
 def say(console: Console, text: str = "", *, style: str = "", whole: bool = False) -> None:
@@ -15,4 +78,6 @@ def say(console: Console, text: str = "", *, style: str = "", whole: bool = Fals
         style: Of all of it, e.g. ``bold``.
         whole: Lines are not broken, so that paths and commands can be copied.
     """
+    from rich.text import Text  # not at once: `--help` prints without it
+
     console.print(Text(text, style=style), soft_wrap=whole, highlight=False)

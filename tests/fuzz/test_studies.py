@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from raysense import places, plain_yaml
-from raysense.checks import look
 from raysense.errors import RaysenseError
-from raysense.study import examine, listed, load, parse, quickstart
+from raysense.study import examine, listed, load, parse, paths, plain_yaml, quickstart
+from raysense.study.checks import look
 from tests.fuzz.harness import Case, Changed, run
 
 VALUES: tuple[Any, ...] = (
@@ -100,7 +99,7 @@ def _read(path: Path, given: Any, deep: bool) -> None:
         raise
     held = study.model_dump(mode="json")
     if given is not None:
-        places.make_absolute(given, path.parent, of_file=True)  # which is meant
+        paths.make_absolute(given, path.parent, of_file=True)  # which is meant
     if given is not None and _differs(given, held):
         raise Changed(f"{given} is held as {held}")
     if parse(plain_yaml.parse(study.to_yaml())) != study:

@@ -3,7 +3,7 @@ import datetime
 import pytest
 import yaml
 
-from raysense.plain_yaml import LARGEST_BYTES, dump, parse
+from raysense.study.plain_yaml import LARGEST_BYTES, dump, parse
 
 READ = {
     "1e-3": 0.001,

@@ -18,7 +18,7 @@ from raysense.report.summary import render
 from raysense.study import load
 from raysense.terminal import say
 
-REFERENCE = Path(__file__).parents[1] / "reports" / "reference"
+REFERENCE = Path(__file__).parents[2] / "reports" / "reference"
 
 STUDY = """
 name: s

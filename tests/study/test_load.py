@@ -3,10 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from raysense import plain_yaml
 from raysense.cli import main
 from raysense.errors import RaysenseError
-from raysense.study import Study, Track, load, parse
+from raysense.study import Study, Track, load, parse, plain_yaml
 
 MINIMAL = {"name": "s", "constraints": {"clip_score": {"max_drop": 0.01}}}
 
@@ -15,7 +14,7 @@ def test_quickstart_is_valid() -> None:
     assert load().name == "quickstart"
 
 
-READY = sorted(Path(__file__).parents[1].glob("search/*.yaml"))
+READY = sorted(Path(__file__).parents[2].glob("search/*.yaml"))
 
 
 def test_the_ready_studies_are_there() -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 from raysense import names, plain_file
 from raysense.errors import RaysenseError
-from raysense.known import clip_models, defined, extractors
 from raysense.pipelines.prompts import check_counts
 from raysense.study import BUNDLED, Examined, Study, bundled_pipeline, bundled_scorer
+from raysense.study.known import clip_models, defined, extractors
 
 _LARGEST_CONFIGURATION = 1 << 24
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")

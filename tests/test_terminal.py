@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from raysense.plain_text import accept_any_text, plain
+from raysense.terminal import accept_any_text, plain
 
 ENVIRONMENTS = {
     "ascii": {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},

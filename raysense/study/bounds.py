@@ -1,0 +1,130 @@
+"""The quality budget: bounds on measures, each to be met with a whole interval."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import BaseModel, Field, model_validator
+
+from raysense.study.section import MetricName, Section
+
+AnyBound = TypeVar("AnyBound", bound=BaseModel)
+
+
+class ClipScoreBound(Section):
+    """Bounds on the mean CLIP score (cosine)."""
+
+    max_drop: float | None = Field(None, ge=0, description="dense minus pruned, paired by prompt and seed")
+    min: float | None = Field(None, ge=-1, le=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> ClipScoreBound:
+        return _some_bound(self)
+
+
+class DistanceBound(Section):
+    """Bounds on the Fréchet distance, KID or CMMD to the reference."""
+
+    max_rise: float | None = Field(None, ge=0, description="pruned minus dense, against the same reference")
+    max: float | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _one(self) -> DistanceBound:
+        return _some_bound(self)
+
+
+class ShareBound(Section):
+    """Bounds on precision or recall, shares of images."""
+
+    max_drop: float | None = Field(
+        None, ge=0, le=1, description="dense minus pruned, against the same reference"
+    )
+    min: float | None = Field(None, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> ShareBound:
+        return _some_bound(self)
+
+
+class ClosenessBound(Section):
+    """Bound on the mean likeness (feature cosine, SSIM) of pruned and dense image of the same noise."""
+
+    min: float = Field(ge=-1, le=1)
+
+
+class UnlikenessBound(Section):
+    """Bound on the mean LPIPS distance between pruned and dense image of the same noise."""
+
+    max: float = Field(ge=0)
+
+
+class CustomBound(Section):
+    """Bounds on the mean of a metric of the user's own, higher being better."""
+
+    max_drop: float | None = Field(None, ge=0, description="dense minus pruned, paired by prompt and seed")
+    min: float | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> CustomBound:
+        return _some_bound(self)
+
+
+def _some_bound(bound: AnyBound) -> AnyBound:
+    if all(value is None for value in dict(bound).values()):
+        raise ValueError(f"must set one of {', '.join(dict(bound))}")
+    return bound
+
+
+class Constraints(Section):
+    """The quality budget. All must hold, each with its whole 95 % interval."""
+
+    clip_score: ClipScoreBound | None = None
+    frechet: DistanceBound | None = None
+    kid: DistanceBound | None = None
+    cmmd: DistanceBound | None = None
+    precision: ShareBound | None = None
+    recall: ShareBound | None = None
+    closeness: ClosenessBound | None = None
+    ssim: ClosenessBound | None = None
+    lpips: UnlikenessBound | None = None
+    custom: dict[MetricName, CustomBound] = Field(
+        default_factory=dict, description="by name of a metric in metrics.custom"
+    )
+
+    @model_validator(mode="after")
+    def _any(self) -> Constraints:
+        if not any(dict(self).values()):
+            raise ValueError(f"must name at least one of {', '.join(dict(self))}")
+        return self
+
+    def bounds(self) -> list[Bound]:
+        """Every single bound, as (measure, direction, limit)."""
+        by_metric = {metric: (metric, bound) for metric, bound in self if metric != "custom"}
+        by_metric |= {f"custom.{name}": (name, bound) for name, bound in self.custom.items()}
+        found: list[Bound] = []
+        for place, (metric, bound) in by_metric.items():
+            for field, limit in dict(bound or ()).items():
+                if limit is not None:
+                    measure = metric + {"max_drop": "_drop", "max_rise": "_rise"}.get(field, "")
+                    found.append(Bound(f"constraints.{place}.{field}", measure, field != "min", limit))
+        return found
+
+
+class Bound:
+    """One bound of the quality budget.
+
+    Attributes:
+        field: Where the study states it, e.g. ``constraints.clip_score.max_drop``.
+        measure: The measure it binds, e.g. ``clip_score_drop``.
+        is_upper: True for "at most", False for "at least".
+        limit: The bound, in the measure's unit.
+    """
+
+    __slots__ = ("field", "is_upper", "limit", "measure")
+
+    def __init__(self, field: str, measure: str, is_upper: bool, limit: float) -> None:
+        self.field, self.measure, self.is_upper, self.limit = field, measure, is_upper, limit
+
+    def margin(self, low: float, high: float) -> float:
+        """How far the interval stays inside the bound; negative when it does not clear it."""
+        return self.limit - high if self.is_upper else low - self.limit

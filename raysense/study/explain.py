@@ -1,0 +1,76 @@
+"""What pydantic finds wrong with a study, in sentences that name the field, the value and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from raysense.study.schema import Study
+from raysense.study.section import Said, shown
+
+Location = tuple[int | str, ...]
+"""Where something stands in a study: keys, and numbers of list entries."""
+
+_PLAINER = {
+    "Input should be ": "",
+    "greater than or equal to": "≥",
+    "less than or equal to": "≤",
+    "greater than": ">",
+    "less than": "<",
+}
+
+
+def mistakes_of(error: ValidationError) -> dict[Location, str]:
+    """What pydantic found, a sentence a field."""
+    by_field: dict[Location, list[Any]] = {}
+    for mistake in error.errors():
+        # Unions add the names of their branches to the location; users know only the keys.
+        keys = tuple(
+            part
+            for part in mistake["loc"]
+            if not str(part).startswith(("constrained-", "literal[", "tuple["))
+        )
+        by_field.setdefault(keys, []).append(mistake)
+    return {location: _sentence(location, branches) for location, branches in by_field.items()}
+
+
+def _sentence(location: Location, branches: Sequence[Any]) -> str:
+    field = ".".join(f"{part!s:.80}" for part in location)
+    first, value = branches[0], shown(branches[0]["input"])
+    said = first.get("ctx", {}).get("error")
+    if isinstance(said, Said):
+        return str(said)
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(first["loc"][:-1])
+        close = difflib.get_close_matches(str(location[-1])[:80], known, n=1)
+        remedy = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(known)}"
+        return f"`{field}` is not a key of a study ({remedy})"
+    if first["type"] == "missing":
+        return f"`{field}` is required, but missing"
+    message = " or ".join(dict.fromkeys(m["msg"].removeprefix("Value error, ") for m in branches))
+    message = re.sub(r"^[A-Z]\w+ should ", "must ", message)
+    for words, sign in _PLAINER.items():
+        message = message.replace(words, sign)
+    remedy = "; write true or false" if first["type"] == "bool_type" else ""
+    return f"`{field or 'study'}` {message}, but got {value}{remedy}"
+
+
+def _keys_at(location: Location) -> list[str]:
+    model: Any = Study
+    for part in location:
+        if part not in model.model_fields:
+            continue  # the user's own name in a mapping whose values are sections
+        annotation = model.model_fields[part].annotation
+        options = getattr(annotation, "__args__", (annotation,))
+        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(model.model_fields)
+
+
+def listed(mistakes: Sequence[str]) -> str:
+    """Mistakes as one line."""
+    lines = [" ".join(mistake.split()) for mistake in mistakes]
+    return lines[0] if len(lines) == 1 else f"{len(lines)} mistakes: " + "; ".join(lines)

@@ -1,0 +1,374 @@
+"""A study: what to prune, how to judge, what to spend. One definition for YAML, flags and API."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import os
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from raysense.metrics.spec import DERIVED, SPECS
+from raysense.study import plain_yaml
+from raysense.study.bounds import Constraints
+from raysense.study.section import DottedPath, MetricName, Name, Said, Section, shown
+
+BUNDLED = "bundled"
+Kind = Literal["linear", "conv1d", "conv2d", "conv3d", "transformers_conv1d"]
+Extra = Literal["cmmd", "precision", "recall", "ssim", "lpips"]
+
+EXTENSIONS = ("budget", "cluster", "name", "track")
+"""Parts of a study that may change between a run and its resumption, as no row depends on them."""
+
+PLACES = ("pipeline", "revision", "prompts", "metrics.reference.path")
+"""Where something lies that is known by its content: it may be moved."""
+
+MAX_SEED = 900_000_000_000
+"""An image's seed is ten million times the study's and a few millions; tables hold 64 bits."""
+
+MAX_DRAW_SEEDS = 1000
+"""Seeds that one prompt may have on a rung: those of one draw; the next draw's follow."""
+
+
+class Calibration(Section):
+    """What methods that need to see the dense pipeline at work are shown: the study's own denoising loop."""
+
+    prompts: int = Field(32, ge=1, description="first of the search prompts, one image each")
+    calls: int = Field(16, ge=1, description="calls of a component that gradients are taken from")
+    damping: float = Field(0.01, gt=0, description="added to a Hessian's diagonal, as a share of its mean")
+    levels: int = Field(16, ge=1, le=64, description="levels of methods that update weights: a copy each")
+    memory_gb: float = Field(4.0, gt=0, description="Hessians held at a time; more passes if they need more")
+
+
+class Prune(Section):
+    """Which weights may be removed, and in which order."""
+
+    components: tuple[str, ...] = Field(("text_encoder", "unet"), min_length=1, strict=False)
+    include: tuple[str, ...] = Field(("*",), min_length=1, strict=False)
+    exclude: tuple[str, ...] = Field((), strict=False)
+    kinds: tuple[Kind, ...] | None = Field(None, strict=False)
+    saliency: str | Annotated[tuple[str, ...], Field(min_length=2, strict=False)] = Field(
+        "magnitude", description="a method, or several that compete: by probe, for each component"
+    )
+    pattern: str | None = Field(None, pattern=r"^[1-9]\d*:[1-9]\d*$", description="n:m, keep n of every m")
+    calibration: Calibration = Calibration()
+    cap: float = Field(0.95, gt=0, le=1, description="largest sparsity of any one layer")
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The saliency method, or those that compete."""
+        return (self.saliency,) if isinstance(self.saliency, str) else self.saliency
+
+    @model_validator(mode="after")
+    def _pattern_within_cap(self) -> Prune:
+        if self.pattern is not None:
+            keep, of = map(int, self.pattern.split(":"))
+            if keep >= of:
+                raise ValueError(f"pattern must keep fewer than all, such as 2:4, but is {self.pattern}")
+            if 1 - keep / of > self.cap:
+                raise ValueError(f"pattern {self.pattern} prunes more than cap allows; raise cap")
+        return self
+
+
+class Sampling(Section):
+    """How images are made."""
+
+    steps: int = Field(12, ge=1)
+    guidance: float = Field(2.0, ge=1)
+    batch: int = Field(32, ge=1)
+    height: int | None = Field(None, ge=8)
+    width: int | None = Field(None, ge=8)
+    max_sequence_length: int | None = Field(
+        None,
+        ge=1,
+        description="tokens of a T5 text encoder (Stable Diffusion 3, FLUX); the pipeline's own default if null",
+    )
+
+
+class Clip(Section):
+    """The open_clip model behind the CLIP score."""
+
+    model: str = BUNDLED
+    pretrained: str | None = None
+
+
+class Frechet(Section):
+    """The feature extractor behind the Fréchet distance, KID, precision, recall and closeness."""
+
+    extractor: str = "efficientnet-lite0"
+
+
+class Reference(Section):
+    """What the distribution metrics compare with; dense images of other seeds unless a path is given."""
+
+    path: str | None = Field(
+        None, description="folder of images, .parquet/.jsonl/.csv table, or .npz statistics"
+    )
+    limit: int | None = Field(None, ge=2, description="use only the first so many images")
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether only a mean and a covariance are known: enough for the Fréchet distance, not for others."""
+        return self.path is not None and self.path.lower().endswith(".npz")
+
+
+class Metrics(Section):
+    """Which networks judge, and by what beside the default metrics and those that `constraints` bounds."""
+
+    clip: Clip = Clip()
+    frechet: Frechet = Frechet()
+    reference: Reference = Reference()
+    also: tuple[Extra, ...] = Field((), strict=False)
+    custom: dict[MetricName, DottedPath] = Field(
+        default_factory=dict, description="name: package.module.function; see raysense/metrics/custom.py"
+    )
+
+    @model_validator(mode="after")
+    def _apart(self) -> Metrics:
+        for name in self.custom:
+            if name in SPECS:
+                raise ValueError(f"custom must not reuse the name {name!r} of a metric of raysense's own")
+            if name.endswith(DERIVED):
+                raise ValueError(
+                    f"custom must not name a metric {name!r}: raysense itself gives the endings {', '.join(DERIVED)}"
+                )
+            if name in _taken():
+                raise ValueError(
+                    f"custom must not name a metric {name!r}: a column of the tables has that name; choose another one"
+                )
+        return self
+
+
+def _taken() -> set[str]:
+    """Names that stand beside metrics in tables and data frames."""
+    from raysense.store.schema import (  # not at once: few studies have metrics of their own
+        DENOMINATORS,
+        TABLES,
+    )
+
+    columns = {column for table in TABLES.values() for column in table.names}
+    shares = {f"sparsity_{name.removeprefix('n_')}" for name in DENOMINATORS}
+    return {*columns, *shares, "sparsity"}
+
+
+class LayerRung(Section):
+    """Error of the pruned layers' own outputs on the dense pipeline's inputs; the denoiser itself does not run."""
+
+    prompts: int = Field(2, ge=2)
+    timesteps: int = Field(2, ge=1)
+
+
+class ProbeRung(Section):
+    """Denoiser-output error against the dense pipeline on cached inputs; no sampling loop."""
+
+    prompts: int = Field(16, ge=2)
+    timesteps: int = Field(4, ge=1)
+    tilt: float = Field(
+        0.0,
+        ge=-8,
+        le=8,
+        description="weight of a timestep: exp(tilt x position), +1/2 the noisiest, -1/2 the last",
+    )
+
+
+class ImageRung(Section):
+    """Images are sampled and judged."""
+
+    prompts: int = Field(ge=8)
+    seeds: int = Field(1, ge=1, le=MAX_DRAW_SEEDS)
+
+
+class Rungs(Section):
+    """The fidelities, cheapest first; each one's prompts are a prefix of the next one's, except validation's."""
+
+    layer: LayerRung = LayerRung()
+    probe: ProbeRung = ProbeRung()
+    preview: ImageRung = ImageRung(prompts=32)
+    score: ImageRung = ImageRung(prompts=128)
+    validation: ImageRung = ImageRung(prompts=256)
+
+    @model_validator(mode="after")
+    def _nested(self) -> Rungs:
+        if not (self.preview.prompts <= self.score.prompts and self.preview.seeds <= self.score.seeds):
+            raise ValueError("preview must have at most the prompts and seeds of score: rungs are nested")
+        return self
+
+
+class Search(Section):
+    """How the allocation is looked for."""
+
+    granularity: Literal["component", "block", "layer"] = "layer"
+    levels: int = Field(8, ge=2, le=64, description="most points of a group's sensitivity curve")
+    strategies: tuple[str, ...] = Field(("uniform", "global", "lamp", "erk", "solver"), strict=False)
+    proportions: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {}, description="component -> its part in the ratios of `per_component` and `recipe`; 1 where missing"
+    )
+    objective: Literal["additive", "minimax"] = Field(
+        "additive", description="what the solver keeps least: the sum of the groups' damages, or the largest"
+    )
+    bisections: int = Field(6, ge=1, le=20)
+    rounds: int = Field(2, ge=0, description="joint search judges rounds x offspring candidates; 0: none")
+    offspring: int = Field(8, ge=1)
+    finalists: int = Field(4, ge=1)
+    compare: bool = Field(
+        False, description="validate the best of every strategy, not only the best of all and the uniform one"
+    )
+    lookahead: int = Field(6, ge=1, description="W: ask t sees only results up to t - W")
+
+
+class Budget(Section):
+    """What may be spent."""
+
+    max_cost: int | None = Field(None, ge=1, description="denoiser sample-forwards; hard")
+    max_hours: float | None = Field(None, gt=0, description="hours of evaluators at work; hard")
+    max_price: float | None = Field(None, gt=0, description="hours at work x price_per_hour; hard")
+    price_per_hour: float | None = Field(None, gt=0, description="of one evaluator, in any currency")
+
+    @model_validator(mode="after")
+    def _priced(self) -> Budget:
+        if self.max_price is not None and self.price_per_hour is None:
+            raise ValueError("max_price needs price_per_hour, the price of an evaluator's hour")
+        return self
+
+
+class Cluster(Section):
+    """What one evaluator holds, and how many there are."""
+
+    evaluators: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    cpus_per_evaluator: float = Field(1.0, gt=0)
+    gpus_per_evaluator: float = Field(0.0, ge=0)
+    images_per_part: int = Field(
+        128,
+        ge=1,
+        description="evaluations with more images are sampled in parts, by whichever evaluator is free",
+    )
+    patience: float = Field(
+        1800.0, gt=0, description="seconds that nodes may take to come before a study gives up"
+    )
+
+
+class Track(Section):
+    """Where else the study's numbers are shown while it runs, through Ray Tune's callbacks: docs/execution.md."""
+
+    mlflow: str | None = Field(
+        None, min_length=1, description="tracking address: http://server:5000, sqlite:///mlflow.db"
+    )
+    experiment: Name | None = Field(None, description="MLflow's experiment; the study's name if missing")
+    tensorboard: str | None = Field(None, min_length=1, description="folder for event files")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is to be shown."""
+        return self.mlflow is not None or self.tensorboard is not None
+
+    @model_validator(mode="after")
+    def _showable(self) -> Track:
+        if self.mlflow is not None and re.search(r"://[^/@]*:[^/@]*@", self.mlflow):
+            # Said without the value: the definition stands in tables and on the page, a password must not.
+            raise Said(
+                "`track.mlflow` holds a password, which would stand in the study's tables and page; leave it out and "
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        if self.tensorboard is not None and "://" in self.tensorboard:
+            raise Said(f"`track.tensorboard` must be a folder, but got {shown(self.tensorboard)}")
+        if self.experiment is not None and self.mlflow is None:
+            raise Said("`track.experiment` names an experiment of MLflow; set `track.mlflow` too")
+        return self
+
+
+class Study(Section):
+    """One complete run. Every field of a study file, with its default."""
+
+    name: Name
+    pipeline: str = BUNDLED
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    channels_last: bool = Field(
+        False, description="convolutions with channels innermost: faster on most GPUs"
+    )
+    compile: bool = Field(
+        False, description="torch.compile the denoiser; pays off over hundreds of evaluations"
+    )
+    prompts: str = BUNDLED
+    prune: Prune = Prune()
+    sampling: Sampling = Sampling()
+    metrics: Metrics = Metrics()
+    constraints: Constraints
+    rungs: Rungs = Rungs()
+    search: Search = Search()
+    budget: Budget = Budget()
+    cluster: Cluster = Cluster()
+    track: Track = Track()
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+
+    @model_validator(mode="after")
+    def _measurable(self) -> Study:
+        for name in self.constraints.custom:
+            if name not in self.metrics.custom:
+                known = ", ".join(self.metrics.custom) or "none yet"
+                raise Said(
+                    f"`constraints.custom.{name}` bounds a metric that `metrics.custom` does not define (known "
+                    f"there: {known}); add `metrics.custom.{name}: package.module.function`"
+                )
+        if self.metrics.reference.is_saved:
+            for metric in (name for name, spec in SPECS.items() if spec.needs_images):
+                if getattr(self.constraints, metric, None) is not None or metric in self.metrics.also:
+                    raise Said(
+                        f"`metrics.reference.path` is {self.metrics.reference.path!r}, saved statistics, which "
+                        f"{metric} cannot be measured against; give the reference's images"
+                    )
+        return self
+
+    def measured(self) -> tuple[str, ...]:
+        """The metrics of an image rung, those of `metrics.custom` left out."""
+        chosen = [
+            name
+            for name, spec in SPECS.items()
+            if spec.always or name in self.metrics.also or getattr(self.constraints, name, None) is not None
+        ]
+        saved = self.metrics.reference.is_saved
+        return tuple(name for name in chosen if not (saved and SPECS[name].needs_images))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the rows, beside contents: the definition less what may be changed on ``--resume``."""
+        definition = self.model_dump(mode="json")
+        for extension in EXTENSIONS:
+            del definition[extension]
+        for place in PLACES:
+            *sections, last = place.split(".")
+            del functools.reduce(operator.getitem, sections, definition)[last]
+        for section, field in (("clip", "model"), ("clip", "pretrained"), ("frechet", "extractor")):
+            values = definition["metrics"][section]
+            values[field] = _without_folder(values[field])
+        return definition
+
+    def to_yaml(self) -> str:
+        """The study as YAML, defaults included; `load` reads it back to an equal study."""
+        return plain_yaml.dump(self.model_dump(mode="json"))
+
+
+def bundled_pipeline() -> Path:
+    """The pipeline inside the package."""
+    return Path(str(files("raysense.bundled") / "pipeline"))
+
+
+def bundled_scorer() -> Path:
+    """The CLIP model inside the package."""
+    return Path(str(files("raysense.bundled") / "scorer"))
+
+
+def _without_folder(value: str | None) -> str | None:
+    """A network's name; of one that lies in a folder or file only that, as it is known by its content."""
+    if value is None:
+        return None
+    kind, mark, _ = value.partition("local-dir:")
+    return kind + mark if mark else ("a file" if os.path.isabs(value) else value)
+
+
+def quickstart() -> Path:
+    """The default study, inside the package."""
+    return Path(str(files("raysense.bundled") / "quickstart.yaml"))
