@@ -60,8 +60,8 @@ def silence(endpoint: str, seconds: float) -> str:
     problem = [f"no answer within {seconds:g} s"]
 
     def ask() -> None:
-        request = urllib.request.Request(endpoint, method="HEAD", headers={"User-Agent": "raysense"})
         try:
+            request = urllib.request.Request(endpoint, method="HEAD", headers={"User-Agent": "raysense"})
             urllib.request.urlopen(request, timeout=seconds).close()
         except urllib.error.HTTPError:
             pass

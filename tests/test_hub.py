@@ -52,7 +52,7 @@ def test_silence_is_found_out_in_time(hole: str, trickle: str) -> None:
         assert time.monotonic() - began < 3
     assert "refused" in silence("http://127.0.0.1:1", 5)
     assert silence("http://no.such.host.invalid", 5) != ""
-    assert silence("nonsense", 5) != ""
+    assert "unknown url type" in silence("nonsense", 5)
 
 
 def test_any_answer_is_an_answer() -> None:

@@ -133,7 +133,7 @@ def test_what_torch_refuses_is_left_with_its_words(exported: tuple[Path, Path]) 
 def test_a_folder_that_is_no_such_export_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RaysenseError, match="holds no export of raysense"):
         read_record(tmp_path)
-    (tmp_path / RECORD).write_text(json.dumps({"pattern": None}))
+    (tmp_path / RECORD).write_text(json.dumps({"pattern": None, "zeros_by_layer": {}}))
     with pytest.raises(RaysenseError, match=r"without the pattern 2:4 \(prune.pattern: None\)"):
         read_record(tmp_path)
 
