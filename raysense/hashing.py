@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,6 +40,8 @@ def file_hash(path: Path) -> str:
     """
     try:
         status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a device or a pipe may never end
+            raise OSError(0, "it is no plain file")
         seen = (str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
         if seen not in _known:
             _known[seen] = _read(path, status.st_size)

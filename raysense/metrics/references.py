@@ -21,6 +21,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from raysense import plain_file
 from raysense.errors import RaysenseError
 from raysense.pipelines.prompt_files import rows_of_csv, rows_of_jsonl
 from raysense.store.parquet import opened
@@ -37,6 +38,8 @@ OTHER_IMAGES = {
 """Files that are pictures to whoever made the folder, but are not read."""
 TABLES = {".csv", ".jsonl", ".parquet"}
 STATISTICS = ".npz"
+LARGEST_TABLE, LARGEST_IMAGE = 1 << 33, 1 << 31
+"""Bytes that are read of a table of captions and paths, and of one image."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def check(path: Path) -> None:
     known = [*sorted(TABLES), STATISTICS]
     if not path.exists():
         raise RaysenseError(f"`metrics.reference.path`: there is no {path}; give a folder or one of {known}")
-    if not path.is_dir() and path.suffix.lower() not in known:
+    if not path.is_dir() and (path.suffix.lower() not in known or not path.is_file()):
         raise RaysenseError(f"`metrics.reference.path` must be a folder or one of {known}, but got {path}")
 
 
@@ -126,14 +129,13 @@ def rows(path: Path, columns: list[str]) -> Iterator[tuple[Mapping[str, Any], st
         if kind == ".parquet":
             found: Iterable[Mapping[str, Any]] = parquet_rows(path, columns)
         else:
-            found = (rows_of_csv if kind == ".csv" else rows_of_jsonl)(path.read_bytes())
+            found = (rows_of_csv if kind == ".csv" else rows_of_jsonl)(plain_file.read(path, LARGEST_TABLE))
         for number, row in enumerate(found, start=1):
             yield row, f"{path}, row {number}"
     except RaysenseError:
         raise
     except Exception as error:  # a damaged Parquet file alone raises a dozen types
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise RaysenseError(f"reference {path}: cannot be read ({reason[:300]}).") from error
+        raise RaysenseError(f"reference {path}: cannot be read ({_reason(error)}).") from error
 
 
 def parquet_rows(path: Path, columns: list[str]) -> Iterator[Mapping[str, Any]]:
@@ -177,13 +179,17 @@ def decode(picture: Picture, size: int) -> Tensor:
     try:
         upright = ImageOps.exif_transpose(_eight_bits(_loaded(picture.image))).convert("RGBA")
     except Exception as error:  # a dozen types: Pillow lets out what struct, zlib and its own parsers raise
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise RaysenseError(
-            f"reference {picture.where}: cannot be read as an image ({reason[:300]})."
+            f"reference {picture.where}: cannot be read as an image ({_reason(error)})."
         ) from error
     on_white = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
     fitted = ImageOps.fit(on_white, (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 255
+
+
+def _reason(error: Exception) -> str:
+    """Why, in one line; `plain_file` has no number for its reasons."""
+    return " ".join(str(error).removeprefix("[Errno 0] ").split())[:300] or type(error).__name__
 
 
 def _loaded(image: Path | bytes) -> Image.Image:
@@ -192,7 +198,7 @@ def _loaded(image: Path | bytes) -> Image.Image:
     Raises:
         Exception: It is damaged, of another format, or has several frames.
     """
-    content = image.read_bytes() if isinstance(image, Path) else image
+    content = plain_file.read(image, LARGEST_IMAGE) if isinstance(image, Path) else image
     try:
         opened = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:

@@ -299,7 +299,9 @@ def _others(study: Study, doubt: Doubt) -> Iterator[str]:
         field = "`metrics.reference.path`"
         if not os.path.exists(reference):
             yield f"{field}: there is no {reference:.200}; give a folder, a table or .npz"
-        elif os.path.isfile(reference) and Path(reference).suffix.lower() not in names.REFERENCES:
+        elif not os.path.isdir(reference) and (
+            Path(reference).suffix.lower() not in names.REFERENCES or not os.path.isfile(reference)
+        ):
             yield f"{field} must be a folder or one of {', '.join(names.REFERENCES)}, but is {reference:.200}"
     for key, package in names.TRACKERS.items():
         if getattr(study.track, key) is not None and importlib.util.find_spec(package) is None:

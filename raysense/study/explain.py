@@ -15,6 +15,9 @@ from raysense.study.section import Said, shown
 Location = tuple[int | str, ...]
 """Where something stands in a study: keys, and numbers of list entries."""
 
+_KEY_MARK = "[key]"
+"""What pydantic adds to the place of a mapping's entry if not its value, but its name is wrong."""
+
 _PLAINER = {
     "Input should be ": "",
     "greater than or equal to": "≥",
@@ -38,8 +41,13 @@ def mistakes_of(error: ValidationError) -> dict[Location, str]:
     return {location: _sentence(location, branches) for location, branches in by_field.items()}
 
 
+def without_key_mark(location: Location) -> Location:
+    """Where the entry stands whose name or value is wrong."""
+    return location[:-1] if location[-1:] == (_KEY_MARK,) else location
+
+
 def _sentence(location: Location, branches: Sequence[Any]) -> str:
-    field = ".".join(f"{part!s:.80}" for part in location)
+    field = ".".join(f"{part!s:.80}" for part in without_key_mark(location))
     first, value = branches[0], shown(branches[0]["input"])
     said = first.get("ctx", {}).get("error")
     if isinstance(said, Said):

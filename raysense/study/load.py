@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from raysense import plain_file
 from raysense.errors import RaysenseError
 from raysense.study import paths, plain_yaml
-from raysense.study.explain import Location, listed, mistakes_of
+from raysense.study.explain import Location, listed, mistakes_of, without_key_mark
 from raysense.study.schema import Study, quickstart
 from raysense.study.section import shown
 
@@ -157,9 +157,11 @@ def _examined(data: Mapping[str, Any]) -> Examined:
             mistakes += [
                 text for location, text in found.items() if not any(_follows(location, text, g) for g in gone)
             ]
-            for location in found:
-                gone.append(location)
-                _take_out(left, location)
+            # Of an entry of a mapping both the name and the value may be wrong.
+            for location in dict.fromkeys(without_key_mark(location) for location in found):
+                if not _listed_once(left, location):
+                    gone.append(location)
+                    _take_out(left, location)
     return Examined(study, tuple(mistakes), tuple(".".join(map(str, location)) for location in gone))
 
 
@@ -171,10 +173,31 @@ def _follows(location: Location, text: str, gone: Location) -> bool:
     return location[:shorter] == gone[:shorter]
 
 
+def _listed_once(data: dict[str, Any], location: Location) -> bool:
+    """Leave repetitions out of a list of texts, so that what else may be wrong with its entries is looked at.
+
+    Returns:
+        Whether that was done; a list of one text, many times, stays.
+    """
+    inner: Any = data
+    for key in location[:-1]:
+        inner = inner.get(key) if isinstance(inner, dict) else None
+    value = inner.get(location[-1]) if location and isinstance(inner, dict) else None
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        return False
+    once = list(dict.fromkeys(value))
+    if not 1 < len(once) < len(value):
+        return False
+    inner[location[-1]] = once
+    return True
+
+
 def _take_out(data: dict[str, Any], location: Location) -> None:
-    if not location:  # a check that compares these two
-        data.pop("constraints", None)
-        data.get("metrics", {}).pop("reference", None)
+    if not location:  # a check that compares these two; one after the other, as the first may be enough
+        if data.get("constraints") != _STAND_INS["constraints"]:
+            data.pop("constraints", None)
+        else:
+            data.get("metrics", {}).pop("reference", None)
     inner: Any = data
     path: list[tuple[Any, Any]] = []
     for key in location:

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from raysense.metrics.spec import DERIVED, SPECS
 from raysense.study import plain_yaml
@@ -116,6 +116,20 @@ class Reference(Section):
         return self.path is not None and self.path.lower().endswith(".npz")
 
 
+def _of_ones_own(name: str) -> str:
+    if name in SPECS:
+        raise ValueError(f"must not reuse the name {name!r} of a metric of raysense's own")
+    if name.endswith(DERIVED):
+        raise ValueError(
+            f"must not name a metric {name!r}: raysense itself gives the endings {', '.join(DERIVED)}"
+        )
+    if name in _taken():
+        raise ValueError(
+            f"must not name a metric {name!r}: a column of the tables has that name; choose another one"
+        )
+    return name
+
+
 class Metrics(Section):
     """Which networks judge, and by what beside the default metrics and those that `constraints` bounds."""
 
@@ -123,24 +137,9 @@ class Metrics(Section):
     frechet: Frechet = Frechet()
     reference: Reference = Reference()
     also: tuple[Extra, ...] = Field((), strict=False)
-    custom: dict[MetricName, DottedPath] = Field(
+    custom: dict[Annotated[MetricName, AfterValidator(_of_ones_own)], DottedPath] = Field(
         default_factory=dict, description="name: package.module.function; see raysense/metrics/custom.py"
     )
-
-    @model_validator(mode="after")
-    def _apart(self) -> Metrics:
-        for name in self.custom:
-            if name in SPECS:
-                raise ValueError(f"custom must not reuse the name {name!r} of a metric of raysense's own")
-            if name.endswith(DERIVED):
-                raise ValueError(
-                    f"custom must not name a metric {name!r}: raysense itself gives the endings {', '.join(DERIVED)}"
-                )
-            if name in _taken():
-                raise ValueError(
-                    f"custom must not name a metric {name!r}: a column of the tables has that name; choose another one"
-                )
-        return self
 
 
 def _taken() -> set[str]:

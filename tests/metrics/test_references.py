@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from raysense.errors import RaysenseError
+from raysense.hashing import file_hash
 from raysense.metrics import frechet, references
 
 from .conftest import paint
@@ -271,6 +273,25 @@ def test_pictures_of_a_kind_that_is_not_read_are_not_passed_over(folder: Path) -
     (folder / "0" / "x.GIF").write_bytes(b"")
     with pytest.raises(RaysenseError, match=r"x\.GIF: 1 file\(s\) of this folder are images of a kind"):
         list(references.pictures(folder))
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.jsonl", "folder/r.png"])
+@pytest.mark.parametrize("endless", ["device", "pipe"])
+def test_what_may_never_end_is_refused(name: str, endless: str, tmp_path: Path) -> None:
+    place = tmp_path / name
+    place.parent.mkdir(exist_ok=True)
+    if endless == "device":
+        place.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(place)
+    path = place.parent if place.suffix == ".png" else place
+    with pytest.raises(RaysenseError, match=r"r\.\w+: cannot be read [a-z ]*\(it is no plain file\)"):
+        list(references.batches(references.pictures(path), size=16))
+    with pytest.raises(RaysenseError, match="it is no plain file"):
+        file_hash(place)
+    if path is place:
+        with pytest.raises(RaysenseError, match="must be a folder or one of"):
+            references.check(path)
 
 
 def test_statistics_are_read_or_computed(folder: Path) -> None:

@@ -62,6 +62,8 @@ MISTAKES = {
     "prompts=" + "x" * 5000: "`prompts`",
     "metrics.reference.path=" + "x" * 5000: "`metrics.reference.path`: there is no",
     "metrics.reference.path=README.md": "must be a folder or one of .csv",
+    "metrics.reference.path=/dev/zero": "must be a folder or one of .csv",
+    "metrics.custom.zeros=os.getcwd": "`metrics.custom.zeros` must not name a metric 'zeros'",
     ".".join("a" * 50): "has more than 32 parts",
 }
 
@@ -103,6 +105,29 @@ seed: 99999999999999999999
     ):  # fmt: skip
         assert f"`{field}" in said, field
     assert said.count("`seed`") == 1
+
+
+def test_a_mistake_hides_no_other_one_beside_it() -> None:
+    said = _mistakes(
+        "prune.components=[unet, unett, unet]",
+        "search.strategies=[uniform, unifrom, uniform]",
+        "metrics={clip: {model: ViT-B-33}, frechet: {extractor: inception}, reference: {path: no.npz}, "
+        "custom: {zeros: a.b, kid: c.d, sharp: nowhere.sharp}}",
+        "constraints.custom.sharpp.min=1",
+    )
+    assert len(said) == len(set(said)) == 11
+    for words in (
+        "must list each entry once, not 'unet' twice", "names 'unett'",
+        "must list each entry once, not 'uniform' twice", "the unknown entry 'unifrom'",
+        "`metrics.custom.zeros` must not", "`metrics.custom.kid` must not", "`metrics.custom.sharp`: 'nowhere.sharp'",
+        "`metrics.clip.model` 'ViT-B-33'", "`metrics.frechet.extractor` is unknown", "`metrics.reference.path`",
+        "`constraints.custom.sharpp` bounds a metric that",
+    ):  # fmt: skip
+        assert [text for text in said if words in text], words
+    both = _mistakes('metrics.custom={"a b": c, "d e": nowhere.f}')
+    assert [text.partition(" must")[0] for text in both] == ["`metrics.custom.a b`"] * 2 + [
+        "`metrics.custom.d e`"
+    ]
 
 
 def test_what_follows_from_another_mistake_is_not_said() -> None:
