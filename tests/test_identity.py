@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from raysense import plugins
 from raysense.errors import RaysenseError
 from raysense.evaluation.engine import build, inventory_and_grid, signature
-from raysense.evaluation.inputs import inputs_of, pipeline_content, stored_prompts
+from raysense.evaluation.inputs import inputs_of, pipeline_content, refuse_other, stored_prompts
 from raysense.evaluation.judges import Judges
 from raysense.evaluation.records import Evaluation
 from raysense.export import export
@@ -143,6 +143,23 @@ def test_whatever_changes_is_refused_by_name(what: str, place: Path, tmp_path: P
         begin_store(study, out, inventory, grid, after)
     assert words in str(refused.value)
     assert str(refused.value).count("stored") == 1, "only what has changed is named"
+
+
+@pytest.mark.parametrize("saliency", ["magnitude", "own_metrics.sharpness"])
+def test_only_what_chooses_weights_must_be_the_same_for_an_export(saliency: str, place: Path) -> None:
+    study = study_in(place)
+    study = study.model_copy(update={"prune": study.prune.model_copy(update={"saliency": saliency})})
+    record = {"inputs": contents(study)}
+    refuse_other(record, study, "run")
+    append(place / "own_help.py", "# another\n")
+    if saliency == "magnitude":  # it only judged
+        refuse_other(record, study, "run")
+    else:
+        with pytest.raises(RaysenseError, match=r"`plugins.own_metrics.sharpness`"):
+            refuse_other(record, study, "run")
+    shift_weights(place / UNET)
+    with pytest.raises(RaysenseError, match=r"`pipeline.unet`"):
+        refuse_other(record, study, "run")
 
 
 def test_other_software_and_devices_are_other_studies(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,6 +193,12 @@ def device_in_words(device: str) -> str:
     return f"{device}: {torch.cuda.get_device_name()}" if device == "cuda" else device
 
 
+def ranked_by(inputs: Mapping[str, Any], study: Study) -> dict[str, Any]:
+    """Contents without the plug-ins that only judge: no weight depends on them."""
+    own = inputs.get("plugins", {})
+    return {**inputs, "plugins": {name: own[name] for name in own if name in study.prune.methods}}
+
+
 def refuse_other(record: Mapping[str, Any], study: Study, uri: str) -> None:
     """Refuse to show or export a study from other weights, or by another saliency's code, than it measured.
 
@@ -202,7 +208,7 @@ def refuse_other(record: Mapping[str, Any], study: Study, uri: str) -> None:
     stored = record.get("inputs")
     if stored is None:  # written before contents were recorded
         return
-    if changed := contents_differ(stored, taken_away(study), TAKEN_AWAY):
+    if changed := contents_differ(ranked_by(stored, study), ranked_by(taken_away(study), study), TAKEN_AWAY):
         what = "; ".join(map(str.strip, changed))
         raise RaysenseError(
             f"`{uri}`: what the study measured has changed since: {what}. Its quality is that of what was there "
