@@ -78,7 +78,31 @@ def call_pipeline(
         output_type="pt",
         **wanted,
     )
-    return _checked(pipeline, getattr(output, "images", None), len(prompts))
+    images = _checked(pipeline, getattr(output, "images", None), len(prompts))
+    _refuse_other_size(pipeline, images, sampling)
+    return images
+
+
+def _refuse_other_size(pipeline: DiffusionPipeline, images: Tensor, sampling: Sampling) -> None:
+    """Refuse images of another size than was asked for: Stable Diffusion makes its own where one side is missing.
+
+    Raises:
+        RaysenseError: See above.
+    """
+    height, width = images.shape[-2:]
+    for name, pixels in (("height", height), ("width", width)):
+        asked = getattr(sampling, name)
+        if asked is not None and asked != pixels:
+            other = "width" if name == "height" else "height"
+            remedy = (
+                f"give `sampling.{other}` too"
+                if getattr(sampling, other) is None
+                else "ask for a size that it makes"
+            )
+            raise RaysenseError(
+                f"`sampling.{name}` is {asked}, but {type(pipeline).__name__} makes images of {height} x {width} "
+                f"(height x width); {remedy}"
+            )
 
 
 def _checked(pipeline: DiffusionPipeline, images: object, count: int) -> Tensor:

@@ -193,6 +193,13 @@ def _sizes(study: Study, folder: Path, named: Container[str]) -> Iterator[str]:
         unit = _unit(folder, named)
     except RaysenseError:
         return  # loading will say it; nothing is known of sizes
+    one = study.sampling.height is None, study.sampling.width is None
+    if "unet" in named and any(one) and not all(one):
+        there, missing = ("width", "height") if one[0] else ("height", "width")
+        yield (
+            f"`sampling.{there}` stands without `sampling.{missing}`, and Stable Diffusion then makes its own size; "
+            "give both"
+        )
     for field in ("height", "width"):
         pixels = getattr(study.sampling, field)
         if pixels is not None and pixels % unit:

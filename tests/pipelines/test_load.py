@@ -149,6 +149,15 @@ def test_every_component_has_the_studys_type_or_it_is_said(dtype: str, tmp_path:
     assert all(weight.dtype == getattr(torch, dtype) for weight in loaded.transformer.parameters())
 
 
+def test_images_of_another_size_than_the_study_says_are_refused() -> None:
+    pipeline, prompts = load_pipeline("bundled"), [Prompt("a", "a cat")]
+    both = call_pipeline(pipeline, prompts, [1], Sampling(steps=1, height=48, width=40))
+    assert both.shape == (1, 3, 48, 40)
+    for size, missing in (({"height": 48}, "width"), ({"width": 10**12}, "height")):
+        with pytest.raises(RaysenseError, match=f"makes images of 32 x 32 .*give `sampling.{missing}` too"):
+            call_pipeline(pipeline, prompts, [1], Sampling(steps=1, **size))
+
+
 def test_pixels_on_another_scale_are_refused() -> None:
     def gives(images: Any) -> Any:
         return lambda **_: SimpleNamespace(images=images)
