@@ -202,7 +202,9 @@ class Search(Section):
 
     granularity: Literal["component", "block", "layer"] = "layer"
     levels: int = Field(8, ge=2, le=64, description="most points of a group's sensitivity curve")
-    strategies: tuple[str, ...] = Field(("uniform", "global", "lamp", "erk", "solver"), strict=False)
+    strategies: tuple[str, ...] = Field(
+        ("uniform", "global", "lamp", "erk", "solver"), min_length=1, strict=False
+    )
     proportions: dict[str, Annotated[float, Field(ge=0)]] = Field(
         {}, description="component -> its part in the ratios of `per_component` and `recipe`; 1 where missing"
     )

@@ -33,6 +33,7 @@ def _mistakes(*overrides: str, path: Path | None = None) -> list[str]:
 
 MISTAKES = {
     "search.strategies=[uniform, nope]": "`search.strategies` has the unknown entry 'nope'; there are erk",
+    "search.strategies=[]": "`search.strategies` must have at least 1 item",
     "prune.saliency=wnada": "`prune.saliency` has the unknown method 'wnada'; choose from magnitude",
     "prune.saliency=[wanda, wanda]": "`prune.saliency` must list each entry once, not 'wanda' twice",
     "prune.saliency=[wanda, sparsegpt]": "sparsegpt updates the weights that stay and cannot compete",
