@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from raysense.evaluation.probe import Probe
 from raysense.metrics.closeness import feature_closeness
 from raysense.metrics.features import FeatureExtractor
 from raysense.pipelines.load import modules_of
@@ -41,8 +40,10 @@ class DeadWeight:
         images: Images behind each loss.
         blocks: Large block -> the loss of closeness when it alone stands at 95 %.
         shares: Large block -> its share of its component's prunable weights.
-        together: The largest share of all prunable weights that stands at 95 % together, harmlessly: layers in the
-            order of what each costs the probe alone.
+        harmless: The share of all prunable weights in layers that are each harmless at 95 % alone.
+        harmless_loss: What all of these cost together.
+        together: The largest share that stands at 95 % together, harmlessly: layers in the order of what each costs
+            alone.
         together_loss: The loss of closeness of exactly these.
         layers: How many layers these are.
         of_layers: How many there are.
@@ -51,6 +52,8 @@ class DeadWeight:
     images: int
     blocks: dict[str, float]
     shares: dict[str, float]
+    harmless: float
+    harmless_loss: float
     together: float
     together_loss: float
     layers: int
@@ -107,19 +110,18 @@ def dead_weight(
         blocks, shares = _large_blocks(inventory, grid)
         losses = {block: loss(addresses) for block, addresses in blocks.items()}
 
-        masker.restore()
-        probe = Probe(pipeline, prompts, [0] * len(prompts), sampling, timesteps=2, decodes=False)
-        costs = {}
-        for address in grid.addresses:
-            prune([address])
-            costs[address] = float(probe.errors()["probe_error"].mean())
-        ranked = sorted(costs, key=costs.__getitem__)
+        alone = {address: loss([address]) for address in grid.addresses}
+        ranked = sorted(alone, key=alone.__getitem__)
+        harmless = [address for address in ranked if alone[address] < HARMLESS]
+        harmless_loss = loss(harmless)
         count, lost = _longest_harmless(ranked, loss)
         masker.restore()
     return DeadWeight(
         images=len(prompts),
         blocks=losses,
         shares=shares,
+        harmless=sum(grid.weights(address) for address in harmless) / grid.n,
+        harmless_loss=harmless_loss,
         together=sum(grid.weights(address) for address in ranked[:count]) / grid.n,
         together_loss=lost,
         layers=count,

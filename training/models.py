@@ -116,21 +116,26 @@ class Critic(nn.Module):
 
 
 def unet() -> UNet2DConditionModel:
-    """Text and attention at the inner 4×4 level only, and no middle block: nothing gets round the inner level."""
+    """Text enters once, on the way down to the inner 4×4 level, and there is no middle block.
+
+    All that an image owes to its caption passes through every block after that: none can stand idle.
+    """
     return UNet2DConditionModel(
         sample_size=RESOLUTION // 4,
         in_channels=4,
         out_channels=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         mid_block_type=None,
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
         block_out_channels=(80, 128),
         layers_per_block=1,
+        transformer_layers_per_block=2,
+        only_cross_attention=True,  # at 4×4 self-attention did next to nothing
         cross_attention_dim=96,
         attention_head_dim=4,  # diffusers: the number of heads
+        time_embedding_dim=128,
         norm_num_groups=16,
         use_linear_projection=True,
-        transformer_layers_per_block=1,
     )
 
 
