@@ -71,7 +71,8 @@ def run_study(
     refuse_to_overwrite(out, resume)
     inputs = inputs_of(study, load_prompts(study.prompts), Judges(study), device_of(study))
     if resume and (done := finished_already(study, out, inputs)) is not None:
-        say(console, f"Finished already; nothing to do. Page: {page_of(out)}", whole=True)
+        found = f"{done['sparsity_components']:.1%} removed" if done["feasible"] else "nothing passed"
+        say(console, f"Finished already ({found}); nothing to do. Page: {page_of(out)}", whole=True)
         return done
     pipeline = load_pipeline(study.pipeline, revision=study.revision, dtype=study.dtype)
     inventory, grid = inventory_and_grid(study, pipeline.components)
