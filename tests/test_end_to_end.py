@@ -191,7 +191,9 @@ def test_resuming_a_finished_study_measures_nothing_and_says_the_same(finished: 
     assert again.returncode == 0, again.stderr
     (line,) = again.stdout.splitlines()
     removed = before["sparsity_components"]
-    assert line == f"Finished already ({removed:.1%} removed); nothing to do. Page: {finished / 'report.html'}"
+    assert (
+        line == f"Finished already ({removed:.1%} removed); nothing to do. Page: {finished / 'report.html'}"
+    )
     assert {path: path.stat().st_mtime_ns for path in files} == files
     assert summary_of(finished) == before
 
