@@ -263,9 +263,12 @@ def compare(
     return rows
 
 
+NEAR = 0.99
+
+
 def holds(rows: Sequence[dict[str, Any]]) -> bool:
     """Within 1 % of the optimum where it is provable, and level with or ahead of the others everywhere."""
-    near = all(row["raysense"] >= 0.99 for row in rows if row["landscape"] in PROVABLE)
+    near = all(row["raysense"] >= NEAR for row in rows if row["landscape"] in PROVABLE)
     others = ("tpe", "random", "evopress")
     return near and all(row["raysense"] >= row[name] for row in rows for name in others if name in row)
 
@@ -276,7 +279,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="50 layers, 2 seeds")
     quick = parser.parse_args(arguments).quick
     rows = compare((50,) if quick else (50, 200, 1_000), 2 if quick else 3)
-    print(json.dumps({"benchmark": "landscapes", "rows": rows, "holds": holds(rows)}))
+    bar = {"share_of_a_provable_optimum": f">= {NEAR}", "beside_tpe_random_evopress": "level or ahead"}
+    print(json.dumps({"benchmark": "landscapes", "figures": rows, "bar": bar, "holds": holds(rows)}))
     return 0 if holds(rows) else 1
 
 
