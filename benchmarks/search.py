@@ -36,13 +36,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from raysense.evaluation.calibration import OWL
 from raysense.evaluation.records import CALIBRATION, Evaluation, Question
 from raysense.feasibility import is_feasible
+from raysense.names import EVOPRESS, ITERATIVE, JOINT, OWL, RANDOM, SOLVER, TPE
 from raysense.pipelines.cost import assumed
 from raysense.pipelines.prompts import load_prompts
 from raysense.search import proposers
-from raysense.search.families import EVOPRESS, ITERATIVE, JOINT, RANDOM, SOLVER, TPE
 from raysense.search.inquiry import Story
 from raysense.search.plan import Findings
 from raysense.study import BUNDLED, Bound, Study, load

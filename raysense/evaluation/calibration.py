@@ -22,7 +22,7 @@ from raysense.evaluation.blobs import Blobs
 from raysense.evaluation.contest import components_of, heats
 from raysense.evaluation.slices import Slices
 from raysense.hashing import content_key
-from raysense.names import OWL as OWL
+from raysense.names import OWL, UPDATING
 from raysense.pipelines.cost import Cost, assumed
 from raysense.pipelines.load import denoiser_of, modules_of
 from raysense.pipelines.prompts import PromptSets, load_prompts
@@ -33,7 +33,7 @@ from raysense.pruning.masks import Masker, Pruner
 from raysense.pruning.obs import Substituter, check_pattern, factorise, hessian_passes, solve_levels
 from raysense.pruning.patterns import Pattern
 from raysense.pruning.priors import outlier_ratios
-from raysense.pruning.saliency import UPDATING, Known, find_method
+from raysense.pruning.saliency import Known, find_method
 from raysense.pruning.statistics import InputMoments, StepWeight, calibrate
 from raysense.store.disk import Disk
 from raysense.study import Study

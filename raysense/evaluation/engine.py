@@ -16,7 +16,7 @@ from torch import Tensor
 from raysense import plugins
 from raysense.errors import RaysenseError
 from raysense.evaluation.blobs import Blobs
-from raysense.evaluation.calibration import OWL, Calibration
+from raysense.evaluation.calibration import Calibration
 from raysense.evaluation.contest import as_measures, components_of, hold_contest, winners
 from raysense.evaluation.inputs import (
     device_in_words,
@@ -41,6 +41,7 @@ from raysense.evaluation.records import (
 from raysense.hashing import content_key
 from raysense.metrics import frechet
 from raysense.metrics.statistics import Estimate, mean_interval
+from raysense.names import OWL, UPDATING
 from raysense.pipelines.load import compile_denoiser, load_pipeline, modules_of, notes_of
 from raysense.pipelines.prompts import Prompt, PromptSets, load_prompts
 from raysense.pipelines.sample import call_pipeline, first_seed, metered, refuse_other_scale
@@ -49,7 +50,6 @@ from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory, take_inventory
 from raysense.pruning.masks import Pruner
 from raysense.pruning.patterns import Pattern, pattern_grid
-from raysense.pruning.saliency import UPDATING
 from raysense.store.disk import Disk
 from raysense.store.store import contents_differ
 from raysense.study import ImageRung, Study, parse

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from raysense.errors import RaysenseError
-from raysense.names import UPDATING as UPDATING
+from raysense.names import UPDATING
 from raysense.pruning.layers import all_finite
 
 

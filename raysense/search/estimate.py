@@ -21,13 +21,13 @@ import numpy as np
 
 from raysense.evaluation.parts import images_of, is_split, reference_rung
 from raysense.evaluation.records import CALIBRATION, Evaluation, Measure, Question, Task
+from raysense.names import ITERATIVE, SOLVER
 from raysense.pipelines.cost import Cost, assumed
 from raysense.pruning import priors
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory
 from raysense.pruning.priors import Family
 from raysense.search.curves import SLOPE, removed_energy
-from raysense.search.families import ITERATIVE, SOLVER
 from raysense.search.inquiry import Story
 from raysense.search.plan import Findings, make_story
 from raysense.search.strategy import Lookahead

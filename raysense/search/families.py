@@ -8,14 +8,7 @@ from torch import nn
 
 from raysense.errors import RaysenseError
 from raysense.evaluation.records import OUTLIERS, Evaluation
-from raysense.names import EVOPRESS as EVOPRESS
-from raysense.names import ITERATIVE as ITERATIVE
-from raysense.names import JOINT as JOINT
-from raysense.names import RANDOM as RANDOM
-from raysense.names import SOLVER as SOLVER
-from raysense.names import SWITCHES as SWITCHES
-from raysense.names import TPE as TPE
-from raysense.names import UNIFORM as UNIFORM
+from raysense.names import UNIFORM
 from raysense.pruning import priors
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory, Layer

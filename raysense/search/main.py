@@ -17,10 +17,11 @@ from raysense import plugins
 from raysense.cluster import EvaluatorSpec, LiveView, Snapshot, run_on_ray
 from raysense.cluster.tracking import Tracker, check_track
 from raysense.errors import RaysenseError
-from raysense.evaluation.calibration import OWL, calibration_cost
+from raysense.evaluation.calibration import calibration_cost
 from raysense.evaluation.engine import inventory_and_grid, signature
 from raysense.evaluation.inputs import inputs_of, keep_code, keep_prompts
 from raysense.evaluation.judges import Judges
+from raysense.names import ITERATIVE, OWL, SOLVER
 from raysense.pipelines.adapter import foresee
 from raysense.pipelines.load import load_pipeline, modules_of
 from raysense.pipelines.prompts import load_prompts
@@ -31,7 +32,7 @@ from raysense.report.page import NAME as PAGE
 from raysense.report.page import is_finished_page, page_of, write_page
 from raysense.report.refresh import PageWhileRunning
 from raysense.report.summary import render, summarise
-from raysense.search.families import ITERATIVE, SOLVER, check_strategies, closed_forms
+from raysense.search.families import check_strategies, closed_forms
 from raysense.search.inquiry import Story
 from raysense.search.plan import Findings, make_story
 from raysense.search.starts import Starts, stored_starts

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from raysense.errors import RaysenseError
-from raysense.evaluation.calibration import OWL, calibration_cost
+from raysense.evaluation.calibration import calibration_cost
 from raysense.evaluation.engine import Evaluator
 from raysense.evaluation.records import CALIBRATION, Task
+from raysense.names import OWL
 from raysense.pipelines.adapter import foresee
 from raysense.pipelines.load import modules_of, notes_of
 from raysense.pruning.allocation import Allocation

@@ -10,27 +10,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from raysense.errors import MeasuringFailed, RaysenseError
-from raysense.evaluation.calibration import OWL
 from raysense.evaluation.parts import images_of, is_split, parts_of, ranges_of, reference_rung
 from raysense.evaluation.records import CALIBRATION, Evaluation, Question, StopRule, Task
 from raysense.feasibility import is_feasible, margins
+from raysense.names import EVOPRESS, ITERATIVE, JOINT, OWL, RANDOM, SOLVER, SWITCHES, TPE, UNIFORM
 from raysense.pipelines.cost import Cost, assumed
 from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory
 from raysense.pruning.priors import Family
 from raysense.search.curves import Curve, least_known, removed_energy, sparsity_removing
-from raysense.search.families import (
-    EVOPRESS,
-    ITERATIVE,
-    JOINT,
-    RANDOM,
-    SOLVER,
-    SWITCHES,
-    TPE,
-    UNIFORM,
-    outlier_weighed,
-    solved,
-)
+from raysense.search.families import outlier_weighed, solved
 from raysense.search.inquiry import Inquiry, OutOfBudget, Plan, Story
 from raysense.search.noise import LIGHT, refuse_noise, relative, spread_of
 from raysense.search.proposers import Learned, Proposer, Random, Switches, Tpe, evopress, scaled
