@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.parts import CpuSeconds
 from benchmarks.utilisation import Curves
-from raysense.evaluation.records import Evaluation, Measure, Question, Task
+from raysense.records import Evaluation, Measure, Question, Task
 
 BAR_MS, BAR_RATIO, BAR_READ_S, BAR_MEMORY = 25.0, 1.5, 2.0, 1.10
 BATCH = 8
@@ -62,7 +62,9 @@ def pace(moments: Sequence[float]) -> float:
 
 def measure(evaluations: int) -> dict[str, Any]:
     """Runs the evaluations; the figures."""
-    from raysense.cluster import EvaluatorSpec, LiveView, run_on_ray
+    from raysense.execution.evaluators import EvaluatorSpec
+    from raysense.execution.live import LiveView
+    from raysense.execution.ray.driver import run_on_ray
     from raysense.store import Store
 
     strategy, edge = Timed(evaluations), min(1000, evaluations // 2)

@@ -25,13 +25,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from raysense.evaluation.engine import Evaluator
-from raysense.evaluation.judges import Judges
-from raysense.evaluation.records import Task
+from raysense.allocation import Allocation
+from raysense.evaluation.evaluator import Evaluator
+from raysense.evaluation.scoring import Judges
 from raysense.pipelines.load import load_pipeline
 from raysense.pipelines.sample import call_pipeline
-from raysense.pruning.allocation import Allocation
-from raysense.pruning.priors import uniform
+from raysense.pruning.allocation_rules import uniform
+from raysense.records import Task
 from raysense.study import Study, load
 
 BAR = 1.05

@@ -6,8 +6,8 @@
    (several kinds of damage, numbers of prompts and seeds) and for the Fréchet distance and KID below and above
    as many images as features, where the truth is the expected difference *at that number of images*.
 2. Early stop: a candidate whose true drop lies exactly on the bound climbs preview and score rung; how often does
-   the rule that the search gives its questions (`raysense.search.verdict.hopeless`) stop it, and how often would plain
-   95 % intervals. Who wins on held-out prompts is `benchmarks.verdicts`' question: it runs the whole plan.
+   the rule that the search gives its questions (`raysense.strategies.verdict.hopeless`) stop it, and how often would
+   plain 95 % intervals. Who wins on held-out prompts is `benchmarks.verdicts`' question: it runs the whole plan.
 3. The bundled pipeline, dense and pruned by one ratio, 600 prompts × 6 seeds, 4 steps: coverage of the mean
    difference of 3,570 pairs of images by intervals from 210 disjoint parts of 17 prompts each; with
    ``--quick`` 96 pairs in 12 parts. ``--out`` keeps the dense images' features for the next time.
@@ -29,16 +29,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from raysense.evaluation.engine import Evaluator
-from raysense.evaluation.records import Evaluation, Measure, Task
+from raysense.evaluation.evaluator import Evaluator
 from raysense.metrics import frechet, kid
-from raysense.metrics.statistics import (
+from raysense.metrics.intervals import (
     Floats,
     Interval,
     mean_interval,
     paired_drop,
 )
-from raysense.search.verdict import hopeless
+from raysense.records import Evaluation, Measure, Task
+from raysense.strategies.verdict import hopeless
 from raysense.study import Bound, Rungs, load
 
 REAL_SPARSITY = 0.3

@@ -29,10 +29,10 @@ from typing import Any
 
 import numpy as np
 
-from raysense.pruning.allocation import Allocation, LevelGrid
-from raysense.search.curves import Curve, least_known, removed_energy
-from raysense.search.proposers import Learned, Proposer, Random, Switches, Tpe, evopress
-from raysense.search.solver import solve
+from raysense.allocation import Allocation, LevelGrid
+from raysense.strategies.curves import Curve, least_known, removed_energy
+from raysense.strategies.joint import Learned, Proposer, Random, Switches, Tpe, evopress
+from raysense.strategies.solver import solve
 
 KINDS = ("additive", "cliff", "dip", "noisy", "misled")
 PROVABLE = ("additive", "cliff", "noisy")

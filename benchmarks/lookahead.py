@@ -4,7 +4,7 @@
     python -m benchmarks.lookahead --quick
 
 W keeps decisions independent of the cluster: ask t waits for the answer to ask t - W, so one slow evaluator can
-hold everybody up. This is a simulation in virtual time of the real books (`raysense.cluster.ledger`) with the
+hold everybody up. This is a simulation in virtual time of the real books (`raysense.execution.ledger`) with the
 limits of the real path: at most 1.5 questions an evaluator at work, 3 asked. Evaluations take 1 s, on
 the slow evaluator 10 s; a question is a curve of 1 to 8 evaluations, one after another, as a trial works through it;
 a waiting task goes to whichever evaluator is free first. The figure is measuring time divided by evaluators' time,
@@ -22,12 +22,12 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 
-from raysense.cluster.evaluators import signed
-from raysense.cluster.ledger import Ledger, Work
-from raysense.cluster.on_ray import ASKED_PER_EVALUATOR, RUNNING_PER_EVALUATOR
-from raysense.evaluation.records import Evaluation, Question, Task
-from raysense.pruning.allocation import Allocation
-from raysense.search.strategy import Lookahead
+from raysense.allocation import Allocation
+from raysense.execution.evaluators import signed
+from raysense.execution.ledger import Ledger, Work
+from raysense.execution.ray.driver import ASKED_PER_EVALUATOR, RUNNING_PER_EVALUATOR
+from raysense.records import Evaluation, Question, Task
+from raysense.strategies.base import Lookahead
 
 EVALUATORS, SLOW, LONGEST = 8, 10.0, 8
 BAR = 0.95

@@ -26,10 +26,10 @@ from torch import nn
 from torch.nn.utils import prune
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from raysense.pruning.allocation import Allocation, LevelGrid
+from raysense.allocation import Allocation, LevelGrid
+from raysense.pruning.allocation_rules import lamp
 from raysense.pruning.layers import Inventory, take_inventory, weight_of
 from raysense.pruning.masks import Masker
-from raysense.pruning.priors import lamp
 
 BYTES_A_WEIGHT = 1.2
 ALL_TO_COPY = {"cpu": 3.0, "cuda": 2.0}

@@ -25,13 +25,13 @@ from typing import Any
 import duckdb
 import pandas as pd
 
-from raysense.cluster.evaluators import new_life, signed
-from raysense.evaluation.engine import Evaluator
-from raysense.evaluation.records import Question, Task
-from raysense.search.main import denominators, layer_rows
-from raysense.search.once import allocate
-from raysense.search.verdict import quality_budget
+from raysense.evaluation.evaluator import Evaluator
+from raysense.execution.evaluators import new_life, signed
+from raysense.records import Question, Task
+from raysense.search.job import denominators, layer_rows
+from raysense.search.try_once import allocate
 from raysense.store.store import Store
+from raysense.strategies.verdict import quality_budget
 from raysense.study import EXTENSIONS, Study, load
 
 SCOPES: dict[str, list[str]] = {

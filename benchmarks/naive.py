@@ -36,13 +36,13 @@ import torch_fidelity
 from PIL import Image
 from torch.nn.utils import prune
 
-from raysense.evaluation.engine import Evaluator
-from raysense.evaluation.records import Evaluation, Task
+from raysense.allocation import Allocation
+from raysense.evaluation.evaluator import Evaluator
 from raysense.metrics.features import extractor
 from raysense.pipelines.load import modules_of
 from raysense.pipelines.sample import noise_seed
-from raysense.pruning.allocation import Allocation
-from raysense.search.verdict import hopeless
+from raysense.records import Evaluation, Task
+from raysense.strategies.verdict import hopeless
 from raysense.study import Bound, Study, load
 
 cut: Any = prune.l1_unstructured  # untyped

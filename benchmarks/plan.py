@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from raysense.search.forecast import forecast
+from raysense.search.plan import forecast
 from raysense.study import load
 
 BAR = 0.25

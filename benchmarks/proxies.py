@@ -34,14 +34,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from raysense.cluster import run_in_process
-from raysense.evaluation.engine import Evaluator
-from raysense.evaluation.records import Evaluation, Question, Task
+from raysense.allocation import Allocation
+from raysense.evaluation.evaluator import Evaluator
+from raysense.execution.local import run_in_process
 from raysense.pipelines.load import modules_of
-from raysense.pruning import priors
-from raysense.pruning.allocation import Allocation
-from raysense.search.verdict import quality_budget
+from raysense.pruning import allocation_rules
+from raysense.records import Evaluation, Question, Task
 from raysense.store import Store
+from raysense.strategies.verdict import quality_budget
 from raysense.study import EXTENSIONS, Study, load
 
 BANDS = (0.25, 0.35, 0.45)
@@ -88,10 +88,10 @@ def allocations(evaluator: Evaluator, each: int, seed: int) -> dict[str, Allocat
     for band in BANDS:
         zeros = int(band * grid.n)
         pure = [
-            priors.uniform(inventory, grid, zeros),
-            priors.lamp(inventory, grid, modules)(zeros),
-            priors.erk(inventory, grid, zeros),
-            priors.global_magnitude(inventory, grid, modules)(zeros),
+            allocation_rules.uniform(inventory, grid, zeros),
+            allocation_rules.lamp(inventory, grid, modules)(zeros),
+            allocation_rules.erk(inventory, grid, zeros),
+            allocation_rules.global_magnitude(inventory, grid, modules)(zeros),
         ]
         rng = np.random.default_rng([seed, int(1000 * band)])
         for number in range(each):

@@ -36,14 +36,14 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from raysense.evaluation.records import CALIBRATION, Evaluation, Question
 from raysense.feasibility import is_feasible
 from raysense.names import EVOPRESS, ITERATIVE, JOINT, OWL, RANDOM, SOLVER, TPE
 from raysense.pipelines.cost import assumed
 from raysense.pipelines.prompts import load_prompts
-from raysense.search import proposers
-from raysense.search.inquiry import Story
-from raysense.search.plan import Findings
+from raysense.records import CALIBRATION, Evaluation, Question
+from raysense.strategies import joint
+from raysense.strategies.runner import Story
+from raysense.strategies.schedule import Findings
 from raysense.study import BUNDLED, Bound, Study, load
 
 OUT = Path("reports/benchmarks")
@@ -158,13 +158,13 @@ class Told:
 
 def run(study: Study, folder: Path) -> list[dict[str, Any]]:
     """One study to its end, in this process; one row a strategy."""
-    from raysense.cluster import run_in_process
     from raysense.evaluation.calibration import calibration_cost
-    from raysense.evaluation.engine import Evaluator
+    from raysense.evaluation.evaluator import Evaluator
+    from raysense.execution.local import run_in_process
     from raysense.pipelines.load import load_pipeline, modules_of
-    from raysense.search.families import closed_forms
-    from raysense.search.main import begin_store
-    from raysense.search.plan import make_story
+    from raysense.search.job import begin_store
+    from raysense.strategies.rules import closed_forms
+    from raysense.strategies.schedule import make_story
 
     evaluator = Evaluator(study, str(folder))
     inventory, grid = evaluator.inventory, evaluator.grid
@@ -333,13 +333,13 @@ def holds(found: dict[str, Any]) -> bool:
 
 SETTINGS = {
     JOINT: f"starts from the climbs of solver and closed forms; relative sd of a group's factor "
-    f"{proposers.FACTOR_SD:g}, of a load {proposers.LOAD_SD:g}; totals {proposers.LEAST_GROWTH:.1%} to "
-    f"{proposers.MOST_GROWTH:.0%} above the best",
+    f"{joint.FACTOR_SD:g}, of a load {joint.LOAD_SD:g}; totals {joint.LEAST_GROWTH:.1%} to "
+    f"{joint.MOST_GROWTH:.0%} above the best",
     TPE: "Optuna's TPESampler, defaults, one sparsity a group, load ≤ 1 as a constraint; starts from the closed "
     "forms' climbs as finished trials",
-    EVOPRESS: f"{proposers.EVOPRESS_OFFSPRING} offspring by 1 to 3 level switches, survivors "
-    f"{', '.join(map(str, proposers.EVOPRESS_SURVIVORS))} on probe, preview, score; starts from the sparsest closed "
-    f"form inside the budget; total raised by {proposers.GROWTH:.0%} at first after a generation inside the budget",
+    EVOPRESS: f"{joint.EVOPRESS_OFFSPRING} offspring by 1 to 3 level switches, survivors "
+    f"{', '.join(map(str, joint.EVOPRESS_SURVIVORS))} on probe, preview, score; starts from the sparsest closed "
+    f"form inside the budget; total raised by {joint.GROWTH:.0%} at first after a generation inside the budget",
     RANDOM: "independent uniform sparsities of the groups, scaled to a total above the best",
 }  # fmt: skip
 

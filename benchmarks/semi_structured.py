@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from raysense.errors import RaysenseError
+from raysense.export.semi_structured import check_device, load_either, load_semi_structured, read_record
 from raysense.pipelines.prompts import load_prompts
 from raysense.pipelines.sample import call_pipeline
-from raysense.semi_structured import check_device, load_either, load_semi_structured, read_record
 from raysense.study import BUNDLED, Sampling
 
 BAR = 1.0

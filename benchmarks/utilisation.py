@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.parts import CpuSeconds
-from raysense.evaluation.records import Evaluation, Question, Task
-from raysense.pruning.allocation import Allocation
-from raysense.search.strategy import Strategy
+from raysense.allocation import Allocation
+from raysense.records import Evaluation, Question, Task
+from raysense.strategies.base import Strategy
 
 BAR = 0.95
 SETTLE = 20.0
@@ -153,7 +153,9 @@ def measure(case: Case) -> dict[str, Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    from raysense.cluster import EvaluatorSpec, LiveView, run_on_ray
+    from raysense.execution.evaluators import EvaluatorSpec
+    from raysense.execution.live import LiveView
+    from raysense.execution.ray.driver import run_on_ray
     from raysense.store import Store
 
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # the name that Ray reads

@@ -39,13 +39,13 @@ import numpy as np
 from scipy import stats
 from torch import nn
 
-from raysense.evaluation.records import PART, Evaluation, Measure, Question, Task
-from raysense.metrics.statistics import Floats, paired_drop
-from raysense.pruning.allocation import Allocation, LevelGrid
+from raysense.allocation import Allocation, LevelGrid
+from raysense.metrics.intervals import Floats, paired_drop
 from raysense.pruning.layers import Inventory, take_inventory
-from raysense.search.families import closed_forms
-from raysense.search.plan import Candidate, make_story
-from raysense.search.strategy import Lookahead
+from raysense.records import PART, Evaluation, Measure, Question, Task
+from raysense.strategies.base import Lookahead
+from raysense.strategies.rules import closed_forms
+from raysense.strategies.schedule import Candidate, make_story
 from raysense.study import ImageRung, Study, load
 
 BAR = 0.05

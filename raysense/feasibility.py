@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raysense.evaluation.records import Evaluation
 from raysense.metrics.spec import base_of, spec_of
+from raysense.records import Evaluation
 from raysense.study import Bound
 
 IMAGE_RUNGS = ("preview", "score", "validation")

@@ -1,7 +1,7 @@
 """What a study may call things. Plain names, so that `raysense validate` knows them without torch."""
 
 CLOSED_FORMS = ("uniform", "per_component", "recipe", "erk", "global", "lamp")
-"""Strategies that need no measurement, see `raysense.search.families`."""
+"""Strategies that need no measurement, see `raysense.strategies.rules`."""
 
 OWL = "owl"
 """The strategy that needs statistics whatever the method."""

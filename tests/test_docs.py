@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from raysense.cli import _parser
-from raysense.report.frames import Run
+from raysense.results.run import Run
 from raysense.study import parse
 from tests.conftest import REFERENCE
 

@@ -16,15 +16,15 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from raysense.evaluation.engine import Evaluator
-from raysense.evaluation.records import Task
-from raysense.export import export, load_compressed, weight_bytes
+from raysense.allocation import Allocation
+from raysense.evaluation.evaluator import Evaluator
+from raysense.export.write import export, load_compressed, weight_bytes
 from raysense.pipelines.load import pipeline_folder
 from raysense.pipelines.prompts import load_prompts
 from raysense.pipelines.sample import call_pipeline
-from raysense.pruning.allocation import Allocation
-from raysense.report.frames import Run
-from raysense.report.pictures import strips, thumbnails
+from raysense.records import Task
+from raysense.results.pictures import strips, thumbnails
+from raysense.results.run import Run
 
 TINY = [
     "name=tiny",

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 
 from raysense.errors import RaysenseError
-from raysense.evaluation.records import Evaluation, Measure
 from raysense.feasibility import Budget, is_feasible, utilisation
-from raysense.report.frames import Run
-from raysense.search.verdict import quality_budget
+from raysense.records import Evaluation, Measure
+from raysense.results.run import Run
 from raysense.store import Store
+from raysense.strategies.verdict import quality_budget
 from raysense.study import Study, revise
 from raysense.study import load as load_study
 from tests.conftest import REPORTS

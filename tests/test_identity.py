@@ -16,17 +16,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from raysense import plugins
+from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
-from raysense.evaluation.engine import build, inventory_and_grid, signature
+from raysense.evaluation.evaluator import build, inventory_and_grid, signature
 from raysense.evaluation.inputs import inputs_of, pipeline_content, refuse_other, stored_prompts
-from raysense.evaluation.judges import Judges
-from raysense.evaluation.records import Evaluation
-from raysense.export import export
+from raysense.evaluation.scoring import Judges
+from raysense.export.write import export
 from raysense.hashing import file_hash
 from raysense.pipelines.load import load_pipeline, pipeline_folder
 from raysense.pipelines.prompts import load_prompts
-from raysense.pruning.allocation import Allocation
-from raysense.search.main import begin_store
+from raysense.records import Evaluation
+from raysense.search.job import begin_store
 from raysense.store.disk import Disk
 from raysense.study import Study, load
 

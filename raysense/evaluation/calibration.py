@@ -1,6 +1,6 @@
 """What a study's method learns from the dense pipeline at work: once a study, kept in the store's cache.
 
-Methods that rank weights by more than the weights need statistics (`raysense.pruning.statistics`); methods that
+Methods that rank weights by more than the weights need statistics (`raysense.pruning.activations`); methods that
 update what stays need Hessians, of which only the solved slices are kept (`raysense.evaluation.slices`). Both
 come from the study's own denoising loop over the first search prompts, under a seed that no evaluation uses.
 Every file is named by what its content follows from, so all workers, and all studies of a folder, share it.
@@ -17,9 +17,10 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
-from raysense.evaluation.blobs import Blobs
-from raysense.evaluation.contest import components_of, heats
+from raysense.evaluation.cache import Blobs
+from raysense.evaluation.method_selection import components_of, heats
 from raysense.evaluation.slices import Slices
 from raysense.hashing import content_key
 from raysense.names import OWL, UPDATING
@@ -27,14 +28,13 @@ from raysense.pipelines.cost import Cost, assumed
 from raysense.pipelines.load import denoiser_of, modules_of
 from raysense.pipelines.prompts import PromptSets, load_prompts
 from raysense.pipelines.sample import call_pipeline, first_seed
-from raysense.pruning.allocation import Allocation, LevelGrid
+from raysense.pruning.activations import InputMoments, StepWeight, calibrate
+from raysense.pruning.allocation_rules import outlier_ratios
 from raysense.pruning.layers import Inventory, Layer, weight_of
 from raysense.pruning.masks import Masker, Pruner
 from raysense.pruning.obs import Substituter, check_pattern, factorise, hessian_passes, solve_levels
 from raysense.pruning.patterns import Pattern
-from raysense.pruning.priors import outlier_ratios
 from raysense.pruning.saliency import Known, find_method
-from raysense.pruning.statistics import InputMoments, StepWeight, calibrate
 from raysense.store.disk import Disk
 from raysense.study import Study
 
@@ -192,7 +192,7 @@ class Calibration:
         )
 
     def outliers(self) -> dict[str, float]:
-        """Layer -> outlier ratio, see `priors.outlier_ratios`. The pipeline must be dense."""
+        """Layer -> outlier ratio, see `allocation_rules.outlier_ratios`. The pipeline must be dense."""
         return outlier_ratios(self._inventory, self._modules, self._statistics(frozenset({"inputs"})))
 
     def noted(self, allocation: Allocation) -> str:

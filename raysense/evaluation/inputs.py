@@ -25,7 +25,7 @@ from raysense.store.store import contents_differ
 from raysense.study import BUNDLED, Reference, Study
 
 if TYPE_CHECKING:
-    from raysense.evaluation.judges import Judges
+    from raysense.evaluation.scoring import Judges
 
 _CODE = "plugins.json"
 _PROMPTS = "prompts/{}.json"

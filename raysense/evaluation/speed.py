@@ -12,9 +12,9 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
-from raysense.evaluation.records import Task
-from raysense.pruning.allocation import Allocation
+from raysense.records import Task
 from raysense.study import Study, parse
 
 
@@ -73,7 +73,7 @@ def _measure(plain: Mapping[str, Any]) -> Measured:
     began = time.perf_counter()
     import torch
 
-    from raysense.evaluation.engine import Evaluator
+    from raysense.evaluation.evaluator import Evaluator
 
     study = parse(plain)
     small = max(8, min(study.sampling.batch, study.rungs.preview.prompts))

@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from raysense.errors import RaysenseError
-
-from .statistics import LEVEL, Interval, mean_interval
+from raysense.metrics.intervals import LEVEL, Interval, mean_interval
 
 SCALE = "raw cosine"
 

@@ -15,8 +15,7 @@ from torch_fidelity.utils import create_sample_similarity
 
 from raysense.errors import RaysenseError
 from raysense.hub import limited
-
-from .features import BATCH, OFFLINE, as_bytes
+from raysense.metrics.features import BATCH, OFFLINE, as_bytes
 
 WINDOW = 11
 SIGMA = 1.5

@@ -16,8 +16,8 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from . import mmd
-from .statistics import LEVEL, Interval, influence_interval, influence_rise
+from raysense.metrics import mmd
+from raysense.metrics.intervals import LEVEL, Interval, influence_interval, influence_rise
 
 SIGMA = 10.0
 SCALE = 1000.0

@@ -18,9 +18,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from raysense.errors import RaysenseError
-
-from .dotted import resolve
-from .statistics import Floats
+from raysense.metrics.dotted import resolve
+from raysense.metrics.intervals import Floats
 
 CustomMetric = Callable[[Tensor, Sequence[str], Tensor], npt.ArrayLike]
 

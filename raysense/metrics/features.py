@@ -23,10 +23,9 @@ from torch_fidelity.utils import create_feature_extractor
 
 from raysense.errors import RaysenseError
 from raysense.hub import limited
+from raysense.metrics import efficientnet
+from raysense.metrics.dotted import resolve
 from raysense.names import LOCAL, OPEN_CLIP
-
-from . import efficientnet
-from .dotted import resolve
 
 BATCH = 64
 EFFICIENTNET_SIZE = 96

@@ -32,8 +32,7 @@ import torch
 from torch import Tensor
 
 from raysense.errors import RaysenseError
-
-from .statistics import LEVEL, Estimate, Interval, influence_interval, influence_rise
+from raysense.metrics.intervals import LEVEL, Estimate, Interval, influence_interval, influence_rise
 
 
 @dataclass(frozen=True)

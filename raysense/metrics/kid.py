@@ -17,9 +17,8 @@ from torch import Tensor
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
 from raysense.errors import RaysenseError
-
-from . import mmd
-from .statistics import LEVEL, Interval, influence_interval, influence_rise
+from raysense.metrics import mmd
+from raysense.metrics.intervals import LEVEL, Interval, influence_interval, influence_rise
 
 
 def kernel(x: Tensor, y: Tensor) -> Tensor:

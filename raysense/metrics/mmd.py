@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from raysense.errors import RaysenseError
-
-from .statistics import Estimate
+from raysense.metrics.intervals import Estimate
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 """(n, d) and (m, d) features to the (n, m) kernel between them."""

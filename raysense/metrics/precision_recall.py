@@ -17,8 +17,7 @@ from torch import Tensor
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from raysense.errors import RaysenseError
-
-from .statistics import GROUPS, LEVEL, Integers, Interval, jackknife
+from raysense.metrics.intervals import GROUPS, LEVEL, Integers, Interval, jackknife
 
 NEIGHBOURS = 3
 

@@ -23,11 +23,10 @@ from torch import Tensor
 
 from raysense import plain_file
 from raysense.errors import RaysenseError
+from raysense.metrics import frechet
+from raysense.metrics.features import BATCH, FeatureExtractor
 from raysense.pipelines.prompt_files import rows_of_csv, rows_of_jsonl
 from raysense.store.parquet import opened
-
-from . import frechet
-from .features import BATCH, FeatureExtractor
 
 IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")

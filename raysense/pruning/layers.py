@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from raysense.allocation import block_of
 from raysense.errors import RaysenseError
-from raysense.pruning.allocation import block_of
 
 Granularity = Literal["layer", "block", "component"]
 

@@ -17,8 +17,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
-from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import Inventory, Layer, count_zeros, weight_of
 from raysense.pruning.patterns import Pattern, pattern_leaves
 from raysense.pruning.ranking import leaving_levels

@@ -16,8 +16,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from raysense.allocation import LevelGrid
 from raysense.errors import RaysenseError
-from raysense.pruning.allocation import LevelGrid
 from raysense.pruning.layers import Inventory, Layer
 from raysense.pruning.masks import Place, Pruner
 from raysense.pruning.patterns import Pattern

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from raysense.allocation import LevelGrid
 from raysense.errors import RaysenseError
-from raysense.pruning.allocation import LevelGrid
 from raysense.pruning.layers import Inventory, Layer
 
 

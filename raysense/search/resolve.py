@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
-from raysense.evaluation.records import Evaluation
 from raysense.feasibility import is_feasible
 from raysense.names import JOINT, SOLVER
-from raysense.pruning.allocation import Allocation, LevelGrid
-from raysense.search.curves import Curve
-from raysense.search.plan import Candidate, load_of
-from raysense.search.proposers import Learned
-from raysense.search.solver import OBJECTIVES
-from raysense.search.verdict import held_out_stretch
+from raysense.records import Evaluation
 from raysense.store.rows import strategy_of
 from raysense.store.store import Store
+from raysense.strategies.curves import Curve
+from raysense.strategies.joint import Learned
+from raysense.strategies.schedule import Candidate, load_of
+from raysense.strategies.solver import OBJECTIVES
+from raysense.strategies.verdict import held_out_stretch
 from raysense.study import Bound, Study, parse, revise
 
 CHANGEABLE = ("constraints", "prune.components", "prune.cap", "budget", "name")
@@ -200,7 +200,7 @@ def _ceiling(rows: Sequence[Candidate]) -> int | float:
 
 def _denominators(study: Study) -> dict[str, int]:
     """The denominators of other components, from the pipeline's configuration."""
-    from raysense.evaluation.engine import inventory_and_grid
+    from raysense.evaluation.evaluator import inventory_and_grid
     from raysense.pipelines.load import empty_components
 
     components = empty_components(study.pipeline, revision=study.revision)

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
-from raysense.cluster.progress import Clock, Snapshot
 from raysense.errors import RaysenseError
+from raysense.execution.progress import Clock, Snapshot
 from raysense.store.disk import Disk, read_sealed
 from raysense.store.sealed import seal
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from raysense.evaluation.records import Evaluation, Measure
 from raysense.feasibility import Budget
+from raysense.records import Evaluation, Measure
 from raysense.store.schema import EVALUATIONS, LATER, TABLES
 from raysense.store.sealed import seal, unseal
 

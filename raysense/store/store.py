@@ -30,8 +30,8 @@ import pyarrow.compute as pc
 
 import raysense
 from raysense.errors import RaysenseError
-from raysense.evaluation.records import Evaluation
 from raysense.feasibility import Budget
+from raysense.records import Evaluation
 from raysense.store import parquet, rows
 from raysense.store.disk import Disk, read_sealed
 from raysense.store.lock import DriverLock

@@ -1,6 +1,6 @@
 -- Where is each group's cliff? Between the last share of its weights whose damage is surely tolerable and the first that
 -- is not, most fragile first; shares are compared in whole percents, as levels lie a little apart from group to group.
--- 0.05 is raysense.report.frames.TOLERABLE: a twentieth of the denoiser's guided output.
+-- 0.05 is raysense.results.run.TOLERABLE: a twentieth of the denoiser's guided output.
 WITH probed AS (
     FROM curves WHERE metric = 'probe_error'
 ),

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from raysense.allocation import Allocation
 from raysense.cli import main
 from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import calibration_cost
-from raysense.evaluation.contest import CONTEST, heats
-from raysense.evaluation.engine import Evaluator
-from raysense.evaluation.records import CALIBRATION, OUTLIERS, Task
+from raysense.evaluation.evaluator import Evaluator
+from raysense.evaluation.method_selection import CONTEST, heats
 from raysense.evaluation.slices import Slices
 from raysense.pipelines.load import modules_of
-from raysense.pruning.allocation import Allocation
 from raysense.pruning.saliency import Known, Method
+from raysense.records import CALIBRATION, OUTLIERS, Task
 from raysense.store.disk import Disk
 from raysense.study import load
 

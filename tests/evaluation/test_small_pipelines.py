@@ -18,17 +18,17 @@ from diffusers import (
 )
 from torch import nn
 
+from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
-from raysense.evaluation.engine import Evaluator, inventory_and_grid
-from raysense.evaluation.records import Task
+from raysense.evaluation.evaluator import Evaluator, inventory_and_grid
 from raysense.pipelines.adapter import foresee, watched
 from raysense.pipelines.load import empty_components, load_pipeline, modules_of
 from raysense.pipelines.prompts import Prompt
 from raysense.pipelines.sample import call_pipeline
-from raysense.pruning.allocation import Allocation
 from raysense.pruning.layers import count_zeros, weight_of
-from raysense.search.main import layer_rows
-from raysense.search.once import allocate
+from raysense.records import Task
+from raysense.search.job import layer_rows
+from raysense.search.try_once import allocate
 from raysense.study import Sampling, Study, parse
 from tests.pruning.families import FAMILIES, SIZE, t5, t5_tokenizer, vae
 

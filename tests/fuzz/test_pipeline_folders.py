@@ -21,7 +21,7 @@ from raysense.pipelines.load import load_pipeline, modules_of
 from raysense.pipelines.prompts import Prompt
 from raysense.pipelines.sample import call_pipeline
 from raysense.pruning.layers import take_inventory
-from raysense.search.once import said_in_one_line
+from raysense.search.try_once import said_in_one_line
 from raysense.study import Sampling
 from tests.fuzz.harness import Case, Changed, run
 from tests.pruning.families import FAMILIES

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from raysense.errors import RaysenseError
-from raysense.evaluation.blobs import Blobs
-from raysense.evaluation.records import Evaluation, Measure
+from raysense.evaluation.cache import Blobs
 from raysense.evaluation.slices import Slices
-from raysense.report.frames import Run
+from raysense.records import Evaluation, Measure
+from raysense.results.run import Run
 from raysense.store import TABLES, Store
 from raysense.store.disk import Disk
 from tests.conftest import REFERENCE

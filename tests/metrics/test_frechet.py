@@ -15,7 +15,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from raysense.errors import RaysenseError
 from raysense.metrics import frechet
 from raysense.metrics.features import TorchFidelityFeatures, as_bytes
-from raysense.metrics.statistics import jackknife
+from raysense.metrics.intervals import jackknife
 
 from .conftest import paint
 

@@ -14,7 +14,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from raysense.errors import RaysenseError
 from raysense.metrics import cmmd, kid, mmd
 from raysense.metrics.features import EfficientNetLite0Features
-from raysense.metrics.statistics import Estimate, influence_interval, jackknife
+from raysense.metrics.intervals import Estimate, influence_interval, jackknife
 
 from .conftest import paint
 from .test_frechet import Images

@@ -227,7 +227,7 @@ def test_mistakes(tmp_path: Path) -> None:
 
 def test_what_text_encoders_cut_off_is_counted() -> None:
     from raysense.pipelines.load import load_pipeline
-    from raysense.pipelines.texts import cut_off
+    from raysense.pipelines.text_cache import cut_off
 
     pipeline = load_pipeline("bundled")
     texts = ["a big ghost", "a ghost and " * 12, "a ghost and " * 13]

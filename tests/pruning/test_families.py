@@ -11,14 +11,14 @@ from diffusers import DiffusionPipeline
 from families import FAMILIES, SAMPLING, Family, sample
 from torch import nn
 
+from raysense.allocation import LevelGrid
 from raysense.pipelines.sample import metered
-from raysense.pruning import priors
-from raysense.pruning.allocation import LevelGrid
+from raysense.pruning import allocation_rules
+from raysense.pruning.activations import InputMoments, StepWeight, calibrate
 from raysense.pruning.layers import count_zeros, find_layers, take_inventory
 from raysense.pruning.masks import Masker
 from raysense.pruning.obs import LEVELS, Substituter, factorise, hessian_passes, solve_levels
 from raysense.pruning.saliency import find_method
-from raysense.pruning.statistics import InputMoments, StepWeight, calibrate
 
 PROMPTS, SEEDS = ["a cat", "two dogs"], [1, 2]
 
@@ -48,7 +48,7 @@ def test_the_inner_loop(name: str, tmp_path: Path):
 
     masker = Masker(modules, inventory, grid)
     zeros = inventory.n_selected // 2
-    masker.apply(priors.uniform(inventory, grid, zeros))
+    masker.apply(allocation_rules.uniform(inventory, grid, zeros))
     assert 0 <= zeros - masker.count_zeros() < grid.base
     pruned = sample(pipeline, family, PROMPTS, SEEDS)
     assert np.abs(pruned - dense).max() > 1e-3, "half of the weights must make a difference"
@@ -119,7 +119,7 @@ def test_weight_update_in_the_real_loop(name: str):
             factor = factorise(moments.collected()[layer.address])
             for level, weight in solve_levels(layer, weights[layer.address], factor, grid):
                 slices[layer.address, level] = weight
-    allocation = priors.uniform(inventory, grid, inventory.n_selected // 2)
+    allocation = allocation_rules.uniform(inventory, grid, inventory.n_selected // 2)
     errors = {}
     pruners = {
         "sparsegpt": Substituter(modules, inventory, grid, lambda address, level: slices[address, level]),

@@ -7,8 +7,8 @@ import torch
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from raysense.pruning import priors
-from raysense.pruning.allocation import LevelGrid
+from raysense.allocation import LevelGrid
+from raysense.pruning import allocation_rules
 from raysense.pruning.layers import Inventory, take_inventory
 
 
@@ -98,7 +98,7 @@ def test_every_layer_has_useful_levels_and_totals_are_exact(build, select: list[
     assert all(grid.top(address) >= 100 for address in grid.addresses)
     for share in (0.123, 0.5, 0.9):
         zeros = round(share * inventory.n_selected)
-        allocation = priors.uniform(inventory, grid, zeros)
+        allocation = allocation_rules.uniform(inventory, grid, zeros)
         assert 0 <= zeros - grid.zeros(allocation) < grid.base
         off = [
             abs(grid.zeros_at(layer.address, allocation[layer.address]) / layer.n - share)

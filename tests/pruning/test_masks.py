@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
 
+from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
 from raysense.pruning import masks
-from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import count_zeros, take_inventory, weight_of
 from raysense.pruning.masks import Masker, mask_into
 from raysense.pruning.patterns import Pattern, pattern_grid

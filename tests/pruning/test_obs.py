@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from raysense.allocation import LevelGrid
 from raysense.errors import RaysenseError
-from raysense.pruning.allocation import LevelGrid
+from raysense.pruning.activations import InputMoments
 from raysense.pruning.layers import take_inventory, weight_of
 from raysense.pruning.obs import (
     LEVELS,
@@ -21,7 +22,6 @@ from raysense.pruning.obs import (
     solve_levels,
 )
 from raysense.pruning.patterns import Pattern
-from raysense.pruning.statistics import InputMoments
 
 
 def problem(rows: int, columns: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

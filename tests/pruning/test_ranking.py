@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysense.pruning import priors, ranking
+from raysense.pruning import allocation_rules, ranking
 from raysense.pruning.ranking import NEVER, leaving_levels, magnitude_counts, sortable
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -79,8 +79,8 @@ def test_counts_every_magnitude(dtype: torch.dtype):
 @pytest.mark.parametrize("kind", ["normal", "few values", "signed zeros", "magnitudes"])
 def test_lamp_from_counts_as_from_sorted_weights(kind: str, dtype: torch.dtype):
     weight = scores_of(kind, dtype, 20_000)
-    found = priors._lamp_below(weight)
-    expected = priors._cumulative(priors.lamp_scores(weight).numpy())
+    found = allocation_rules._lamp_below(weight)
+    expected = allocation_rules._cumulative(allocation_rules.lamp_scores(weight).numpy())
     assert found[-1] == expected[-1] == weight.numel()
     # Single and double precision may put a score on either side of a bucket's edge.
     assert np.abs(found - expected).max() <= 2 + 1e-3 * weight.numel()

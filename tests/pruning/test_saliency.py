@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from raysense.allocation import LevelGrid
 from raysense.errors import RaysenseError
-from raysense.pruning.allocation import LevelGrid
+from raysense.pruning.activations import calibrate
 from raysense.pruning.layers import take_inventory, weight_of
 from raysense.pruning.masks import Masker
 from raysense.pruning.saliency import METHODS, Known, Method, find_method, score_layer
-from raysense.pruning.statistics import calibrate
 
 
 def inverse_magnitude(weight: torch.Tensor, known: Known) -> torch.Tensor:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from raysense.cluster import run_in_process
+from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
-from raysense.evaluation.records import Evaluation, Task
+from raysense.execution.local import run_in_process
 from raysense.pipelines.load import empty_components
-from raysense.pruning.allocation import Allocation
-from raysense.search.main import denominators, layer_rows
+from raysense.records import Evaluation, Task
+from raysense.search.job import denominators, layer_rows
 from raysense.search.resolve import in_words, resolve
 from raysense.store.store import Store
-from tests.search.test_plan import SIGNATURE, Landscape, made_up
+from tests.strategies.test_schedule import SIGNATURE, Landscape, made_up
 
 
 @pytest.fixture(scope="module")

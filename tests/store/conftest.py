@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from raysense.evaluation.records import Evaluation, Measure
+from raysense.records import Evaluation, Measure
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,8 @@ import pytest
 from raysense.cli import main
 from raysense.errors import RaysenseError
 from raysense.evaluation.inputs import use_code
-from raysense.evaluation.records import Evaluation
-from raysense.report.frames import Run
+from raysense.records import Evaluation
+from raysense.results.run import Run
 from raysense.store import Store
 from raysense.store.disk import Disk, write_file
 from raysense.store.sealed import seal, unseal

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from raysense.errors import RaysenseError
-from raysense.evaluation.records import Evaluation
+from raysense.records import Evaluation
 from raysense.store import Store, lock
 from tests.s3 import s3_server
 

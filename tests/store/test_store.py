@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from raysense.errors import RaysenseError
-from raysense.evaluation.records import Evaluation, Measure
+from raysense.records import Evaluation, Measure
 from raysense.store import SCHEMA_VERSION, TABLES, DriverLock, Store
 from raysense.store import store as store_module
 from raysense.store.disk import Disk

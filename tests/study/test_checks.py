@@ -17,11 +17,11 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from raysense import names
 from raysense.cli import main
 from raysense.errors import RaysenseError
-from raysense.evaluation.engine import inventory_and_grid
-from raysense.evaluation.judges import Judges
+from raysense.evaluation.evaluator import inventory_and_grid
+from raysense.evaluation.scoring import Judges
 from raysense.pipelines.load import load_pipeline, modules_of
 from raysense.pruning.saliency import METHODS
-from raysense.search.families import closed_forms
+from raysense.strategies.rules import closed_forms
 from raysense.study import MAX_SEED, bundled_pipeline, examine, load
 from raysense.study.checks import look, too_long
 from raysense.study.known import clip_models, extractors

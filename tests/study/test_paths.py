@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from raysense.cluster.live import LiveView
-from raysense.cluster.progress import Snapshot
 from raysense.errors import RaysenseError
-from raysense.report.summary import render
+from raysense.execution.live import LiveView
+from raysense.execution.progress import Snapshot
+from raysense.results.summary import render
 from raysense.study import load
 from raysense.terminal import say
 

@@ -1,0 +1,86 @@
+"""Saliency methods compete: each component is pruned by the method whose masks the probe feels least there.
+
+One contest a study and component, before the search: every method prunes the component alone, by one ratio, at a few
+sparsities, and the probe measures each. All methods remove the same numbers of weights from the same layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from raysense.allocation import Allocation, LevelGrid
+from raysense.evaluation.rungs.probe import EXTRACTOR
+from raysense.records import Measure
+
+SHARES = (0.3, 0.5, 0.7)
+"""Sparsities of a component at which methods are compared: light, middling, near where most components fall."""
+
+CONTEST = "contest/"
+"""Measures of a calibration: this, a component, a method and a sparsity -> probe error."""
+
+Contest = Mapping[str, Tensor]
+"""Component -> float64 (methods, heats, 4): value, low and high of the probe error, and how many tuples it compares."""
+
+
+def components_of(grid: LevelGrid) -> list[str]:
+    """The components that compete for methods, in the order of their layers."""
+    return list(dict.fromkeys(address.split(":")[0] for address in grid.addresses))
+
+
+def heats(grid: LevelGrid, component: str) -> list[Allocation]:
+    """What every method is measured at: the component alone, each of its layers at the level nearest to one ratio."""
+    mine = [address for address in grid.addresses if address.split(":")[0] == component]
+    found = [Allocation({a: grid.level_for(a, min(share, grid.cap)) for a in mine}) for share in SHARES]
+    # Layers may have few levels, a pattern's one: then sparsities fall together, or to nothing.
+    full = Allocation({address: grid.top(address) for address in mine})
+    return list(dict.fromkeys(allocation for allocation in found if allocation)) or [full]
+
+
+def hold_contest(
+    methods: Sequence[str], grid: LevelGrid, contend: Callable[[str], Callable[[Allocation], Measure]]
+) -> dict[str, Tensor]:
+    """Measure every method on every component, method by method.
+
+    Args:
+        methods: Their names.
+        grid: The layers' levels.
+        contend: Method -> what measures the probe error of allocations under its masks, until the next one contends.
+    """
+    rows: dict[str, list[list[list[float]]]] = {component: [] for component in components_of(grid)}
+    for method in methods:
+        probe = contend(method)
+        for component, of_methods in rows.items():
+            measures = [probe(allocation) for allocation in heats(grid, component)]
+            of_methods.append([[m.value, m.low, m.high, float(m.n)] for m in measures])
+    return {component: torch.tensor(found, dtype=torch.float64) for component, found in rows.items()}
+
+
+def winners(methods: Sequence[str], contest: Contest) -> dict[str, str]:
+    """Component -> the method with the least geometric mean of the probe errors; of equals the first named."""
+
+    def loss(errors: Tensor) -> float:
+        value = float(errors[:, 0].clamp_min(1e-300).log().sum())
+        return value if value == value else float("inf")  # NaN: the output was not finite
+
+    return {
+        component: min(zip(methods, found, strict=True), key=lambda pair: loss(pair[1]))[0]
+        for component, found in sorted(contest.items())  # a file keeps no order
+    }
+
+
+def as_measures(methods: Sequence[str], grid: LevelGrid, contest: Contest) -> dict[str, Measure]:
+    """The contest as measures of a calibration, see `CONTEST`."""
+    sizes = dict.fromkeys(contest, 0)
+    for address in grid.addresses:
+        sizes[address.split(":")[0]] += grid.weights(address)
+    return {
+        f"{CONTEST}{component}/{method}/{grid.zeros(allocation) / sizes[component]:.2f}": Measure(
+            value, low, high, int(n), EXTRACTOR
+        )
+        for component, found in contest.items()
+        for method, errors in zip(methods, found.tolist(), strict=True)
+        for allocation, (value, low, high, n) in zip(heats(grid, component), errors, strict=True)
+    }

@@ -1,0 +1,1 @@
+"""The rungs: how each measures an allocation."""

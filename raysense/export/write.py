@@ -1,0 +1,395 @@
+"""A study's allocation as a pruned pipeline on disk, plain or compressed.
+
+The plain form is a folder that ``DiffusionPipeline.from_pretrained`` loads unchanged. In the compressed form every
+pruned tensor is a bit mask and the values that stay; `expand` turns it back into the plain form, bit for bit, and
+`load_compressed` loads it in one call.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import raysense
+from raysense.allocation import Allocation
+from raysense.errors import RaysenseError
+from raysense.evaluation.evaluator import Evaluator
+from raysense.pipelines.load import modules_of
+from raysense.pruning.layers import weight_of
+from raysense.results.pictures import evaluator_of
+from raysense.results.run import Run
+
+RECORD = "allocation.json"
+"""Stands in every exported folder: what was pruned, and what makes the folder ours to replace."""
+
+SPARSE = ".raysense"
+"""Suffix of a compressed weight file, after its own name."""
+
+_MASK, _VALUES, _SHAPE = "/mask", "/values", "/shape"
+_WORTH = 1 / 16
+"""Share of zeros above which a mask pays: a bit a weight is an eighth of a byte, a value two or four bytes."""
+
+ZSTD_LEVEL = 3
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        out: The folder.
+        allocation: Its allocation's key.
+        zeros: Zeros counted among the selected layers' weights as they were written.
+        sizes: Bytes of the weight files, by form.
+    """
+
+    out: Path
+    allocation: str
+    zeros: int
+    sizes: Mapping[str, int]
+
+
+def export(
+    uri: str, out: Path, *, allocation: str | None = None, compressed: bool = False, force: bool = False
+) -> Exported:
+    """Write a study's allocation as a pipeline.
+
+    Args:
+        uri: The study's folder or address.
+        out: The folder to write; complete or not there, whatever stops this.
+        allocation: Content hash of a stored allocation; None for the winner.
+        compressed: Write the compressed form instead of the plain one.
+        force: Replace a folder that an earlier export wrote.
+
+    Raises:
+        RaysenseError: There is no such allocation, `out` is there already, the pipeline cannot be loaded.
+    """
+    _refuse_to_replace(out, force)
+    run = Run(uri)
+    if allocation is None:
+        allocation = (run.summary or {}).get("allocation")
+        if allocation is None:
+            state = "has not finished" if run.summary is None else "has no winner"
+            raise RaysenseError(f"`{uri}`: the study {state}; name one of its allocations with --allocation")
+    chosen = run.allocation(allocation)
+    evaluator = evaluator_of(run)
+    with _scratch_beside(out) as scratch:
+        dense, pruned = scratch / "dense", scratch / "pruned"
+        evaluator.pipeline.save_pretrained(dense, safe_serialization=True)
+        sizes = {"dense": weight_bytes(dense), "dense, zstd": zstd_bytes(dense)}
+        shutil.rmtree(dense)
+        evaluator.masker.apply(chosen)
+        zeros = evaluator.masker.count_zeros()
+        evaluator.pipeline.save_pretrained(pruned, safe_serialization=True)
+        sizes |= {"pruned": weight_bytes(pruned), "pruned, zstd": zstd_bytes(pruned)}
+        small = scratch / "compressed"
+        compress(pruned, small)
+        sizes |= {"compressed": weight_bytes(small), "compressed, zstd": zstd_bytes(small)}
+        record = _record(run, evaluator, chosen, zeros, sizes)
+        finished = small if compressed else pruned
+        (finished / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (finished / "README.md").write_text(_card(run, record, compressed), encoding="utf-8")
+        if out.exists():
+            shutil.rmtree(out)
+        finished.rename(out)
+    return Exported(out, chosen.key, zeros, sizes)
+
+
+@contextmanager
+def _scratch_beside(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that is gone afterwards, whatever happens.
+
+    Raises:
+        RaysenseError: Something cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".raysense-export-", dir=out.parent) as scratch:
+            yield Path(scratch)
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise RaysenseError(
+            f"`--out {out}` cannot be written: {reason}; choose a place with room that you may write to"
+        ) from error
+
+
+def compress(folder: Path, out: Path) -> None:
+    """Write the compressed form of a pipeline's folder.
+
+    Every tensor with enough zeros becomes a mask (one bit a value, in row-major order) and the values that stay;
+    everything else is copied.
+
+    Args:
+        folder: A folder in diffusers' format.
+        out: A folder that is not there yet.
+    """
+    for source in _files(folder):
+        target = out / source.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.suffix != ".safetensors":
+            shutil.copyfile(source, target)
+            continue
+        stored: dict[str, Tensor] = {}
+        with safe_open(source, "pt") as file:
+            about = file.metadata()
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                stored |= _packed(name, file.get_tensor(name))
+        save_file(stored, f"{target}{SPARSE}", about)
+
+
+def expand(folder: Path, out: Path) -> None:
+    """Turn the compressed form back into the plain one, bit for bit.
+
+    Args:
+        folder: What `export` wrote with ``compressed``.
+        out: A folder that is not there yet.
+
+    Raises:
+        RaysenseError: `folder` is no compressed export, or a file is damaged.
+    """
+    if not any(path.suffix == SPARSE for path in _files(folder)):
+        raise RaysenseError(f"`{folder}` holds no compressed export (no *{SPARSE} file)")
+    for source in _files(folder):
+        target = out / source.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.suffix != SPARSE:
+            shutil.copyfile(source, target)
+            continue
+        try:
+            with safe_open(source, "pt") as file:
+                stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                about = file.metadata()
+            save_file(_unpacked(stored), target.with_suffix(""), about)
+        except Exception as error:  # safetensors raises its own, torch others: all mean the same to a reader
+            raise RaysenseError(f"`{source}` is damaged ({error}); export it again") from error
+
+
+def load_compressed(folder: str | Path, **arguments: Any) -> DiffusionPipeline:
+    """Load a compressed export as an ordinary pipeline.
+
+    Args:
+        folder: What `export` wrote with ``compressed``.
+        arguments: Passed on to ``DiffusionPipeline.from_pretrained``.
+
+    Raises:
+        RaysenseError: See `expand`.
+    """
+    with tempfile.TemporaryDirectory(prefix="raysense-expand-") as scratch:
+        expand(Path(folder), Path(scratch) / "pipeline")
+        # Not mapped from disk: the files are gone afterwards.
+        return DiffusionPipeline.from_pretrained(Path(scratch) / "pipeline", **arguments)
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of all weight files below a folder."""
+    return sum(path.stat().st_size for path in _files(folder) if path.suffix in (".safetensors", SPARSE))
+
+
+def zstd_bytes(folder: Path, level: int = ZSTD_LEVEL) -> int:
+    """Bytes of the same files after zstd, each file a stream of its own."""
+    codec = pa.Codec("zstd", compression_level=level)
+    weights = [path for path in _files(folder) if path.suffix in (".safetensors", SPARSE)]
+    return sum(codec.compress(path.read_bytes()).size for path in weights)
+
+
+# --- parts --------------------------------------------------------------------------------------------
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    yield from sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _packed(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    bits = {2: torch.int16, 4: torch.int32}.get(tensor.element_size())
+    if bits is None or not tensor.is_floating_point():
+        return {name: tensor}
+    # Compared as integers: a negative zero is a value like others and must come back as it was.
+    stays = tensor.contiguous().flatten().view(bits) != 0
+    if float((~stays).float().mean() if stays.numel() else 0.0) <= _WORTH:
+        return {name: tensor}
+    padded = torch.zeros(-(-stays.numel() // 8) * 8, dtype=torch.uint8)
+    padded[: stays.numel()] = stays.to(torch.uint8)
+    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
+    mask = (padded.view(-1, 8) * weights).sum(1, dtype=torch.int64).to(torch.uint8)
+    return {
+        f"{name}{_MASK}": mask,
+        f"{name}{_VALUES}": tensor.contiguous().flatten()[stays],
+        f"{name}{_SHAPE}": torch.tensor(tensor.shape, dtype=torch.int64),
+    }
+
+
+def _unpacked(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in stored.items():
+        if name.endswith(_MASK):
+            base = name.removesuffix(_MASK)
+            values, shape = stored[base + _VALUES], stored[base + _SHAPE].tolist()
+            powers = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
+            stays = (tensor.unsqueeze(1) & powers).flatten()[: int(torch.tensor(shape).prod())] != 0
+            full = torch.zeros(stays.numel(), dtype=values.dtype)
+            full[stays] = values
+            tensors[base] = full.view(shape)
+        elif not name.endswith((_VALUES, _SHAPE)):
+            tensors[name] = tensor
+    return tensors
+
+
+def _refuse_to_replace(out: Path, force: bool) -> None:
+    if not out.exists() and not out.is_symlink():
+        return
+    if not force:
+        raise RaysenseError(
+            f"`--out {out}` is there already; give another folder, or --force for an older export"
+        )
+    if out.is_symlink() or not (out / RECORD).is_file():
+        raise RaysenseError(
+            f"`--out {out}` holds no export of raysense (no {RECORD}), so --force does not replace it; "
+            "give another folder"
+        )
+
+
+def _record(
+    run: Run, evaluator: Evaluator, allocation: Allocation, zeros: int, sizes: Mapping[str, int]
+) -> dict[str, Any]:
+    candidates = run.candidates()
+    own = candidates[candidates["allocation"] == allocation.key]
+    held = own[own["rung"] == "validation"]
+    key = held["key"].iloc[0] if len(held) else (own["key"].iloc[-1] if len(own) else None)
+    measures = run.table("measures")
+    modules = modules_of(evaluator.pipeline)
+    layers = {
+        layer.address: int((weight_of(modules, layer) == 0).sum()) for layer in evaluator.inventory.layers
+    }
+    return {
+        "raysense_version": raysense.__version__,
+        "study": run.study.name,
+        "signature": run.record["signature"],
+        "pipeline": run.study.pipeline,
+        "revision": run.study.revision,
+        "saliency": evaluator.saliency,
+        "pattern": run.study.prune.pattern,
+        "allocation": allocation.key,
+        "levels": dict(allocation),
+        "zeros": zeros,
+        "zeros_by_layer": layers,
+        **evaluator.inventory.sparsities(zeros),
+        "rung": None if key is None else str(own[own["key"] == key]["rung"].iloc[0]),
+        "feasible": None if key is None else bool(own[own["key"] == key]["feasible"].iloc[0]),
+        "measures": {
+            row["metric"]: {name: row[name] for name in ("value", "low", "high", "n", "extractor")}
+            for row in measures[measures["key"] == key].to_dict("records")
+        },
+        "bytes": dict(sizes),
+    }
+
+
+def _card(run: Run, record: Mapping[str, Any], compressed: bool) -> str:
+    """The model card. Texts that users chose stand in code spans, so that none of them is read as Markdown or HTML."""
+    where = {
+        "validation": "held-out prompts that the search never saw",
+        None: "nothing: this allocation was not judged by images",
+    }.get(record["rung"], "the search's own prompts")
+    verdict = {True: "inside the quality budget", False: "**outside** the quality budget", None: "not judged"}
+    load = (
+        'from raysense.export import load_compressed\n\npipeline = load_compressed("THIS_FOLDER")'
+        if compressed
+        else 'from diffusers import DiffusionPipeline\n\npipeline = DiffusionPipeline.from_pretrained("THIS_FOLDER")'
+    )
+    measures = "\n".join(
+        f"| {name} | {m['value']:.4g} | {m['low']:.4g} to {m['high']:.4g} | {m['n']} | {_code(m['extractor'])} |"
+        for name, m in record["measures"].items()
+    )
+    bounds = "\n".join(
+        f"- `{bound.field}`: {'at most' if bound.is_upper else 'at least'} {bound.limit:g}"
+        for bound in run.bounds
+    )
+    dense = record["bytes"]["dense"]
+    sizes = "\n".join(f"| {form} | {size:,} | {size / dense:.3f} |" for form, size in record["bytes"].items())
+    by_component: dict[str, int] = {}
+    for layer, count in record["zeros_by_layer"].items():
+        by_component[layer.split(":")[0]] = by_component.get(layer.split(":")[0], 0) + count
+    method = " ".join(part for part in (record["saliency"], record["pattern"]) if part)
+    kernels = (
+        "\nOn a CUDA device of capability 8.0 or more, `raysense.export.semi_structured.load_semi_structured` puts the "
+        "layers that can on 2:4 kernels; `python -m benchmarks.semi_structured` measures what that buys.\n"
+        if record["pattern"] == "2:4"
+        else ""
+    )
+    removed = "\n".join(f"- {_code(name)}: {count:,} zeros" for name, count in by_component.items())
+    return f"""---
+library_name: diffusers
+tags: [text-to-image, pruned, raysense]
+---
+# {_code(run.study.pipeline)}, pruned by raysense
+
+**{record["sparsity_components"]:.2%}** of the parameters of the studied components are zero
+({record["sparsity_prunable"]:.2%} of their Linear and Conv weights, {record["sparsity_pipeline"]:.2%} of the whole
+pipeline; {record["zeros"]:,} zeros, counted in the weights of this folder). Verdict: {verdict[record["feasible"]]}.
+Nothing was retrained. Zeros make the files smaller, not the pipeline faster: no speed was measured.
+
+```python
+{load}
+```
+
+## What was pruned
+
+{removed}
+
+By {_code(method)}; every layer's level and its zeros stand in `{RECORD}`.
+{kernels}
+## Measured quality
+
+On {where}. Names ending in `_drop` and `_rise` are differences to the dense pipeline from the same noise.
+
+| measure | value | 95 % interval | images | extractor |
+|---|---|---|---|---|
+{measures}
+
+The budget:
+
+{bounds}
+
+## Size of the weight files
+
+| form | bytes | of dense |
+|---|---|---|
+{sizes}
+
+zstd at level {ZSTD_LEVEL}. “compressed” is a bit mask and the values that stay; `raysense.export.expand` turns it
+back into this pipeline bit for bit.
+
+## How to reproduce
+
+Study {_code(run.study.name)}, signature `{record["signature"]}`, allocation `{record["allocation"]}`, raysense
+{record["raysense_version"]}. Save the lines below as `study.yaml`, then
+
+```
+python -m raysense.search study.yaml --out run
+raysense export run --allocation {record["allocation"]} --out pruned
+```
+
+{_indented(run.study.to_yaml())}"""
+
+
+def _code(text: str) -> str:
+    """Any text as a Markdown code span on one line."""
+    flat = " ".join(str(text).split()).replace("`", "'").replace("|", "¦")
+    return f"`{flat}`"
+
+
+def _indented(text: str) -> str:
+    """A text as a Markdown code block that no fence inside it can end."""
+    return "".join(f"    {line}\n" for line in text.splitlines())

@@ -1,0 +1,181 @@
+"""What is asked and what is answered: plain immutable records, free of torch and Ray.
+
+A strategy asks a `Question`; a question is a short list of `Task`s that one Ray Tune trial works through;
+every task is answered by one `Evaluation`, which is one row of the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from raysense.allocation import Allocation
+from raysense.hashing import content_key
+
+CALIBRATION = "calibration"
+"""The rung of the one task that is answered by learning instead of measuring."""
+
+PART = "part"
+"""The rung of a task that only samples: some of the images of another evaluation, whose features go to the cache."""
+
+OUTLIERS = "outlier_ratio/"
+"""Measures of a calibration: this and a layer's address -> its share of outliers, what OWL allocates by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some of the images of an evaluation that has more than one evaluator samples at a time.
+
+    Attributes:
+        rung: Whose images, e.g. ``validation``.
+        reference: Not the allocation's own images, but the dense ones that distributions are compared with.
+        number: Which part, from 0.
+        of: How many there are.
+    """
+
+    rung: str
+    reference: bool
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        """For people, and unique among the parts of an evaluation."""
+        return f"{self.rung} {'reference ' * self.reference}{self.number + 1} of {self.of}"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One allocation to be measured on one rung.
+
+    Attributes:
+        allocation: What is pruned.
+        rung: Name of a rung of the study, e.g. ``probe``, ``score``, ``validation``.
+        draw: Which set of seeds: 0 first, 1, 2 … for fresh ones.
+        part: On the rung ``part``: which images to sample.
+    """
+
+    allocation: Allocation
+    rung: str
+    draw: int = 0
+    part: Part | None = None
+
+    def key(self, signature: str) -> str:
+        """The name of this task's evaluation in the store of the study with this signature."""
+        which = [] if self.part is None else [str(self.part)]
+        return content_key(signature, self.allocation.key, self.rung, self.draw, *which)
+
+
+@dataclass(frozen=True, slots=True)
+class StopRule:
+    """When a question needs no further task: as soon as one of the bounds is certainly crossed.
+
+    Attributes:
+        above: Metric name -> stop once the measure's interval lies wholly above this value.
+        below: Metric name -> stop once the measure's interval lies wholly below this value.
+        stretch: How many times wider than the reported 95 % intervals those are that decide here: more than 1
+            where several looks share the error of one.
+    """
+
+    above: Mapping[str, float] = field(default_factory=dict)
+    below: Mapping[str, float] = field(default_factory=dict)
+    stretch: float = 1.0
+
+    def says_stop(self, evaluation: Evaluation) -> bool:
+        """Whether `evaluation` settles the question; a failed or collapsed one always does."""
+        if evaluation.failed or evaluation.collapsed:
+            return True
+        measures = evaluation.measures
+
+        def reach(name: str, end: float) -> float:
+            return measures[name].value + self.stretch * (end - measures[name].value)
+
+        over = any(n in measures and reach(n, measures[n].low) > bound for n, bound in self.above.items())
+        under = any(n in measures and reach(n, measures[n].high) < bound for n, bound in self.below.items())
+        return over or under
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What one Ray Tune trial works through, in order: a group's curve, or a candidate climbing the rungs.
+
+    Attributes:
+        name: Unique in the study and deterministic, e.g. ``sensitivity/unet:mid_block.0``.
+        stage: ``baseline``, ``sensitivity``, ``search`` or ``validation``.
+        tasks: At least one.
+        stop: Ends the question early; without one, every task is done.
+    """
+
+    name: str
+    stage: str
+    tasks: tuple[Task, ...]
+    stop: StopRule | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A metric's value with its interval.
+
+    Attributes:
+        value: The point estimate, in the metric's own unit.
+        low: Lower end of the two-sided 95 % interval (one-sided 97.5 %).
+        high: Upper end.
+        n: Sample size: images, or (latent, timestep, condition) tuples for a probe.
+        extractor: Which network's features, e.g. ``open_clip:local-dir:…`` or ``efficientnet-lite0``.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    extractor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What measuring one allocation on one rung gave: one row of the table ``evaluations``.
+
+    Attributes:
+        key: See `Task.key`.
+        question: `Question.name` of who asked first.
+        stage: `Question.stage`.
+        allocation: `Allocation.key`.
+        rung: The rung's name.
+        draw: Which set of seeds.
+        measures: Metric name -> measure. Relative metrics (paired with the dense pipeline on the same
+            prompts and seeds) have names that end in ``_drop`` or ``_rise``.
+        zeros: Counted zeros among the selected layers' weights after masking.
+        method: What chose the weights that left, e.g. ``wanda`` or ``magnitude 2:4``.
+        images: Images sampled for this evaluation.
+        cost: Denoiser sample-forwards spent.
+        seconds: Wall time of the evaluation.
+        collapsed: Why the output is broken (NaN, constant, off-scale), or an empty string.
+        failed: Why it could not be measured, or an empty string.
+        notes: Anything that departed from the plan, e.g. ``out of memory: batch 64 -> 32``.
+        trial: Ray Tune's trial id, or ``in-process``.
+        evaluator: Which evaluator life answered.
+        device: What it ran on: ``cpu``, ``cuda: NVIDIA H100``.
+        versions: Of the software that decides what is measured.
+        samples: Per-image rows: ``prompt_id``, ``prompt``, ``seed`` and one float per per-image metric.
+    """
+
+    key: str
+    question: str
+    stage: str
+    allocation: str
+    rung: str
+    draw: int
+    measures: Mapping[str, Measure]
+    zeros: int
+    images: int
+    cost: int
+    seconds: float
+    collapsed: str = ""
+    failed: str = ""
+    notes: str = ""
+    method: str = ""
+    trial: str = ""
+    evaluator: str = ""
+    device: str = ""
+    versions: str = ""
+    samples: Sequence[Mapping[str, Any]] = ()

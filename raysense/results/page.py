@@ -1,0 +1,498 @@
+"""One self-contained HTML page of a study: the answer first, then why to believe it. No network, no server."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+import raysense
+from raysense.allocation import Allocation
+from raysense.errors import RaysenseError
+from raysense.metrics.spec import base_of, spec_of
+from raysense.results import charts
+from raysense.results.near_miss import cap_in_words, miss_in_words
+from raysense.results.pictures import Strip, strips
+from raysense.results.run import TOLERABLE, Run
+from raysense.store.disk import Disk
+from raysense.strategies.verdict import held_out_stretch
+from raysense.study import Bound
+
+logger = logging.getLogger(__name__)
+
+NAME = "report.html"
+GENERATOR = "raysense report"
+REFRESH_SECONDS = 20
+
+STRATEGIES = {
+    "solver": "raysense: shared out by measured sensitivity",
+    "joint": "raysense: the solver’s, corrected by what whole allocations were measured to do",
+    "uniform": "one ratio for all layers",
+    "recipe": "the original recipe: Linear layers only, one ratio",
+    "lamp": "LAMP: by layer-adaptive magnitude, not measured",
+    "erk": "ERK: by the layers' shapes, not measured",
+    "global": "one magnitude threshold for all layers, not measured",
+}
+"""Ways to share out the pruning, in words; others are shown by their own names."""
+
+
+def write_page(
+    uri: str, *, images: int = 6, paint: bool = True, tell: Callable[[str], None] | None = None
+) -> str:
+    """Write a study's page into its folder and return its path.
+
+    Args:
+        uri: The study's folder or ``s3://`` address; finished or not.
+        images: Prompts in the picture table; 0 for none.
+        paint: Whether pictures that are not painted yet may be painted now, which loads the pipeline.
+        tell: Called with a line before each row of pictures that is painted.
+
+    Raises:
+        RaysenseError: There is no study, or what is there is damaged.
+    """
+    run = Run(uri)
+    run.disk.write(NAME, build(run, images=images, paint=paint, tell=tell).encode())
+    return run.disk.path(NAME)
+
+
+def page_of(uri: str) -> str:
+    """Where a study's page is."""
+    return Disk(uri).path(NAME)
+
+
+def is_finished_page(content: bytes | None) -> bool:
+    """Whether this is the page of a finished study: that of a running one reloads itself."""
+    return content is not None and b'http-equiv="refresh"' not in content[:4000]
+
+
+def replaceable(path: Path) -> bool:
+    """Whether a file is a page that `build` made, so that replacing it loses nothing."""
+    try:
+        with path.open("rb") as file:
+            return f'<meta name="generator" content="{GENERATOR}'.encode() in file.read(2000)
+    except OSError:
+        return False
+
+
+def build(run: Run, *, images: int = 6, paint: bool = True, tell: Callable[[str], None] | None = None) -> str:
+    """The page as text; see `write_page`."""
+    candidates = run.candidates()
+    summary = run.summary
+    winner = run.allocation(summary["allocation"]) if summary and summary["feasible"] else None
+    chosen = run.layer_sparsity(winner) if winner is not None else None
+    used = budget_used(candidates, run.bounds)
+    specs: dict[str, charts.Spec | None] = {
+        f"quality-{number}": charts.quality(
+            candidates, bound, in_words(bound.measure), winner.key if winner else None
+        )
+        for number, bound in enumerate(run.bounds)
+    }
+    specs["map"] = charts.sensitivity_map(run, chosen)
+    specs["curves"] = charts.curves(run)
+    specs["pareto"] = charts.pareto(candidates, used, winner.key if winner else None)
+    if chosen is not None:
+        total = float(chosen["zeros"].sum() / chosen["weights"].sum())
+        specs["allocation"] = charts.allocation_bars(run, chosen, total)
+    drawn = {name: spec for name, spec in specs.items() if spec is not None}
+    rows, missing = _pictures(run, candidates, images, paint, tell)
+    page = _environment().from_string(
+        (files("raysense.results") / "page.html.j2").read_text(encoding="utf-8")
+    )
+    return page.render(
+        name=run.study.name,
+        generator=f"{GENERATOR} {raysense.__version__}",
+        refresh=REFRESH_SECONDS if summary is None else None,
+        summary=summary,
+        progress=_progress(run),
+        answer=_answer(run, summary),
+        budget=_budget(run, summary, candidates),
+        missed=miss_in_words(summary) if summary and not summary["feasible"] else [],
+        at_cap=cap_in_words((summary or {}).get("at_cap")),
+        stretch=held_out_stretch(run.study),
+        bounds=[in_words(bound.measure) for bound in run.bounds],
+        winner=winner,
+        pictures=rows,
+        pictures_missing=missing,
+        drawn=drawn,
+        cliffs=_cliffs(run),
+        blocks=_blocks(chosen),
+        strategies=_strategies(candidates, run.study.search.strategies),
+        costs=_costs(run),
+        provenance=_provenance(run, candidates),
+        definition=run.study.to_yaml(),
+        tolerable=TOLERABLE,
+        specs=_script_json(drawn),
+        library=_library(),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def budget_used(candidates: pd.DataFrame, bounds: Sequence[Bound]) -> pd.Series[float]:
+    """Share of the quality budget that each row uses, by the bound that is nearest: 0 is dense, 1 is the bound.
+
+    A row without the dense pipeline's measure on its own rung has none.
+    """
+    shares = []
+    dense = candidates[candidates["strategy"] == "dense"].drop_duplicates("rung").set_index("rung")
+    for bound in bounds:
+        if bound.measure not in candidates or bound.measure not in dense:
+            continue
+        start = candidates["rung"].map(dense[bound.measure])
+        room = bound.limit - start
+        shares.append((candidates[bound.measure] - start) / room.where(room.abs() > 1e-12))
+    if not shares:
+        return pd.Series(float("nan"), index=candidates.index)
+    worst: pd.Series[float] = pd.concat(shares, axis=1).max(axis=1)
+    return worst.where(candidates["collapsed"] == "", 2.0)
+
+
+def in_words(measure: str) -> str:
+    """A measure's name as a person reads it: ``clip_score_drop`` → CLIP score drop."""
+    return spec_of(measure).label + measure.removeprefix(base_of(measure)).replace("_", " ")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with so many significant digits, no exponent where a person would write none."""
+    if value is None or value != value:
+        return "not measured"
+    if value == 0:
+        return "0"
+    if 1e-4 <= abs(value) < 1e6:
+        whole = len(str(int(abs(value)))) if abs(value) >= 1 else 0
+        places = max(0, digits - whole) if whole else digits - 1 - _exponent(value)
+        return f"{value:,.{places}f}"
+    return f"{value:.{digits - 1}e}"
+
+
+def _exponent(value: float) -> int:
+    return int(f"{abs(value):e}".split("e")[1])
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share as a percentage."""
+    return "not measured" if value is None or value != value else f"{value:.{digits}%}"
+
+
+# --- the parts of the page, as plain data -------------------------------------------------------------
+
+
+def _progress(run: Run) -> dict[str, Any]:
+    evaluations = run.table("evaluations")
+    stages = ("baseline", "sensitivity", "search", "validation")
+    done = [stage for stage in stages if (evaluations["stage"] == stage).any()]
+    return {
+        "evaluations": len(evaluations),
+        "stage": done[-1] if done else "nothing yet",
+        "missing": [stage for stage in stages if stage not in done],
+    }
+
+
+def _answer(run: Run, summary: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The headline figures."""
+    if summary is None or not summary["feasible"]:
+        return {}
+    uniform = summary["uniform"]
+    recipe = (summary["strategies"] or {}).get("recipe")
+    # Both sides of the comparison with the recipe were judged on the search's prompts: it is not validated.
+    best = max(
+        (found for name, found in summary["strategies"].items() if found and name == summary["strategy"]),
+        key=lambda found: found["zeros"],
+        default=None,
+    )
+    n = next(iter(summary["metrics"].values()))["n"] if summary["metrics"] else 0
+    return {
+        "sparsity": summary["sparsity_components"],
+        "prunable": summary["sparsity_prunable"],
+        "pipeline": summary["sparsity_pipeline"],
+        "zeros": summary["zeros"],
+        "components": ", ".join(run.study.prune.components),
+        "n": n,
+        "gain": summary["gain_over_uniform"],
+        "uniform": uniform["sparsity_components"] if uniform else None,
+        "is_uniform": summary["strategy"] == "uniform",
+        "recipe_asked": "recipe" in run.study.search.strategies,
+        "recipe": recipe["sparsity_components"] if recipe else None,
+        "recipe_gain": best["zeros"] / recipe["zeros"] if recipe and best and recipe["zeros"] else None,
+        "strategy": summary["strategy"],
+    }
+
+
+def _budget(run: Run, summary: Mapping[str, Any] | None, candidates: pd.DataFrame) -> list[dict[str, Any]]:
+    """One row a bound: dense, pruned, difference with interval, bound, and how much of it is used."""
+    known = (summary or {}).get("dense") or _dense_so_far(run, candidates)
+    measured = {row["field"]: row for row in (summary or {}).get("constraints", [])}
+    rows = []
+    for bound in run.bounds:
+        found = measured.get(bound.field, {})
+        base = base_of(bound.measure)
+        metrics = (summary or {}).get("metrics", {}) or {}
+        dense = known.get(base)
+        edge, value = found.get("high" if bound.is_upper else "low"), found.get("value")
+        # An absolute bound leaves room from the dense pipeline's value on; a relative one counts from 0.
+        start = 0.0 if base != bound.measure else dense["value"] if dense else None
+        room = None if start is None else bound.limit - start
+        share = max(0.0, (edge - start) / room) if edge is not None and room else None
+        rows.append(
+            {
+                "measure": in_words(bound.measure),
+                "base": in_words(base),
+                "meaning": spec_of(base).meaning,
+                "dense": dense["value"] if dense else None,
+                "pruned": metrics[base]["value"] if base in metrics else None,
+                "difference": None if value is None or start is None else value - start,
+                "low": found.get("low"),
+                "high": found.get("high"),
+                "sign": "≤" if bound.is_upper else "≥",
+                "limit": bound.limit,
+                "share": share,
+                "extractor": dense["extractor"].rsplit("/", 1)[-1] if dense else "",
+            }
+        )
+    return rows
+
+
+def _dense_so_far(run: Run, candidates: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Measures of the dense pipeline on its largest rung, while there is no summary."""
+    dense = candidates[candidates["strategy"] == "dense"]
+    if dense.empty:
+        return {}
+    # Rungs are in the study's order, the largest last.
+    order = [name for name, _ in run.study.rungs]
+    largest = max(dense.to_dict("records"), key=lambda row: order.index(row["rung"]))
+    measures = run.table("measures")
+    own = measures[measures["key"] == largest["key"]].to_dict("records")
+    return {row["metric"]: {str(name): value for name, value in row.items()} for row in own}
+
+
+def _pictures(
+    run: Run, candidates: pd.DataFrame, images: int, paint: bool, tell: Callable[[str], None] | None
+) -> tuple[list[dict[str, Any]], str]:
+    """Rows of pictures with their labels, and why there are none."""
+    if images <= 0:
+        return [], "none were asked for"
+    try:
+        found = strips(run, candidates, images, paint, tell)
+    except RaysenseError as error:
+        logger.warning("no pictures: %s", error)
+        return [], str(error)
+    if not found:
+        return [], "they are painted when the study has finished" if run.summary is None else (
+            f"not painted yet: `raysense report {shlex.quote(run.uri)}` paints them"
+        )
+    return [
+        {
+            "label": strip.label,
+            "note": strip.note,
+            "kind": strip.kind,
+            "images": [
+                {"src": _data_uri(strip, position), "alt": f"{strip.label}: {prompt}", "prompt": prompt}
+                for position, prompt in enumerate(strip.prompts)
+            ],
+        }
+        for strip in found
+    ], ""
+
+
+def _data_uri(strip: Strip, position: int) -> str:
+    buffer = io.BytesIO()
+    picture = Image.fromarray(strip.pixels[position])
+    if max(picture.size) > 128:  # photographs: a tenth of the bytes, and no difference to be seen
+        picture.save(buffer, "WEBP", quality=88)
+        kind = "webp"
+    else:
+        picture.save(buffer, "PNG", optimize=True)
+        kind = "png"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _cliffs(run: Run, count: int = 8) -> dict[str, Any]:
+    frame = run.cliffs()
+    records = [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+    for row in records:
+        over = row["over"]
+        row["over"] = None if over is None or over != over else over
+    return {
+        "groups": len(records),
+        "granularity": run.study.search.granularity,
+        "fragile": records[:count],
+        "robust": records[::-1][:count] if len(records) > count else [],
+        "never": sum(row["over"] is None for row in records),
+    }
+
+
+def _blocks(chosen: pd.DataFrame | None) -> list[dict[str, Any]]:
+    """Zeros by component and kind of layer."""
+    if chosen is None:
+        return []
+    grouped = chosen.groupby(["component", "kind"], sort=False).agg(
+        layers=("layer", "size"), weights=("weights", "sum"), zeros=("zeros", "sum")
+    )
+    rows = grouped.reset_index().to_dict("records")
+    return [
+        {**{str(k): v for k, v in row.items()}, "sparsity": row["zeros"] / row["weights"]} for row in rows
+    ]
+
+
+def _strategies(candidates: pd.DataFrame, asked: Sequence[str]) -> list[dict[str, Any]]:
+    """The sparsest allocation of every strategy inside the budget, on the search's prompts and on held-out ones."""
+    rows = []
+    for strategy in dict.fromkeys([*asked, *candidates["strategy"]]):
+        own = candidates[(candidates["strategy"] == strategy) & candidates["feasible"]]
+        if strategy == "dense":
+            continue
+        best = {
+            rung: own[own["rung"] == rung]["sparsity_components"].max() for rung in ("score", "validation")
+        }
+        tried = bool((candidates["strategy"] == strategy).any())
+        tested = bool(((candidates["strategy"] == strategy) & (candidates["rung"] == "validation")).any())
+        rows.append(
+            {
+                "strategy": strategy,
+                "meaning": STRATEGIES.get(strategy, ""),
+                **best,
+                "tried": tried,
+                "tested": tested,
+            }
+        )
+    rows.sort(key=lambda row: -(row["score"] if row["score"] == row["score"] else -1.0))
+    return rows
+
+
+def _costs(run: Run) -> dict[str, Any]:
+    frame = run.costs()
+    total = {name: float(frame[name].sum()) for name in ("evaluations", "images", "cost", "seconds")}
+    rows = [
+        {
+            **{str(k): v for k, v in row.items()},
+            "share": row["cost"] / total["cost"] if total["cost"] else 0.0,
+        }
+        for row in frame.to_dict("records")
+    ]
+    return {"rows": rows, "total": total}
+
+
+def _provenance(run: Run, candidates: pd.DataFrame) -> list[tuple[str, str]]:
+    study, record = run.study, run.record
+    measures = run.table("measures")
+    extractors = (
+        measures.groupby("extractor")["metric"].unique().map(lambda names: ", ".join(sorted(map(str, names))))
+    )
+    draws = sorted(set(map(int, run.table("evaluations")["draw"])))
+    rungs = [
+        f"{name}: {rung.prompts * rung.seeds:,} images"
+        for name, rung in study.rungs
+        if name in set(candidates["rung"])
+    ]
+    denominators = record["denominators"]
+    evaluators = run.table("evaluations")["evaluator"].nunique()
+    collapsed = int((run.table("evaluations")["collapsed"] != "").sum())
+    pruned = run.table("evaluations").loc[lambda rows: rows["allocation"] != Allocation().key]
+    return [
+        (
+            "pipeline",
+            study.pipeline + (f" @ {study.revision}" if study.revision else "") + f", {study.dtype}",
+        ),
+        ("study", f"{study.name}, signature {record['signature']}"),
+        (
+            "begun",
+            f"{record.get('created', 'unknown')} by raysense {record.get('raysense_version', 'unknown')}",
+        ),
+        (
+            "saliency",
+            "; ".join(filter(None, dict.fromkeys(pruned["method"]))) or " or ".join(study.prune.methods),
+        ),
+        (
+            "sampling",
+            f"{study.sampling.steps} steps, guidance {study.sampling.guidance:g}, study seed {study.seed}, "
+            f"sets of noise seeds {', '.join(map(str, draws)) or 'none yet'}",
+        ),
+        ("sample sizes", "; ".join(rungs) or "none yet"),
+        *((f"measured with {str(name).rsplit('/', 1)[-1]}", names) for name, names in extractors.items()),
+        (
+            "denominators",
+            ", ".join(f"{name} {count:,}" for name, count in denominators.items()) or "not counted yet",
+        ),
+        (
+            "measured by",
+            f"{evaluators} evaluator lives; {collapsed} of {len(run.table('evaluations')):,} evaluations collapsed",
+        ),
+        ("measured on", "; ".join(_recorded(run, "device")) or "not recorded"),
+        ("software", "; ".join(_recorded(run, "versions")) or "not recorded"),
+        *((f"start {number}", _start_in_words(start)) for number, start in enumerate(_starts(run), 1)),
+        (
+            "again",
+            f"python -m raysense.search study.yaml --out {shlex.quote(study.name)}  (study.yaml: below)",
+        ),
+    ]
+
+
+def _recorded(run: Run, column: str) -> list[str]:
+    """The different texts in a column of `evaluations`."""
+    return sorted(filter(None, run.table("evaluations")[column].dropna().unique()))
+
+
+def _starts(run: Run) -> list[dict[str, Any]]:
+    return list((run.summary or {}).get("starts", []))
+
+
+def _start_in_words(start: Mapping[str, Any]) -> str:
+    return (
+        f"{start['began']}, {start['seconds']:,.0f} s, {start['evaluators']} evaluators on {start['cluster']} "
+        f"({start['cores']} cores of {start['machine']} where it was started)"
+    )
+
+
+# --- the machinery ------------------------------------------------------------------------------------
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(number=number, percent=percent)
+    return environment
+
+
+def _script_json(value: Any) -> Markup:
+    """JSON that may stand inside a script element whatever texts it holds."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain)
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def _plain(value: Any) -> Any:
+    return value.item()
+
+
+@cache
+def _library() -> Markup:
+    """Vega, Vega-Lite and their embedding, as one script."""
+    import vl_convert
+
+    # Only the closing tag would end the script early; `</` alone also stands in regular expressions.
+    bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub forgets the default
+    return Markup(bundle.replace("</script", "<\\/script"))
+
+
+def refuse_to_replace(target: Path, force: bool) -> None:
+    """Refuse a file that is there, unless asked to replace it.
+
+    Raises:
+        RaysenseError: See above.
+    """
+    if target.is_dir():
+        raise RaysenseError(f"`--out {target}` is a folder; give the path of a file")
+    if target.exists() and not force:
+        raise RaysenseError(f"`{target}` is there already; add --force to replace it, or give another --out")

@@ -1,0 +1,277 @@
+"""The answer of a study: `summary.json` and the few lines a tired person reads."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from raysense.allocation import LevelGrid
+from raysense.feasibility import margins
+from raysense.metrics.spec import base_of, higher_is_better, spec_of
+from raysense.pruning.layers import Inventory
+from raysense.records import Evaluation
+from raysense.results.near_miss import at_cap, cap_in_words, miss_in_words, nearest_miss
+from raysense.results.pareto import front
+from raysense.store.store import Store
+from raysense.strategies.budget import Purse
+from raysense.strategies.schedule import Candidate, Findings
+from raysense.strategies.verdict import competitors, held_out_stretch
+from raysense.study import Bound, Study
+from raysense.terminal import say
+
+
+def summarise(
+    study: Study,
+    inventory: Inventory,
+    grid: LevelGrid,
+    findings: Findings,
+    store: Store,
+    seconds: float,
+    purse: Purse,
+) -> dict[str, Any]:
+    """Everything a study found, as plain data for ``summary.json``.
+
+    Args:
+        study: The study.
+        inventory: Its layers and denominators.
+        grid: Their levels.
+        findings: What the search returned.
+        store: Where all evaluations are.
+        seconds: Wall time of this run.
+        purse: What was spent, and what was not covered.
+    """
+    evaluations = store.evaluations()
+    winner = findings.winner
+    bounds = study.constraints.bounds()
+    dense = findings.dense["validation"]
+    zeros = winner.evaluation.zeros if winner else inventory.zeros_before
+    shares = inventory.sparsities(zeros)
+    record = store.study
+    assert record is not None
+    return {
+        "study": study.name,
+        "signature": record["signature"],
+        "pipeline": study.pipeline,
+        "feasible": winner is not None,
+        "strategy": winner.strategy if winner else None,
+        "allocation": winner.allocation.key if winner else None,
+        "levels": dict(winner.allocation) if winner else {},
+        **shares,
+        "zeros": zeros,
+        "zeros_before": inventory.zeros_before,
+        "n_selected": inventory.n_selected,
+        "n_prunable": inventory.n_prunable,
+        "n_components": inventory.n_components,
+        "n_pipeline": inventory.n_pipeline,
+        "constraints": _constraints(winner, bounds, held_out_stretch(study)),
+        "missed": nearest_miss(study, findings, inventory),
+        "at_cap": at_cap(study, grid, winner.allocation if winner else None),
+        "tests": {"strategies": competitors(study), "stretch": round(held_out_stretch(study), 4)},
+        "metrics": _metrics(winner.evaluation if winner else None),
+        "dense": _metrics(dense),
+        "uniform": _candidate(findings.uniform, inventory),
+        "gain_over_uniform": _gain(winner, findings.uniform),
+        "layers_unlike_uniform": _unlike(winner, findings.uniform),
+        "validated": [_candidate(c, inventory) for c in findings.validated],
+        "runners_up": _runners_up(findings, inventory),
+        "front": {
+            "score": _fronts([c for c in findings.tried if c.evaluation.rung == "score"], bounds, inventory),
+            "validation": _fronts(findings.validated, bounds, inventory),
+        },
+        "strategies": _strategies(findings.tried, inventory),
+        "evaluations": len(evaluations),
+        "images": sum(e.images for e in evaluations),
+        "cost": sum(e.cost for e in evaluations),
+        "cost_unit": "denoiser sample-forwards",
+        "seconds": round(seconds, 1),
+        "budget": _budget(study, purse),
+    }
+
+
+def _budget(study: Study, purse: Purse) -> dict[str, Any]:
+    """Limits, what was spent of them, and what stopped the study; a price only where an hour has one."""
+    limits, hours = study.budget.model_dump(), purse.seconds / 3600
+    per_hour = study.budget.price_per_hour
+    return {
+        **limits,
+        "cost": purse.spent,
+        "hours": round(hours, 4),
+        "price": None if per_hour is None else round(hours * per_hour, 2),
+        "stopped": None if purse.refusal is None else asdict(purse.refusal),
+        "stopped_in_words": "" if purse.refusal is None else str(purse.refusal),
+    }
+
+
+def _runners_up(findings: Findings, inventory: Inventory) -> list[dict[str, Any]]:
+    """What passed on held-out prompts beside the winner, sparsest first; the measures stand in `validated`."""
+    chosen = findings.winner.allocation if findings.winner else None
+    passed = [c for c in findings.validated if c.feasible and c.allocation != chosen]
+    return [_short(c, inventory) for c in sorted(passed, key=lambda c: -c.zeros)]
+
+
+def _fronts(
+    candidates: Sequence[Candidate], bounds: Sequence[Bound], inventory: Inventory
+) -> dict[str, list[dict[str, Any]]]:
+    """Bounded measure -> the candidates that none beats in both sparsity and that measure, least sparse first."""
+    whole = [c for c in candidates if not (c.evaluation.failed or c.evaluation.collapsed)]
+    fronts = {}
+    for bound in bounds:
+        sign = -1 if higher_is_better(bound.measure) else 1
+        values = [c.evaluation.measures[bound.measure].value for c in whole]
+        points = [(c.evaluation.zeros, sign * value) for c, value in zip(whole, values, strict=True)]
+        fronts[bound.measure] = [
+            {**_short(whole[i], inventory), "feasible": whole[i].feasible, "value": values[i]}
+            for i in front(points)
+        ]
+    return fronts
+
+
+def _short(candidate: Candidate, inventory: Inventory) -> dict[str, Any]:
+    return {
+        "strategy": candidate.strategy,
+        "allocation": candidate.allocation.key,
+        "sparsity_components": inventory.sparsities(candidate.evaluation.zeros)["sparsity_components"],
+    }
+
+
+def _metrics(evaluation: Evaluation | None) -> dict[str, Any]:
+    if evaluation is None:
+        return {}
+    return {
+        name: {
+            "value": m.value,
+            "low": m.low,
+            "high": m.high,
+            "n": m.n,
+            "extractor": m.extractor,
+            "unit": _unit(name),
+        }
+        for name, m in evaluation.measures.items()
+    }
+
+
+def _unit(measure: str) -> str:
+    spec = spec_of(measure)
+    return spec.unit if measure == spec.name else spec.relative_unit
+
+
+def _constraints(winner: Candidate | None, bounds: Sequence[Bound], stretch: float) -> list[dict[str, Any]]:
+    """Every bound, with what the winner has of it; the margin is that of the test on held-out prompts."""
+    if winner is None:
+        return [{"field": b.field, "measure": b.measure, "limit": b.limit} for b in bounds]
+    return [
+        {
+            "field": m.bound.field,
+            "measure": m.bound.measure,
+            "limit": m.bound.limit,
+            "value": m.value,
+            "low": m.low,
+            "high": m.high,
+            "margin": m.margin,
+        }
+        for m in margins(winner.evaluation, bounds, stretch)
+    ]
+
+
+def _candidate(candidate: Candidate | None, inventory: Inventory) -> dict[str, Any] | None:
+    if candidate is None:
+        return None
+    return {
+        "strategy": candidate.strategy,
+        "allocation": candidate.allocation.key,
+        "feasible": candidate.feasible,
+        "zeros": candidate.evaluation.zeros,
+        **inventory.sparsities(candidate.evaluation.zeros),
+        "metrics": _metrics(candidate.evaluation),
+    }
+
+
+def _gain(winner: Candidate | None, uniform: Candidate | None) -> float | None:
+    if winner is None or uniform is None or uniform.evaluation.zeros == 0:
+        return None
+    return winner.evaluation.zeros / uniform.evaluation.zeros
+
+
+def _unlike(winner: Candidate | None, uniform: Candidate | None) -> int | None:
+    """Layers whose level differs from the uniform allocation's."""
+    if winner is None or uniform is None:
+        return None
+    layers = set(winner.allocation) | set(uniform.allocation)
+    return sum(winner.allocation[layer] != uniform.allocation[layer] for layer in layers)
+
+
+def _strategies(tried: Sequence[Candidate], inventory: Inventory) -> dict[str, Any]:
+    """The sparsest candidate of every strategy that the score rung found inside the budget (not validated)."""
+    best: dict[str, Candidate] = {}
+    for candidate in tried:
+        known = best.get(candidate.strategy)
+        if candidate.feasible and (known is None or candidate.zeros > known.zeros):
+            best[candidate.strategy] = candidate
+    names = dict.fromkeys(candidate.strategy for candidate in tried)
+    return {name: _candidate(best.get(name), inventory) for name in names}
+
+
+def render(summary: Mapping[str, Any], out: str, console: Console) -> None:
+    """Print the answer: a short table, two sentences, the paths."""
+    say(console)
+    if summary["feasible"]:
+        table = Table("measure", "dense", "pruned", "95 % interval", "bound")
+        for row in summary["constraints"]:
+            base = base_of(row["measure"])
+            dense, pruned = summary["dense"][base], summary["metrics"][base]
+            bound = [
+                f"[{row['low']:.4f}, {row['high']:.4f}]",
+                f"{'≥' if row['field'].endswith('.min') else '≤'} {row['limit']:g}",
+            ]
+            absolute = base == row["measure"]
+            table.add_row(
+                base, f"{dense['value']:.4f}", f"{pruned['value']:.4f}", *(bound if absolute else ("", ""))
+            )
+            if not absolute:
+                table.add_row(f"  {row['measure'].replace('_', ' ')}", "", f"{row['value']:.4f}", *bound)
+        console.print(table)
+        n = next(iter(summary["metrics"].values()))["n"]
+        say(
+            console,
+            f"{summary['sparsity_components']:.1%} of the parameters of the studied components can go "
+            f"({summary['sparsity_pipeline']:.1%} of the whole pipeline, {summary['zeros']:,} zeros counted), "
+            f"within the quality budget on {n} images of held-out prompts.",
+        )
+        if summary["gain_over_uniform"] and summary["strategy"] != "uniform":
+            uniform = summary["uniform"]["sparsity_components"]
+            say(
+                console,
+                f"That is {summary['gain_over_uniform']:.2f}× what one ratio for all layers reaches under the same "
+                f"test ({uniform:.1%}); {summary['layers_unlike_uniform']} layers differ from it.",
+            )
+        elif summary["strategy"] != "uniform":
+            say(console, "One ratio for all layers did not pass the same test at any size that was tried.")
+        if words := cap_in_words(summary["at_cap"]):
+            say(console, words)
+    else:
+        for line in miss_in_words(summary):
+            say(console, line)
+    say(
+        console,
+        f"{summary['evaluations']:,} evaluations, {summary['images']:,} images, {summary['cost']:,} "
+        f"{summary['cost_unit']}, {summary['seconds']:.0f} s.",
+    )
+    if stopped := summary["budget"]["stopped_in_words"]:
+        best = "What it bought is above, the best so far; raise" if summary["feasible"] else "Raise"
+        say(
+            console,
+            f"The budget stopped the search: {stopped}. {best} it and go on with --resume, nothing is measured again.",
+        )
+    if summary["runners_up"]:
+        told = ", ".join(
+            f"{c['allocation']} ({c['sparsity_components']:.1%})" for c in summary["runners_up"][:3]
+        )
+        command = f"raysense export {shlex.quote(out)} --allocation ID --out DIR"
+        say(console, f"Runners-up that passed: {told}; {command}", whole=True)
+    tables = f"{out}/tables/*/*.parquet (documented in reports/README.md)"
+    say(console, f"Summary: {out}/summary.json\nTables:  {tables}", whole=True)

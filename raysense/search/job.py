@@ -1,0 +1,305 @@
+"""The main job: `python -m raysense.search`. Reads top to bottom as what a study does."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from rich.console import Console
+
+from raysense import plugins
+from raysense.allocation import LevelGrid
+from raysense.errors import RaysenseError
+from raysense.evaluation.calibration import calibration_cost
+from raysense.evaluation.evaluator import inventory_and_grid, signature
+from raysense.evaluation.inputs import inputs_of, keep_code, keep_prompts
+from raysense.evaluation.scoring import Judges
+from raysense.execution.evaluators import EvaluatorSpec
+from raysense.execution.live import LiveView
+from raysense.execution.progress import Snapshot
+from raysense.execution.ray.driver import run_on_ray
+from raysense.execution.tracking import Tracker, check_track
+from raysense.names import ITERATIVE, OWL, SOLVER
+from raysense.pipelines.adapter import foresee
+from raysense.pipelines.load import load_pipeline, modules_of
+from raysense.pipelines.prompts import load_prompts
+from raysense.pruning.layers import Inventory
+from raysense.results.failures import failures, refuse_if_nothing_was_measured
+from raysense.results.page import NAME as PAGE
+from raysense.results.page import is_finished_page, page_of, write_page
+from raysense.results.refresh import PageWhileRunning
+from raysense.results.summary import render, summarise
+from raysense.search.starts import Starts, stored_starts
+from raysense.store.disk import Disk, read_sealed
+from raysense.store.sealed import seal
+from raysense.store.store import Store
+from raysense.strategies.rules import check_strategies, closed_forms
+from raysense.strategies.runner import Story
+from raysense.strategies.schedule import Findings, make_story
+from raysense.strategies.verdict import quality_budget
+from raysense.study import EXTENSIONS, PLACES, Study
+from raysense.terminal import say
+
+logger = logging.getLogger(__name__)
+
+PREPARED = ("cache", "partial")
+"""What `raysense prepare` may have left in a study's folder."""
+
+
+def run_study(
+    study: Study, out: str, *, address: str | None, resume: bool, console: Console
+) -> dict[str, Any]:
+    """Run a study to its end, or on from where it was stopped.
+
+    Args:
+        study: What to do.
+        out: Folder, or ``s3://`` address, for tables and summary.
+        address: A running Ray cluster's address; None starts Ray on this machine.
+        resume: Go on in a folder that already holds evaluations of this study.
+        console: Where progress and the result are shown.
+
+    Returns:
+        The summary, as written to ``summary.json``.
+
+    Raises:
+        RaysenseError: Something the user can mend; nothing stored is lost.
+        KeyboardInterrupt: The study was stopped; nothing stored is lost.
+    """
+    check_track(study.track)
+    refuse_to_overwrite(out, resume)
+    inputs = inputs_of(study, load_prompts(study.prompts), Judges(study), device_of(study))
+    if resume and (done := finished_already(study, out, inputs)) is not None:
+        found = f"{done['sparsity_components']:.1%} removed" if done["feasible"] else "nothing passed"
+        say(console, f"Finished already ({found}); nothing to do. Page: {page_of(out)}", whole=True)
+        return done
+    pipeline = load_pipeline(study.pipeline, revision=study.revision, dtype=study.dtype)
+    inventory, grid = inventory_and_grid(study, pipeline.components)
+    modules = modules_of(pipeline)
+    foreseen = foresee(study.pipeline, study.sampling, revision=study.revision)
+    learning = calibration_cost(study, inventory, grid, modules, foreseen.cost)
+    families = closed_forms(inventory, grid, modules, study.search.proportions)
+    check_strategies(study.search.strategies, (*families, OWL, SOLVER, *ITERATIVE[1:]))
+    story = make_story(study, inventory, grid, families, learning, foreseen.cost)
+    store = begin_store(study, out, inventory, grid, inputs, foreseen.order)
+
+    with Starts(Disk(out), address, inputs["versions"]) as starts:
+        identity = signature(study, grid, inputs)
+        search(
+            story, study, out, inventory, inputs, identity, address=address, starts=starts, console=console
+        )
+        assert story.outcome is not None  # `search` raises otherwise
+        say(console, "Writing the tables and the summary …")
+        store.compact()
+        evaluations = store.evaluations()
+        refuse_if_nothing_was_measured(evaluations)
+        summary = summarise(study, inventory, grid, story.outcome, store, starts.seconds, story.purse)
+        summary["starts"] = starts.finish()
+        Disk(out).write("summary.json", seal(summary, indent=2, finite=True))
+    render(summary, out, console)
+    if failed := failures(evaluations):
+        say(console, failed)
+    finish_page(study, out, console)
+    return summary
+
+
+def search(
+    story: Story[Findings],
+    study: Study,
+    out: str,
+    inventory: Inventory,
+    inputs: Mapping[str, Any],
+    identity: str,
+    *,
+    address: str | None,
+    starts: Starts,
+    console: Console,
+) -> None:
+    """Let the story ask, and the cluster measure, until the story has its outcome.
+
+    Raises:
+        RaysenseError: See `run_study`.
+        KeyboardInterrupt: The study was stopped.
+    """
+    cluster = study.cluster
+    tracker = Tracker(study.track, study.name, denominators(inventory)) if study.track.wanted else None
+    with LiveView(console) as live, PageWhileRunning(out):
+
+        def see(snapshot: Snapshot) -> None:
+            starts.see(snapshot)
+            with contextlib.suppress(OSError):  # the terminal went away
+                live(snapshot)
+
+        run_on_ray(
+            story,
+            evaluator_spec(study, out, inputs),
+            out,
+            signature=identity,
+            lookahead=study.search.lookahead,
+            evaluators=cluster.evaluators,
+            cpus_per_evaluator=cluster.cpus_per_evaluator,
+            gpus_per_evaluator=cluster.gpus_per_evaluator,
+            patience=cluster.patience,
+            address=address,
+            on_progress=see,
+            tracker=tracker,
+        )
+        if story.error is not None:
+            raise story.error
+        if story.outcome is None:
+            raise KeyboardInterrupt
+
+
+def finish_page(study: Study, out: str, console: Console) -> None:
+    """Write the finished page, first without pictures, then with them: stopped in between, it only lacks those."""
+    # Pictures are painted on this machine: where the study needed a GPU, only if there is one here.
+    can_paint = not study.cluster.gpus_per_evaluator or torch.cuda.is_available()
+    try:
+        say(console, "Writing the page …")
+        say(console, f"Page:    {write_page(out, paint=False)}", whole=True)
+        if can_paint:
+            write_page(out, tell=lambda text: say(console, text))
+    except RaysenseError as error:
+        say(console, f"The page could not be written: {error}")
+    except KeyboardInterrupt:
+        command = f"raysense report {shlex.quote(out)}"
+        raise KeyboardInterrupt(
+            f"Stopped; the study has finished, only its page lacks the pictures, which this paints: {command}"
+        ) from None
+
+
+def finished_already(study: Study, out: str, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The summary of a study of which nothing is left to do; None if something may be. Mends a page that is not there.
+
+    A study whose budget grew goes on, and so does one in which something failed.
+    """
+    disk = Disk(out)
+    starts = stored_starts(disk)
+    stored = Store.open(out, create=True).study
+    if stored is None or not starts or not starts[-1].get("finished"):
+        return None
+    before, now = stored["definition"], study.model_dump(mode="json")
+    if any(before.get(part) != now[part] for part in now if part not in ("cluster", "track", *PLACES)):
+        return None
+    if stored.get("inputs") != inputs:
+        return None
+    summary = read_sealed(disk, "summary.json", "Delete it, and resume: it is written anew.")
+    if summary is None or any(evaluation.failed for evaluation in Store.open(out).evaluations()):
+        return None
+    if not is_finished_page(disk.read(PAGE)):
+        write_page(out, paint=False)
+    return summary
+
+
+def device_of(study: Study) -> str:
+    """What kind of device the study's evaluators run on."""
+    return "cuda" if study.cluster.gpus_per_evaluator > 0 else "cpu"
+
+
+def refuse_to_overwrite(out: str, resume: bool) -> None:
+    """Refuse a folder that holds a study, unless it is to be resumed, or other people's files.
+
+    Raises:
+        RaysenseError: See above.
+    """
+    folder = Path(out)
+    local = "://" not in out
+    if local and folder.exists() and not folder.is_dir():
+        raise RaysenseError(f"`--out {out}` is a file; give a folder")
+    holds_study = Disk(out).read("study.json") is not None
+    if holds_study and not resume:
+        raise RaysenseError(
+            f"`--out {out}` already holds a study; add --resume to go on with it, or give another folder"
+        )
+    others = [entry for entry in folder.iterdir() if entry.name not in PREPARED] if folder.is_dir() else []
+    if local and others and not holds_study:
+        raise RaysenseError(f"`--out {out}` holds other files, but no study; give an empty or a new folder")
+
+
+def begin_store(
+    study: Study,
+    out: str,
+    inventory: Inventory,
+    grid: LevelGrid,
+    inputs: Mapping[str, Any],
+    order: Sequence[str] = (),
+) -> Store:
+    """The study's store, with its definition, its layers, its prompts and its plug-ins' code in it.
+
+    Args:
+        study: The study.
+        out: Its folder or address.
+        inventory: Its layers.
+        grid: Their levels.
+        inputs: What it is measured on, by content.
+        order: Modules in the order of their first call; empty if unknown.
+
+    Raises:
+        RaysenseError: `out` cannot be written, or holds a study of another definition or of other contents.
+    """
+    store = Store.open(out, create=True)
+    store.begin(
+        study.model_dump(mode="json"),
+        signature=signature(study, grid, inputs),
+        denominators=denominators(inventory),
+        extensions=(*EXTENSIONS, *PLACES),
+        inputs=inputs,
+        budget=quality_budget(study),
+    )
+    store.write_table("layers", layer_rows(inventory, grid, study.search.granularity, order))
+    disk = Disk(out)
+    keep_prompts(disk, load_prompts(study.prompts))
+    keep_code(disk, study)
+    return store
+
+
+def evaluator_spec(study: Study, out: str, inputs: Mapping[str, Any]) -> EvaluatorSpec:
+    """How a worker makes an evaluator: it gets the plug-ins' code too, and refuses to measure anything else."""
+    return EvaluatorSpec(
+        "raysense.evaluation.evaluator:build",
+        {
+            "study": study.model_dump(mode="json"),
+            "directory": out if "://" in out else str(Path(out).resolve()),
+            "threads": max(1, round(study.cluster.cpus_per_evaluator)),
+            "expected": dict(inputs),
+            "code": plugins.packed(plugins.named_by(study)),
+        },
+    )
+
+
+def denominators(inventory: Inventory) -> dict[str, int]:
+    """The integers that turn zeros into sparsities, for the store."""
+    names = ("zeros_before", "n_selected", "n_prunable", "n_components", "n_pipeline")
+    return {name: getattr(inventory, name) for name in names}
+
+
+def layer_rows(
+    inventory: Inventory, grid: LevelGrid, granularity: Any, order: Sequence[str] = ()
+) -> pa.Table:
+    """The table `layers`: one row a selected layer, as the pipeline lists them; `order` says when each runs first."""
+    ran = set(order)
+    first = sorted((layer.address for layer in inventory.layers if layer.address in ran), key=order.index)
+    place = {address: number for number, address in enumerate(first)}
+    group_of = {a: group for group, members in inventory.groups(granularity).items() for a in members}
+    own = set(grid.addresses)
+    return pa.Table.from_pylist(
+        [
+            {
+                "layer": layer.address,
+                "component": layer.component,
+                "block": layer.block,
+                "kind": layer.kind,
+                "weights": layer.n,
+                "step": grid.step(layer.address) if layer.address in own else 0,
+                "levels": grid.top(layer.address) if layer.address in own else 0,
+                "group": group_of[layer.address],
+                "order": place.get(layer.address),
+            }
+            for layer in inventory.layers
+        ]
+    )

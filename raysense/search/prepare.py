@@ -1,0 +1,129 @@
+"""`raysense prepare`: fetch and check everything a study needs, once, so that workers start warm and offline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from raysense.evaluation.cache import Blobs
+from raysense.evaluation.evaluator import external_key, inventory_and_grid
+from raysense.evaluation.inputs import hub_commit, inputs_of
+from raysense.evaluation.scoring import Judges
+from raysense.metrics import frechet
+from raysense.pipelines.load import load_pipeline, modules_of
+from raysense.pipelines.prompts import PromptSets, load_prompts
+from raysense.pipelines.text_cache import cut_off
+from raysense.store.disk import Disk
+from raysense.study import Study
+
+
+@dataclass(frozen=True)
+class Found:
+    """One thing that a study needs and that is there.
+
+    Attributes:
+        what: ``pipeline``, ``prompts``, ``clip``, ``features``, ``lpips``, ``custom`` or ``reference``.
+        text: What was found, for a person.
+        advice: What the study's author should change, or an empty string.
+    """
+
+    what: str
+    text: str
+    advice: str = ""
+
+
+def prepare(study: Study, out: str) -> Iterator[Found]:
+    """Fetch and check what a study needs, thing by thing.
+
+    Hub downloads go to the hub's own cache, with the hub's own token (``HF_TOKEN`` or a login); features of the
+    reference's images go to the study's cache, where every worker finds them.
+
+    Args:
+        study: The study.
+        out: Its store.
+
+    Yields:
+        What was found, as soon as it was.
+
+    Raises:
+        RaysenseError: Something cannot be had.
+    """
+    prompts = load_prompts(study.prompts)
+    yield Found("prompts", f"{len(prompts.search):,} for the search, {len(prompts.validation):,} held out")
+
+    pipeline = load_pipeline(study.pipeline, revision=study.revision, dtype=study.dtype)
+    inventory, _ = inventory_and_grid(study, pipeline.components)
+    commit = hub_commit(study.pipeline, study.revision)
+    where = f" at commit {commit}" if commit else ""
+    parameters = sum(p.numel() for module in modules_of(pipeline).values() for p in module.parameters())
+    advice = ""
+    if commit and study.revision != commit:
+        advice = f"pin it: `revision: {commit}`, or a later push to the hub changes what the study measures"
+    text = f"{study.pipeline}{where}: {parameters:,} parameters, {len(inventory.layers):,} layers selected"
+    yield Found("pipeline", text, advice)
+    size = side_of(pipeline, study)
+    texts = [prompt.text for prompt in (*prompts.search, *prompts.validation)]
+    for name, count in cut_off(pipeline, texts).items():
+        advice = f"{count} prompts are longer than `{name}` reads; only their beginning counts"
+        yield Found("prompts", f"{count} of {len(texts):,} are cut off by the pipeline's `{name}`", advice)
+    del pipeline
+
+    # Where there is no GPU, an evaluator that has one makes the reference's features anew.
+    on_gpu = study.cluster.gpus_per_evaluator > 0 and torch.cuda.is_available()
+    judges = Judges(study, "cuda" if on_gpu else "cpu")
+    cut = judges.truncated(texts)
+    advice = f"{len(cut)} prompts are longer than it reads; only their beginning counts" if cut else ""
+    clip, features = judges.identity
+    yield Found("clip", clip, advice)
+    yield Found("features", features)
+    if "lpips" in judges.measured:
+        yield Found("lpips", "VGG-16 weights")
+    for name, path in study.metrics.custom.items():
+        yield Found("custom", f"{name}: {path}")
+    yield _reference(study, prompts, judges, Blobs(Disk(out)), size)
+
+
+def _reference(study: Study, prompts: PromptSets, judges: Judges, blobs: Blobs, size: int | None) -> Found:
+    external = judges.external
+    if external.path is None:
+        return Found("reference", "dense images of other seeds; sampled by the study's first evaluation")
+    if external.is_saved:
+        gaussian = judges.saved_reference()
+        images = f"{gaussian.n:,} images" if gaussian.n else "an unknown number of images"
+        return Found("reference", f"{external.path}: mean and covariance of {images}")
+    if size is None:
+        return Found(
+            "reference",
+            f"{external.path}: read by the study's first evaluation, which knows the images' size",
+        )
+    key = external_key(inputs_of(study, prompts, judges, judges.device), judges, size)
+    stored = blobs.get(key)
+    if stored is None:
+        stored = judges.external_features(size)
+        blobs.put(key, stored)
+    n = frechet.statistics(stored["frechet"]).n
+    return Found("reference", f"{external.path}: features of {n:,} images, cached as {key}")
+
+
+def side_of(pipeline: object, study: Study) -> int | None:
+    """The side of the images that will be sampled, in pixels, if the pipeline tells before sampling."""
+    if study.sampling.width is not None:
+        return study.sampling.width
+    sample_size = getattr(pipeline, "default_sample_size", None)
+    if sample_size is None:
+        denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+        sample_size = getattr(getattr(denoiser, "config", None), "sample_size", None)
+    factor = getattr(pipeline, "vae_scale_factor", None)
+    return int(sample_size * factor) if isinstance(sample_size, int) and isinstance(factor, int) else None
+
+
+def without_token(text: str) -> str:
+    """A text with the hub's token, should it stand there, blacked out."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token and not token.isspace():
+        text = text.replace(token, "***")
+    return text

@@ -1,0 +1,126 @@
+"""One allocation, here and now: no search, no Ray. What `raysense try` and the benchmarks do."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from raysense.allocation import Allocation
+from raysense.errors import RaysenseError
+from raysense.evaluation.calibration import calibration_cost
+from raysense.evaluation.evaluator import Evaluator
+from raysense.names import OWL
+from raysense.pipelines.adapter import foresee
+from raysense.pipelines.load import modules_of, notes_of
+from raysense.records import CALIBRATION, Task
+from raysense.strategies.rules import check_strategies, closed_forms, outlier_weighed
+from raysense.study import Study
+
+logger = logging.getLogger(__name__)
+
+
+def with_strategy(study: Study, strategy: str) -> Study:
+    """The study with this strategy alone, so that what it needs is collected."""
+    return study.model_copy(update={"search": study.search.model_copy(update={"strategies": (strategy,)})})
+
+
+def try_once(study: Study, strategy: str, share: float, rung: str, directory: str) -> str:
+    """Prune to a share of the selected weights by a closed form and measure it.
+
+    Args:
+        study: What to prune, and how to measure.
+        strategy: A closed form, or ``owl``.
+        share: Zeros over the selected weights.
+        rung: Where to measure.
+        directory: The cache of dense references and statistics.
+
+    Returns:
+        A few lines: what was asked, what was counted under each denominator, each measure with its interval.
+
+    Raises:
+        RaysenseError: The study, the strategy or the method cannot be used.
+    """
+    study = with_strategy(study, strategy)
+    foresee(study.pipeline, study.sampling, revision=study.revision)  # steps that the scheduler refuses
+    evaluator = Evaluator(study, directory)
+    inventory = evaluator.inventory
+    calibration_cost(study, inventory, evaluator.grid, modules_of(evaluator.pipeline))
+    asked, allocation = allocate(evaluator, share)
+    with said_in_one_line(study.pipeline):
+        evaluation = evaluator.evaluate(Task(allocation, rung))
+    lines = [
+        f"{evaluation.method}, {strategy}: {asked:,} zeros asked, {evaluation.zeros:,} counted, steps of "
+        f"{evaluator.grid.base:,}",
+        *(f"{name:<20}{value:.4f}" for name, value in inventory.sparsities(evaluation.zeros).items()),
+        *(
+            f"{name:<20}{m.value:.4g}  [{m.low:.4g}, {m.high:.4g}]  n {m.n}, {m.extractor}"
+            for name, m in evaluation.measures.items()
+        ),
+        f"cost                {evaluation.cost:,} denoiser sample-forwards, {evaluation.seconds:.1f} s",
+        evaluator.masker.described,
+    ]
+    notes = (evaluation.collapsed, evaluation.notes, *notes_of(evaluator.pipeline))
+    problems = [note for note in notes if note]
+    return "\n".join(lines + problems)
+
+
+@contextmanager
+def said_in_one_line(pipeline: str) -> Iterator[None]:
+    """Whatever a pipeline's own code raises while it is called, as an error that names the pipeline.
+
+    A study keeps such things as failed rows; here nobody would see more than a traceback.
+
+    Raises:
+        RaysenseError: Something was raised.
+    """
+    try:
+        yield
+    except RaysenseError:
+        raise
+    except Exception as error:
+        logger.info("the pipeline's error:", exc_info=True)
+        reason = " ".join(str(error).split())[:300]
+        raise RaysenseError(
+            f"`pipeline`: `{pipeline}` could be loaded, but not measured ({type(error).__name__}: {reason}); check its "
+            "configuration files, or `sampling`; -v shows where"
+        ) from error
+
+
+def allocate(evaluator: Evaluator, share: float) -> tuple[int, Allocation]:
+    """The allocation of the study's one strategy that removes a share of the selected weights.
+
+    Args:
+        evaluator: Of a study with one strategy, see `with_strategy`.
+        share: Zeros over the selected weights.
+
+    Returns:
+        Zeros that were asked for, and the allocation.
+
+    Raises:
+        RaysenseError: The strategy is no closed form, or the caps do not allow so much.
+    """
+    study, grid, inventory = evaluator.study, evaluator.grid, evaluator.inventory
+    modules = modules_of(evaluator.pipeline)
+    evaluator.stand_at(Allocation())
+    families = closed_forms(inventory, grid, modules, study.search.proportions)
+    (strategy,) = study.search.strategies
+    check_strategies([strategy], (*families, OWL))
+    if strategy == OWL:
+        calibration = evaluator.evaluate(Task(Allocation(), CALIBRATION))
+        families[OWL] = outlier_weighed(inventory, grid, calibration)
+    asked, most = round(share * grid.n), grid.max_zeros
+    # Steps may end a little below the cap: that much is rounding, and both numbers are said.
+    if asked > most and share > most / grid.n + 1e-3:
+        pattern, cap = study.prune.pattern, study.prune.cap
+        remedy = (
+            f"the pattern {pattern} allows no more" if pattern else f"raise `prune.cap`, which is {cap:g}"
+        )
+        if not pattern and share < 1:
+            remedy += f" (--set prune.cap={min(1.0, share + 0.005):.3g})"
+        raise RaysenseError(
+            f"`--sparsity` is {share:g}, {asked:,} zeros, but at most {math.floor(1000 * most / grid.n) / 1000:g} of "
+            f"the selected weights can go, {most:,} zeros: ask for less, or {remedy}"
+        )
+    return asked, families[strategy](min(asked, most))

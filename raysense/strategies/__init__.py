@@ -1,0 +1,1 @@
+"""Where to look next: strategies, and the schedule that strings them together. No Ray, no disk."""

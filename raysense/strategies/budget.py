@@ -1,0 +1,136 @@
+"""What a study may spend: sample-forwards, evaluators' hours, or money. Knows no clock, only stored seconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from raysense.records import CALIBRATION, Evaluation, Question
+from raysense.study import Budget
+
+SLOWER = 1.25
+"""A question is taken to last so many times what its rungs' evaluations have lasted on average, per sample-forward."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The first question that a budget did not cover.
+
+    Attributes:
+        field: The limit that stopped it, e.g. ``budget.max_hours``.
+        limit: That limit.
+        unit: Of the amounts, for people.
+        spent: What evaluations had cost by then, and what those under way may cost.
+        needs: What the question may have cost.
+        kept: What was held back for later stages, validation above all.
+        question: Its name.
+        stage: Its stage.
+    """
+
+    field: str
+    limit: float
+    unit: str
+    spent: float
+    needs: float
+    kept: float
+    question: str
+    stage: str
+
+    def __str__(self) -> str:
+        """One sentence: the limit, what is spent, what the next step needs."""
+        kept = f", and {self.kept:,.5g} are held back for what must follow" if self.kept else ""
+        return (
+            f"`{self.field}` is {self.limit:,.5g} {self.unit}: {self.spent:,.5g} are spent or under way, the next step "
+            f"({self.question}) may cost {self.needs:,.5g}{kept}"
+        )
+
+
+class Purse:
+    """Keeps to a budget.
+
+    Sample-forwards are known before a question is asked. Seconds are not: they are foreseen from the stored seconds of
+    the evaluations so far, so that replaying a store spends the same. The first evaluations of a study, before any
+    is finished, are asked in any case where only hours or money are limited.
+
+    Args:
+        budget: The limits; any may be missing.
+        cost_of: What a question costs at most, in sample-forwards.
+        reserve: Stage -> sample-forwards that its questions leave for later stages.
+
+    Attributes:
+        reserve: See above.
+        spent: Sample-forwards of all evaluations so far, each counted once.
+        seconds: Their seconds.
+        image_cost: Sample-forwards of an image, as counted so far: the least, as images may be sampled anew for want of
+            memory; None before any was sampled.
+        refusal: What was not covered, at first; None while all was.
+    """
+
+    def __init__(
+        self, budget: Budget, cost_of: Callable[[Question], int], reserve: Mapping[str, int] | None = None
+    ) -> None:
+        self._cost_of, self.reserve = cost_of, dict(reserve or {})
+        self._limits: list[tuple[str, float, str, float]] = []  # field, limit, unit, units a second
+        if budget.max_hours is not None:
+            self._limits.append(("budget.max_hours", budget.max_hours, "evaluator-hours", 1 / 3600))
+        if budget.max_price is not None and budget.price_per_hour is not None:
+            self._limits.append(
+                ("budget.max_price", budget.max_price, "of money", budget.price_per_hour / 3600)
+            )
+        self._max_cost = budget.max_cost
+        self.spent, self.seconds = 0, 0.0
+        self.image_cost: int | None = None
+        self.refusal: Refusal | None = None
+        self._counted: set[str] = set()
+        self._by_rung: dict[str, tuple[float, int]] = {}  # seconds and sample-forwards
+
+    def charge(self, evaluations: Iterable[Evaluation]) -> None:
+        """Pay for evaluations; one that answers two questions is paid once."""
+        for evaluation in evaluations:
+            if evaluation.key in self._counted:
+                continue
+            if evaluation.key:
+                self._counted.add(evaluation.key)
+            self.spent += evaluation.cost
+            if evaluation.images and evaluation.rung != CALIBRATION:
+                counted = math.ceil(evaluation.cost / evaluation.images)
+                self.image_cost = min(counted, self.image_cost or counted)
+            self.seconds += evaluation.seconds
+            seconds, cost = self._by_rung.get(evaluation.rung, (0.0, 0))
+            self._by_rung[evaluation.rung] = seconds + evaluation.seconds, cost + evaluation.cost
+
+    def covers(self, question: Question, outstanding: Iterable[Question]) -> bool:
+        """Whether a question may be asked beside those under way; the first that may not is remembered."""
+        under_way = list(outstanding)
+        reserve = self.reserve.get(question.stage, 0)
+        if self._max_cost is not None:
+            promised = self.spent + sum(map(self._cost_of, under_way))
+            field = ("budget.max_cost", float(self._max_cost), "sample-forwards")
+            if not self._fits(field, promised, self._cost_of(question), reserve, question):
+                return False
+        if not self._limits:
+            return True
+        seconds = self.seconds + sum(map(self._seconds_of, under_way))
+        needs, kept = self._seconds_of(question), reserve * self._pace("validation")
+        return all(
+            self._fits((name, limit, unit), seconds * per, needs * per, kept * per, question)
+            for name, limit, unit, per in self._limits
+        )
+
+    def _fits(
+        self, field: tuple[str, float, str], spent: float, needs: float, kept: float, question: Question
+    ) -> bool:
+        if spent + needs + kept <= field[1]:
+            return True
+        if self.refusal is None:
+            self.refusal = Refusal(*field, spent, needs, kept, question.name, question.stage)
+        return False
+
+    def _seconds_of(self, question: Question) -> float:
+        return SLOWER * self._cost_of(question) * max(self._pace(task.rung) for task in question.tasks)
+
+    def _pace(self, rung: str) -> float:
+        """Seconds a sample-forward on a rung so far, or on the slowest one; 0 before anything is known."""
+        known = {name: seconds / cost for name, (seconds, cost) in self._by_rung.items() if cost}
+        return known.get(rung, max(known.values(), default=0.0))

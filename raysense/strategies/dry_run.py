@@ -1,0 +1,333 @@
+"""What a study will cost, before anything is spent: the study's own plan, answered by assumption instead of measured.
+
+The dry run drives the very strategy that the main job drives (`raysense.strategies.schedule.make_story`) on a simulated
+cluster: `evaluators` servers, questions handed out as `raysense.strategies.base.Lookahead` allows, a task's
+seconds from a measured `Speed`. So evaluations, budget, look-ahead and idle evaluators at the end of a stage are
+counted by the code that will cause them. What it cannot know is how damage grows with sparsity: it assumes the prior
+of `raysense.strategies.curves`, that no candidate is hopeless on the preview rung, and that every finalist is tested.
+Pure: no Ray, no disk, no clock.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from raysense.allocation import Allocation, LevelGrid
+from raysense.evaluation.shards import images_of, is_split, reference_rung
+from raysense.names import ITERATIVE, SOLVER
+from raysense.pipelines.cost import Cost, assumed
+from raysense.pruning import allocation_rules
+from raysense.pruning.allocation_rules import Family
+from raysense.pruning.layers import Inventory
+from raysense.records import CALIBRATION, Evaluation, Measure, Question, Task
+from raysense.strategies.base import Lookahead
+from raysense.strategies.curves import SLOPE, removed_energy
+from raysense.strategies.runner import Story
+from raysense.strategies.schedule import Findings, make_story
+from raysense.study import Bound, Study
+
+FEASIBLE_SHARE = 0.5
+"""Share of the selected weights up to which the dry run takes a candidate to be inside the budget."""
+
+ASKED_PER_EVALUATOR, RUNNING_PER_EVALUATOR = 3, 1.5
+"""Questions queued and at work for each evaluator, as `raysense.execution.ray.driver` does it."""
+
+QUESTION_SECONDS = 0.05
+"""From a question's end to the next one's start on a running trial; benchmarks/driver.py measures it."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast one evaluator is at this study.
+
+    Attributes:
+        image: Seconds an image: its share of sampling, decoding and features.
+        images: Seconds of an image evaluation beside its images: statistics, intervals, masks.
+        probe: Seconds of a probe evaluation.
+        load: Seconds until an evaluator is ready for its first evaluation.
+        first_probe: Seconds that an evaluator's first probe takes longer: its dense inputs are recorded.
+        start: Seconds until the cluster has started the first evaluator; for every study the same.
+        told: Where these come from, for people.
+    """
+
+    image: float
+    images: float = 0.0
+    probe: float = 0.0
+    load: float = 0.0
+    first_probe: float = 0.0
+    start: float = 0.0
+    told: str = ""
+
+
+@dataclass
+class Stage:
+    """What one stage of a study costs.
+
+    Attributes:
+        evaluations: Rows.
+        images: Images sampled, dense references included.
+        cost: Denoiser sample-forwards.
+        busy: Seconds of evaluators at work.
+    """
+
+    evaluations: int = 0
+    images: int = 0
+    cost: int = 0
+    busy: float = 0.0
+
+
+@dataclass
+class Estimate:
+    """What a study costs on so many evaluators.
+
+    Attributes:
+        evaluators: How many.
+        stages: By name, in the order they begin.
+        wall: Seconds from the start to the summary.
+        busy: Seconds of evaluators at work, loading included.
+        stopped: What the study's budget did not cover, or an empty text.
+    """
+
+    evaluators: int
+    stages: dict[str, Stage] = field(default_factory=dict)
+    wall: float = 0.0
+    busy: float = 0.0
+    stopped: str = ""
+
+    @property
+    def evaluations(self) -> int:
+        """Of all stages."""
+        return sum(stage.evaluations for stage in self.stages.values())
+
+    @property
+    def images(self) -> int:
+        """Of all stages."""
+        return sum(stage.images for stage in self.stages.values())
+
+    @property
+    def cost(self) -> int:
+        """Of all stages, in denoiser sample-forwards."""
+        return sum(stage.cost for stage in self.stages.values())
+
+    @property
+    def utilisation(self) -> float:
+        """Share of the evaluators' time that they work."""
+        return self.busy / (self.wall * self.evaluators) if self.wall else 0.0
+
+    def price(self, per_hour: float) -> float:
+        """For `wall` on all evaluators, at a price an evaluator-hour; idle ones are paid, too."""
+        return self.wall / 3600 * self.evaluators * per_hour
+
+
+def estimate(
+    study: Study,
+    inventory: Inventory,
+    grid: LevelGrid,
+    speed: Speed,
+    evaluators: int,
+    calibration_cost: int = 0,
+    cost: Cost | None = None,
+) -> Estimate:
+    """Runs the study's plan on a simulated cluster.
+
+    Args:
+        study: The study.
+        inventory: Its layers; weights are not needed.
+        grid: Their levels.
+        speed: Of one evaluator.
+        evaluators: How many.
+        calibration_cost: Sample-forwards that the study's method learns from, see
+            `raysense.evaluation.calibration.calibration_cost`.
+        cost: Of an image.
+    """
+    families = _Uniform(inventory, grid)
+    story = make_story(_without_weights(study), inventory, grid, families, calibration_cost, cost)
+    an_image = cost or assumed(study.sampling)
+    return _Cluster(story, study, inventory, grid, speed, evaluators, an_image).run()
+
+
+@dataclass(eq=False)
+class _Open:
+    """A question at work."""
+
+    question: Question
+    answers: list[Evaluation] = field(default_factory=list)
+
+
+class _Cluster:
+    """Evaluators, and questions that take turns on them."""
+
+    def __init__(
+        self,
+        story: Story[Findings],
+        study: Study,
+        inventory: Inventory,
+        grid: LevelGrid,
+        speed: Speed,
+        evaluators: int,
+        an_image: Cost,
+    ) -> None:
+        self._an_image = an_image
+        self._strategy, self._cost_of = Lookahead(story, study.search.lookahead), story.cost_of
+        self._story = story
+        self._study, self._inventory, self._grid = study, inventory, grid
+        self._speed, self._bounds = speed, study.constraints.bounds()
+        self._estimate = Estimate(evaluators)
+        self._references: set[str] = set()
+        self._clock = speed.start + speed.load
+        self._idle = evaluators
+        self._fresh_probes = evaluators  # evaluators that have recorded no probe yet
+        self._waiting: deque[_Open] = deque()
+        self._asked: deque[_Open] = deque()
+        self._running = 0
+        self._events: list[tuple[float, int, _Open, Evaluation]] = []
+        self._order = itertools.count()
+
+    def run(self) -> Estimate:
+        """Until the strategy is done."""
+        while True:
+            self._ask()
+            self._start()
+            if not self._events:
+                break
+            self._clock, _, work, evaluation = heapq.heappop(self._events)
+            self._idle += 1
+            work.answers.append(evaluation)
+            stop = work.question.stop
+            if len(work.answers) == len(work.question.tasks) or (
+                stop is not None and stop.says_stop(evaluation)
+            ):
+                self._running -= 1
+                self._strategy.tell(work.question, work.answers)
+            else:
+                self._waiting.append(work)
+        if self._story.error is not None:
+            raise self._story.error
+        result = self._estimate
+        result.wall = self._clock
+        result.stopped = str(self._story.purse.refusal or "")
+        result.busy = sum(s.busy for s in result.stages.values()) + result.evaluators * self._speed.load
+        return result
+
+    def _ask(self) -> None:
+        width = self._estimate.evaluators
+        while len(self._asked) + self._running < ASKED_PER_EVALUATOR * width:
+            question = self._strategy.ask()
+            if question is None:
+                break
+            self._asked.append(_Open(question))
+        while self._asked and self._running < math.ceil(RUNNING_PER_EVALUATOR * width):
+            self._running += 1
+            self._waiting.append(self._asked.popleft())
+
+    def _start(self) -> None:
+        while self._idle and self._waiting:
+            work = self._waiting.popleft()
+            task = work.question.tasks[len(work.answers)]
+            stage = self._estimate.stages.setdefault(work.question.stage, Stage())
+            images, cost, seconds = self._work(task, work.question.tasks[: len(work.answers)])
+            evaluation = self._answer(work.question, task, images, cost, seconds)
+            stage.evaluations += 1
+            stage.images += images
+            stage.cost += evaluation.cost
+            stage.busy += seconds
+            self._idle -= 1
+            heapq.heappush(
+                self._events, (self._clock + seconds + QUESTION_SECONDS, next(self._order), work, evaluation)
+            )
+
+    def _work(self, task: Task, before: Sequence[Task]) -> tuple[int, int, float]:
+        """Images, dense references included, sample-forwards, and seconds, after the question's tasks before it."""
+        cost = self._cost_of(Question("", "", (task,)))
+        an_image = self._an_image.image
+        if task.rung == CALIBRATION:
+            return 0, cost, cost / an_image * self._speed.image
+        if task.part is not None:
+            images = cost // an_image
+            return images, cost, images * self._speed.image
+        if task.rung == "probe":
+            first = self._fresh_probes > 0
+            self._fresh_probes -= 1
+            recorded = self._an_image.probe(self._study.rungs.probe, records=True) - cost
+            return 0, cost + first * recorded, self._speed.probe + first * self._speed.first_probe
+        images = 0 if is_split(self._study, task.rung) else images_of(self._study, task.rung)
+        if images and any((e.allocation, e.rung) == (task.allocation, "preview") for e in before):
+            images -= images_of(self._study, "preview")
+        # The first on a rung samples the references: two dense images a prompt of the largest rung of its set.
+        largest = reference_rung(task.rung)
+        if largest not in self._references:
+            self._references.add(largest)
+            if not is_split(self._study, largest, reference=True):
+                images += images_of(self._study, largest, reference=True)
+        return images, an_image * images, self._speed.images + images * self._speed.image
+
+    def _answer(self, question: Question, task: Task, images: int, cost: int, seconds: float) -> Evaluation:
+        zeros = self._grid.zeros(task.allocation)
+        share = zeros / self._grid.n
+        return Evaluation(
+            key="", question=question.name, stage=question.stage, allocation=task.allocation.key, rung=task.rung,
+            draw=task.draw, measures=_Assumed(self._bounds, share, self._local_share(task.allocation)),
+            zeros=self._inventory.zeros_before + zeros, images=images, cost=cost, seconds=seconds,
+        )  # fmt: skip
+
+    def _local_share(self, allocation: Allocation) -> float:
+        """Share of the touched layers' weights that leaves."""
+        touched = sum(self._grid.weights(address) for address in allocation)
+        return self._grid.zeros(allocation) / touched if touched else 0.0
+
+
+class _Assumed(Mapping[str, Measure]):
+    """A measure for every name that a plan may look up.
+
+    Bounded measures lie well inside the budget up to `FEASIBLE_SHARE` and straddle their bound above it, so that
+    nothing is hopeless; errors follow the prior of `raysense.strategies.curves` on the layers an allocation touches.
+    """
+
+    def __init__(self, bounds: Sequence[Bound], share: float, local: float) -> None:
+        self._bounds = {bound.measure: bound for bound in bounds}
+        self._share, self._local = share, local
+
+    def __getitem__(self, name: str) -> Measure:
+        bound = self._bounds.get(name)
+        if bound is None:
+            error = float(removed_energy(np.array(self._local))) ** SLOPE if self._local else 0.0
+            return Measure(error, error, error, 1, "assumed")
+        width = max(abs(bound.limit), 1e-6)
+        inside = -1 if bound.is_upper else 1
+        if self._share <= FEASIBLE_SHARE:
+            value = bound.limit + inside * width * (1 - self._share)
+            return Measure(value, value, value, 1, "assumed")
+        value = bound.limit - inside * 0.1 * width
+        return Measure(value, value - 0.2 * width, value + 0.2 * width, 1, "assumed")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bounds)
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+
+def _without_weights(study: Study) -> Study:
+    """The study under names of families that need no measurement of the weights; see `_Uniform`."""
+    names = tuple(
+        name if name in (SOLVER, "uniform", *ITERATIVE) else f"as {name}" for name in study.search.strategies
+    )
+    return study.model_copy(update={"search": study.search.model_copy(update={"strategies": names})})
+
+
+class _Uniform(dict[str, Family]):
+    """Every family by any name, as the uniform one: the others need weights, and cost the same."""
+
+    def __init__(self, inventory: Inventory, grid: LevelGrid) -> None:
+        super().__init__()
+        self._family = lambda zeros: allocation_rules.uniform(inventory, grid, zeros)
+
+    def __missing__(self, name: str) -> Family:
+        return self._family

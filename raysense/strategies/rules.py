@@ -1,0 +1,91 @@
+"""Families of allocations by name: each turns a wanted total into an allocation. The solver is one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from raysense.allocation import Allocation, LevelGrid
+from raysense.errors import RaysenseError
+from raysense.names import UNIFORM
+from raysense.pruning import allocation_rules
+from raysense.pruning.allocation_rules import Family
+from raysense.pruning.layers import Inventory, Layer
+from raysense.records import OUTLIERS, Evaluation
+from raysense.strategies.curves import Curve
+from raysense.strategies.solver import OBJECTIVES
+
+
+def closed_forms(
+    inventory: Inventory,
+    grid: LevelGrid,
+    modules: Mapping[str, nn.Module],
+    proportions: Mapping[str, float] | None = None,
+) -> dict[str, Family]:
+    """The allocations that need no measurement, by name.
+
+    Args:
+        inventory: The selected layers.
+        grid: Their levels.
+        modules: Component name -> module, dense when the first allocation is asked for.
+        proportions: Component -> its part in the ratios of ``per_component`` and ``recipe``; 1 where missing.
+    """
+    linear = tuple(layer for layer in inventory.layers if layer.kind == "linear")
+    parts = dict(proportions or {})
+
+    def in_proportion(layers: Sequence[Layer]) -> Family:
+        return lambda zeros: allocation_rules.in_proportion(layers, inventory, grid, zeros, parts)
+
+    return {
+        UNIFORM: lambda zeros: allocation_rules.uniform(inventory, grid, zeros),
+        "per_component": in_proportion(inventory.layers),
+        "recipe": in_proportion(linear),
+        "erk": lambda zeros: allocation_rules.erk(inventory, grid, zeros),
+        "global": allocation_rules.global_magnitude(inventory, grid, modules),
+        "lamp": allocation_rules.lamp(inventory, grid, modules),
+    }
+
+
+def outlier_weighed(inventory: Inventory, grid: LevelGrid, calibration: Evaluation) -> Family:
+    """OWL's family, from the outlier ratios among the measures of a calibration."""
+    outliers = {
+        name.removeprefix(OUTLIERS): measure.value
+        for name, measure in calibration.measures.items()
+        if name.startswith(OUTLIERS)
+    }
+    return lambda zeros: allocation_rules.owl(inventory, grid, zeros, outliers)
+
+
+def solved(
+    curves: Sequence[Curve],
+    groups: Mapping[str, Sequence[str]],
+    inventory: Inventory,
+    grid: LevelGrid,
+    weights: Mapping[str, float] | None = None,
+    objective: str = "additive",
+) -> Family:
+    """The solver's family: least weighted sum of the groups' damages for every total, or least largest of them."""
+    fine = [curve.refined() for curve in curves]
+    sizes = {layer.address: layer.n for layer in inventory.layers}
+
+    def family(zeros: int) -> Allocation:
+        most = sum(max(curve.zeros) for curve in fine)
+        solution = OBJECTIVES[objective](fine, min(zeros, most), weights)
+        wish = {
+            address: solution.sparsity.get(group, 0.0) * sizes[address]  # unmeasured groups stay dense
+            for group, addresses in groups.items()
+            for address in addresses
+        }
+        return grid.nearest(wish, min(zeros, most))
+
+    return family
+
+
+def check_strategies(names: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse names that are no family."""
+    for name in names:
+        if name not in known:
+            raise RaysenseError(
+                f"`search.strategies` has the unknown entry {name!r}; there are {', '.join(sorted(known))}"
+            )

@@ -1,0 +1,68 @@
+"""The arithmetic of `benchmarks.search`: ratios with their bounds, and what reaching a total cost."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from benchmarks.search import cost_to_reach, credited, prompts_of, ratio
+from raysense.records import Evaluation, Measure
+from raysense.study import Bound
+
+
+def test_a_ratio_has_paired_bounds_over_studies() -> None:
+    found = ratio([0.6, 0.5, 0.66], [0.3, 0.25, 0.33])
+    assert found["ratio"] == found["low"] == found["high"] == pytest.approx(2.0)
+    found = ratio([0.4, 0.9], [0.2, 0.3])
+    assert found["ratio"] == pytest.approx(math.sqrt(6), abs=1e-3)
+    # t of one degree of freedom, 12.706, times half the distance of the two logarithms.
+    assert found["high"] == pytest.approx(math.exp(math.log(6) / 2 + 12.706 * math.log(1.5) / 2), rel=1e-3)
+
+
+def test_one_study_has_no_bounds_and_a_rival_that_failed_is_counted() -> None:
+    found = ratio([0.6, 0.5], [0.3, 0.0])
+    assert found["ratio"] == 2.0
+    assert found["low"] is None
+    assert found["rival_never_inside"] == 1
+
+
+def test_a_search_that_found_nothing_counts_with_what_it_starts_from() -> None:
+    reached = {"lamp": 0.4, "uniform": 0.3, "evopress": 0.0, "tpe": 0.45, "solver": 0.7, "joint": 0.0}
+    rows = pd.DataFrame({"seed": 0, "strategy": list(reached), "sparsity_components": list(reached.values())})
+    counted = credited(rows).loc[0].to_dict()
+    assert counted == {**reached, "evopress": 0.4, "joint": 0.7}
+
+
+def test_cost_to_reach_counts_what_led_there() -> None:
+    bound = Bound("constraints.clip_score.max_drop", "clip_score_drop", True, 0.01)
+    path = [
+        evaluation("probe", zeros=90, drop=0.0),
+        evaluation("score", zeros=50, drop=0.0),
+        evaluation("score", zeros=80, drop=0.02),
+        evaluation("score", zeros=70, drop=0.005),
+        evaluation("score", zeros=75, drop=0.005),
+    ]
+    assert cost_to_reach(60, path, [bound]) == 40
+    assert cost_to_reach(76, path, [bound]) is None
+
+
+def test_every_seed_begins_with_prompts_of_its_own(tmp_path: Path) -> None:
+    begins: set[str] = set()
+    for seed in range(3):
+        rows = [json.loads(line) for line in prompts_of(seed, 3, tmp_path).read_text().splitlines()]
+        assert len({row["id"] for row in rows}) == 1200
+        for split in ("search", "validation"):
+            begins |= {row["id"] for row in [r for r in rows if r["split"] == split][:192]}
+    assert len(begins) == 3 * 2 * 192
+
+
+def evaluation(rung: str, zeros: int, drop: float) -> Evaluation:
+    return Evaluation(
+        key=f"{rung}-{zeros}", question="", stage="search", allocation="", rung=rung, draw=0,
+        measures={"clip_score_drop": Measure(drop, drop, drop, 8, "made-up")}, zeros=zeros, images=8, cost=10,
+        seconds=0.0,
+    )  # fmt: skip

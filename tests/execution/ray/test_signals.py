@@ -1,0 +1,85 @@
+"""SIGTERM and SIGHUP are Ctrl-C in a hurry; a broker that dies is one sentence."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from raysense.store import Store
+from tests.execution.ray.test_kill import named
+
+WITHIN = 20.0
+
+
+class Driver:
+    """A driver on the tests' Ray, measuring."""
+
+    def __init__(self, address: str, folder: Path, seconds: float) -> None:
+        self.uri, self.log = folder / "store", folder / "log"
+        self.log.touch()
+        command = [
+            "-m",
+            "tests.execution.stopped_driver",
+            address,
+            str(self.uri),
+            str(self.log),
+            str(seconds),
+        ]
+        self.process = subprocess.Popen(
+            [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def wait_for(self, words: str) -> None:
+        until = time.monotonic() + 240
+        while words not in self.log.read_text():
+            assert self.process.poll() is None, self.process.communicate()[0]
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        time.sleep(0.5)
+
+    def end(self) -> tuple[int, str, float]:
+        began = time.monotonic()
+        said = self.process.communicate(timeout=120)[0]
+        return self.process.returncode, said, time.monotonic() - began
+
+
+def test_what_takes_longer_than_a_machine_has_left_is_dropped(local_ray: str, tmp_path: Path) -> None:
+    driver = Driver(local_ray, tmp_path, seconds=90)
+    driver.wait_for("load")
+    driver.process.send_signal(signal.SIGHUP)
+    status, said, seconds = driver.end()
+    assert status == 130, said
+    assert said.splitlines()[-1] in ("stopped", "stopped now", "left")
+    assert "Traceback" not in said
+    assert seconds < WITHIN
+    assert Store.open(str(driver.uri), create=True).evaluations() == []
+
+
+def test_what_is_in_flight_is_finished_if_it_is_quick(local_ray: str, tmp_path: Path) -> None:
+    driver = Driver(local_ray, tmp_path, seconds=0.3)
+    driver.wait_for("eval")
+    driver.process.send_signal(signal.SIGTERM)
+    status, said, seconds = driver.end()
+    assert (status, said.splitlines()[-1]) == (130, "stopped")
+    assert seconds < WITHIN
+    measured = sum(line.startswith("eval") for line in driver.log.read_text().splitlines())
+    assert len(Store.open(str(driver.uri), create=True).evaluations()) == measured
+
+
+def test_a_killed_broker_is_one_sentence(local_ray: str, tmp_path: Path) -> None:
+    driver = Driver(local_ray, tmp_path, seconds=0.3)
+    driver.wait_for("eval")
+    (broker,) = [p for p in psutil.Process().children(recursive=True) if named(p, "ray::Broker")]
+    os.kill(broker.pid, signal.SIGKILL)
+    status, said, _ = driver.end()
+    assert status == 2
+    assert len(said.strip().splitlines()) == 1, said
+    line = said
+    assert "has died" in line
+    assert "--resume" in line

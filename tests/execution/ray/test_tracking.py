@@ -1,0 +1,215 @@
+"""A study's numbers in MLflow and TensorBoard: the real packages, read back; and what happens when they fail."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raysense.allocation import Allocation
+from raysense.cli import main
+from raysense.execution.evaluators import EvaluatorSpec
+from raysense.execution.ray.driver import run_on_ray
+from raysense.execution.tracking import Tracker, figures
+from raysense.records import Evaluation, Measure, Question, Task
+from raysense.store import Store
+from raysense.study import Track
+from tests.execution.curves import Curves
+
+DENOMINATORS = {
+    "zeros_before": 0, "n_selected": 100, "n_prunable": 100, "n_components": 200, "n_pipeline": 400,
+}  # fmt: skip
+QUESTIONS, LEVELS = 3, 4
+
+
+def run(folder: Path, track: Track, **arguments: Any) -> Store:
+    """A small study through Ray; its store."""
+    outcome = run_on_ray(
+        Curves(QUESTIONS, LEVELS),
+        EvaluatorSpec("tests.execution.sleepers:sleeper", arguments),
+        str(folder),
+        signature="s",
+        lookahead=6,
+        evaluators=2,
+        tracker=Tracker(track, "tiny", DENOMINATORS),
+    )
+    assert outcome.finished
+    return Store.open(str(folder), create=True)
+
+
+def expected(store: Store) -> dict[str, list[dict[str, float]]]:
+    """By question, the figures of its evaluations in order, from the Parquet rows alone."""
+    level = {row["allocation"]: row["level"] for row in store.table("allocations").to_pylist()}
+    found: dict[str, list[dict[str, float]]] = {}
+    for evaluation in sorted(store.evaluations(), key=lambda evaluation: level[evaluation.allocation]):
+        found.setdefault(evaluation.question, []).append(figures(evaluation, DENOMINATORS))
+    return found
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_mlflow_shows_what_the_rows_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    rows = expected(run(tmp_path / "store", Track(mlflow=uri, experiment="mine"), fail_on="layer001=3"))
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("mine")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert {one.info.run_name for one in runs} == set(rows)
+    assert len(rows) == QUESTIONS
+    for one in runs:
+        assert one.info.status == "FINISHED"
+        assert one.data.params["stage"] == "sensitivity"
+        assert one.data.params["question"] == one.info.run_name
+        assert one.data.params["rungs"] == "probe"
+        assert one.data.tags["raysense.study"] == "tiny"
+        evaluations = rows[one.info.run_name]
+        for name in set().union(*evaluations):
+            history = {m.step: m.value for m in client.get_metric_history(one.info.run_id, name)}
+            by_step = {step: row[name] for step, row in enumerate(evaluations, 1) if name in row}
+            assert history == by_step, name  # the very same numbers
+    failed = [one for one in runs if one.data.params["question"].endswith("layer001")]
+    assert sum(m.value for m in client.get_metric_history(failed[0].info.run_id, "probe/failed")) == 1
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_tensorboard_shows_what_the_rows_say(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = tmp_path / "board"
+    rows = expected(run(tmp_path / "store", Track(tensorboard=str(board))))
+    assert len(rows) == QUESTIONS
+    for question, evaluations in rows.items():
+        events = EventAccumulator(str(board / "tiny" / question))
+        events.Reload()
+        for name in set().union(*evaluations):
+            shown = {event.step: event.value for event in events.Scalars(f"ray/tune/{name}")}
+            by_step = {step: row[name] for step, row in enumerate(evaluations, 1)}
+            assert shown == pytest.approx(by_step, rel=1e-6), name  # event files hold single precision
+
+
+def test_a_package_that_cannot_be_imported_is_logged_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from raysense.execution import tracking
+
+    def broken() -> None:
+        raise ImportError("half installed")
+
+    monkeypatch.setattr(tracking, "_tensorboard", broken)
+    with caplog.at_level(logging.WARNING, "raysense"), Tracker(Track(tensorboard="x"), "tiny", {}) as tracker:
+        tracker.end("1", failed=False)
+    assert "track.tensorboard: ImportError: half installed" in caplog.text
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_failure_is_logged_once_and_changes_no_row(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with caplog.at_level(logging.WARNING, "raysense"):
+        store = run(tmp_path / "store", Track(tensorboard=str(tmp_path / "file")))
+    assert len(store.table("evaluations")) == QUESTIONS * LEVELS
+    (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("track.")]
+    assert line.startswith("track.tensorboard: ")
+    assert "The study goes on" in line
+    plain = run_on_ray(
+        Curves(QUESTIONS, LEVELS), EvaluatorSpec("tests.execution.sleepers:sleeper"), str(tmp_path / "plain"),
+        signature="s", lookahead=6, evaluators=2,
+    )  # fmt: skip
+    assert plain.finished
+    other = Store.open(str(tmp_path / "plain"), create=True)
+    assert values(store) == values(other)
+
+
+def values(store: Store) -> set[tuple[str, float]]:
+    return {(row["key"], row["value"]) for row in store.table("measures").to_pylist()}
+
+
+def test_a_server_that_hangs_holds_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from raysense.execution import tracking
+
+    let_go = threading.Event()
+
+    class Hangs:
+        def setup(self) -> None:
+            let_go.wait(60)
+
+    monkeypatch.setattr(tracking, "_tensorboard", Hangs)
+    monkeypatch.setattr(tracking, "WAIT_SECONDS", 0.1)
+    question = Question("search/a/0", "search", (Task(Allocation({"unet:a": 1}), "score"),))
+    try:
+        with (
+            caplog.at_level(logging.WARNING, "raysense"),
+            Tracker(Track(tensorboard=str(tmp_path)), "tiny", {}) as tracker,
+        ):
+            tracker.begin("1", question)
+            tracker.report("1", EVALUATION)
+            tracker.end("1", failed=False)
+    finally:
+        let_go.set()
+    assert "not everything is shown yet" in caplog.text
+
+
+EVALUATION = Evaluation(
+    "k", "search/a/0", "search", "a", "score", 0, zeros=50, images=8, cost=64, seconds=2.0,
+    measures={"frechet_rise": Measure(3.0, 1.0, 5.0, 8, "x"), "kid_rise": Measure(float("nan"), 0.0, 1.0, 8, "x")},
+    collapsed="constant",
+)  # fmt: skip
+
+
+def test_figures_name_the_rung_and_leave_out_what_is_no_number() -> None:
+    found = figures(EVALUATION, DENOMINATORS)
+    assert found["score/frechet_rise"] == 3.0
+    assert found["score/frechet_rise_high"] == 5.0
+    assert found["score/sparsity_components"] == 0.25
+    assert found["score/collapsed"] == 1
+    assert "score/kid_rise" not in found
+    assert "score/sparsity_components" not in figures(EVALUATION, {})
+
+
+def test_what_a_restarted_trial_reports_again_is_shown_once(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    name = "search/../../out side/0"  # a hostile name stays below the folder
+    question = Question(name, "search", (Task(Allocation({"unet:a": 1}), "score"),))
+    with Tracker(Track(tensorboard=str(tmp_path / "board")), "tiny", DENOMINATORS) as tracker:
+        tracker.begin("1", question)
+        tracker.report("1", EVALUATION)
+        tracker.begin("1", question)
+        tracker.report("1", EVALUATION)
+        tracker.end("1", failed=False)
+    (file,) = tmp_path.rglob("events.out.*")
+    assert file.is_relative_to(tmp_path / "board" / "tiny")
+    events = EventAccumulator(str(file.parent))
+    events.Reload()
+    assert len(events.Scalars("ray/tune/score/frechet_rise")) == 1
+
+
+@pytest.mark.parametrize(("key", "package"), [("mlflow", "mlflow"), ("tensorboard", "tensorboardX")])
+def test_a_missing_package_names_the_extra_before_anything_starts(
+    key: str,
+    package: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from importlib import util
+
+    found = util.find_spec
+    monkeypatch.setattr(
+        util, "find_spec", lambda name, *rest: None if name == package else found(name, *rest)
+    )
+    out = tmp_path / "run"
+    assert main(["search", "--set", f"track.{key}={tmp_path}/x", "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert f"pip install 'raysense[{key}]'" in error
+    assert len(error.splitlines()) == 1
+    assert not out.exists()

@@ -1,0 +1,127 @@
+"""What a study says in the end: nothing passed, and by how much; what stands at the cap; every bound's interval."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from raysense.allocation import Allocation
+from raysense.execution.local import run_in_process
+from raysense.records import Evaluation, Measure, Task
+from raysense.results.near_miss import at_cap, cap_in_words
+from raysense.results.summary import render, summarise
+from raysense.search.job import denominators
+from raysense.store.store import Store
+from raysense.strategies.rules import closed_forms
+from raysense.strategies.schedule import make_story
+from raysense.study import parse
+from tests.strategies.test_schedule import SIGNATURE, Landscape, made_up
+
+CLIP = 0.9
+
+
+class Judged(Landscape):
+    """Damage of everything that is pruned, as asked on each rung; the score itself beside its drop."""
+
+    harm: Mapping[str, float] = MappingProxyType({})
+    scale = 1.0
+
+    def damage(self, allocation: Any) -> float:
+        return self.scale * super().damage(allocation)
+
+    def evaluate(self, task: Task) -> Evaluation:
+        found = super().evaluate(task)
+        if "clip_score_drop" not in found.measures:
+            return found
+        drop = self.damage(task.allocation) + (self.harm.get(task.rung, 0.0) if task.allocation else 0.0)
+        measures = {
+            "clip_score_drop": Measure(drop, drop - self.noise, drop + self.noise, 32, "made-up"),
+            "clip_score": Measure(CLIP - drop, CLIP - drop - 0.01, CLIP - drop + 0.01, 32, "made-up"),
+        }
+        return replace(found, measures=measures)
+
+
+def ended(folder: Path, constraints: dict[str, Any], **kind: Any) -> tuple[dict[str, Any], str]:
+    """The summary of a study on such a pipeline, and what the console says."""
+    plain, inventory, grid, _ = made_up(strategies=["uniform", "solver"], bisections=4, rounds=0, levels=3)
+    study = parse({**plain.model_dump(mode="json"), "constraints": constraints})
+    story = make_story(study, inventory, grid, closed_forms(inventory, grid, {}))
+    landscape = Judged(inventory, grid)
+    for name, value in kind.items():
+        setattr(landscape, name, value)
+    store = Store.open(str(folder), create=True)
+    store.begin(study.model_dump(mode="json"), signature=SIGNATURE, denominators=denominators(inventory))
+    run_in_process(story, landscape, store, signature=SIGNATURE, lookahead=4)
+    assert story.error is None
+    assert story.outcome is not None
+    summary = summarise(study, inventory, grid, story.outcome, store, 1.0, story.purse)
+    console = Console(file=io.StringIO(), width=200)
+    render(summary, "out", console)
+    return summary, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+DROP = {"clip_score": {"max_drop": 0.2}}
+
+
+def test_none_came_to_the_held_out_prompts(tmp_path: Path) -> None:
+    summary, told = ended(tmp_path, DROP, harm={"preview": 0.0, "score": 0.3, "validation": 0.3}, noise=0.001)
+    missed = summary["missed"]
+    assert missed["rung"] == "score"
+    (row,) = missed["bounds"]
+    assert row["by"] == pytest.approx(row["high"] - 0.2)
+    assert row["enough"] is None, "no number of images helps"
+    assert "Nothing passed. Of" in told
+    assert f"missed `constraints.clip_score.max_drop` by {row['by']:.3g}" in told
+    assert "the search's prompts" in told
+    assert "held-out" not in told
+    assert "loosen `constraints.clip_score.max_drop`" in told
+
+
+def test_all_fell_at_the_preview(tmp_path: Path) -> None:
+    summary, told = ended(tmp_path, DROP, harm={"preview": 9.0}, noise=0.001)
+    assert summary["missed"]["rung"] == "preview"
+    assert "the preview" in told
+
+
+def test_the_held_out_prompts_were_failed_by_the_interval_alone(tmp_path: Path) -> None:
+    summary, told = ended(tmp_path, DROP, harm={"validation": 0.19}, scale=1e-4, noise=0.05)
+    missed = summary["missed"]
+    assert missed["rung"] == "validation"
+    (row,) = missed["bounds"]
+    assert row["value"] < 0.2 < row["value"] + 0.05 * summary["tests"]["stretch"]
+    # The half-width that the test asks for, shrunk with the root of the number of images, just fits.
+    reach = summary["tests"]["stretch"] * 0.05 * (row["n"] / row["enough"]) ** 0.5
+    assert row["value"] + reach == pytest.approx(0.2, abs=1e-3)
+    assert f"about {row['enough']:,} images in `rungs.validation`" in told
+    assert "held-out prompts" in told
+
+
+def test_what_stands_at_the_cap_is_said() -> None:
+    study, _, grid, _ = made_up()
+    first, second, third, *_ = grid.addresses
+    winner = Allocation({first: grid.top(first), second: grid.top(second) - 1, third: grid.top(third)})
+    share = (grid.weights(first) + grid.weights(third)) / grid.n
+    words = cap_in_words(at_cap(study, grid, winner))
+    assert words.startswith(
+        f"2 of 12 layers, {share:.0%} of the weights, stand at the cap (`prune.cap` 0.95)"
+    )
+    assert cap_in_words(at_cap(study, grid, Allocation({second: 1}))) == ""
+    assert at_cap(study, grid, None) is None
+
+
+def test_an_absolute_bound_has_its_interval_and_its_bound_in_the_table(tmp_path: Path) -> None:
+    summary, told = ended(tmp_path, {"clip_score": {"max_drop": 0.2, "min": 0.75}})
+    assert summary["feasible"]
+    assert summary["missed"] is None
+    (absolute,) = [row for row in summary["constraints"] if row["measure"] == "clip_score"]
+    (line,) = [line for line in told.splitlines() if "≥ 0.75" in line]
+    assert f"[{absolute['low']:.4f}, {absolute['high']:.4f}]" in line
+    (line,) = [line for line in told.splitlines() if "≤ 0.2" in line]
+    assert "clip score drop" in line

@@ -1,0 +1,44 @@
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+
+from raysense.errors import RaysenseError
+from raysense.evaluation.evaluator import Evaluator
+from raysense.results.pictures import LABEL_HEIGHT, choose_rows, noise_of_pictures, paint_comparison, picture
+from raysense.results.run import Run
+from raysense.study import load, revise
+from tests.conftest import REFERENCE
+
+
+def test_rows_keep_their_pixels() -> None:
+    red = torch.zeros(2, 3, 48, 48)
+    red[:, 0] = 1
+    shown = picture([red, 1 - red], ["a", "b"])
+    assert shown.size == (192, 2 * (96 + LABEL_HEIGHT))
+    assert shown.getpixel((10, LABEL_HEIGHT + 10)) == (255, 0, 0)
+    assert shown.getpixel((10, 96 + 2 * LABEL_HEIGHT + 10)) == (0, 255, 255)
+
+
+def test_what_is_shown_has_the_noise_of_the_first_images_of_a_rung() -> None:
+    """`raysense show` and the page alike, whatever the study's seed."""
+    study = revise(load(), ["seed=3"])
+    first = Evaluator._seed(cast(Evaluator, SimpleNamespace(study=study)), 0, 0)
+    assert noise_of_pictures(study, 2) == [first, first] == [30_000_000] * 2
+
+
+def test_no_study(tmp_path: Path) -> None:
+    with pytest.raises(RaysenseError, match="there is no study"):
+        paint_comparison(tmp_path, tmp_path / "x.png")
+
+
+def test_the_rows_go_over_the_cliff_of_the_winners_family() -> None:
+    run = Run(str(REFERENCE))
+    assert run.summary is not None
+    rows = choose_rows(run.candidates(), run.summary["allocation"])
+    assert rows[0]["kind"] == "dense"
+    assert rows[-1]["kind"] == "outside"
+    assert [row["zeros"] for row in rows] == sorted(row["zeros"] for row in rows)
+    assert {row["strategy"] for row in rows} <= {"dense", "solver", "joint"}
