@@ -1,0 +1,64 @@
+"""What several commands share: the study that they are given, its folder, warnings."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from raysense.errors import RaysenseError
+from raysense.hub import settle
+from raysense.study import Study, examine, listed
+
+RUNS = Path("reports/runs")
+"""Where a study's folder is made unless `--out` says otherwise."""
+
+
+def study_arguments(parser: argparse.ArgumentParser) -> None:
+    """The study, `--set` and `--verbose`."""
+    parser.add_argument(
+        "study", nargs="?", type=Path, metavar="STUDY.yaml", help="default: the quickstart study"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a value, e.g. rungs.score.prompts=64",
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what happens")
+
+
+def run_argument(parser: argparse.ArgumentParser, text: str) -> None:
+    """The folder of a study that was run."""
+    parser.set_defaults(verbose=False)
+    parser.add_argument("run_folder", metavar="RUN", help=f"{text}, e.g. {RUNS}/quickstart")
+
+
+def checked(args: argparse.Namespace, *, needs_weights: bool = True) -> tuple[Study, list[str]]:
+    """The study that a command is given, and what is doubtful about it.
+
+    Raises:
+        RaysenseError: All that is wrong with it and can be known without loading anything.
+    """
+    from raysense.study.checks import look
+
+    found = examine(args.study, args.set)
+    mistakes, doubts = look(found, needs_weights=needs_weights)
+    if found.study is None or mistakes:
+        raise RaysenseError(listed(mistakes))
+    return found.study, doubts
+
+
+def ready(args: argparse.Namespace, *, needs_weights: bool = True) -> Study:
+    """The study that a command is given, to be worked on now: doubts are said, and so is a hub that is out of reach."""
+    study, doubts = checked(args, needs_weights=needs_weights)
+    warn([*doubts, settle(study)])
+    return study
+
+
+def warn(doubts: Sequence[str]) -> None:
+    """Say what is doubtful, a line each; empty texts say nothing."""
+    for doubt in filter(None, doubts):
+        print(f"raysense: warning: {doubt}", file=sys.stderr)

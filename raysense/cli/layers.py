@@ -1,0 +1,33 @@
+"""`raysense layers`: a pipeline's prunable layers."""
+
+from __future__ import annotations
+
+import argparse
+
+from raysense.cli.common import study_arguments, warn
+from raysense.hub import settle
+from raysense.study import load
+
+SUMMARY = "print a pipeline's prunable layers as a tree"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    study_arguments(parser)
+    parser.add_argument(
+        "--pipeline", help="a pipeline (`bundled`, a folder or a hub id) instead of the study's"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns its exit status."""
+    overrides = [*args.set, *([f"pipeline={args.pipeline}"] if args.pipeline else [])]
+    study = load(args.study, overrides)
+    warn([settle(study)])
+    from raysense.evaluation.evaluator import inventory_and_grid
+    from raysense.pipelines.load import load_pipeline
+    from raysense.pruning.layers import render_tree
+
+    pipeline = load_pipeline(study.pipeline, revision=study.revision)
+    print(render_tree(inventory_and_grid(study, pipeline.components)[0]))
+    return 0

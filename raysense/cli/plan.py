@@ -1,0 +1,71 @@
+"""`raysense plan`: what a study will cost."""
+
+from __future__ import annotations
+
+import argparse
+
+from raysense.cli.common import ready, study_arguments
+from raysense.errors import RaysenseError
+
+SUMMARY = "say what a study will cost before anything is spent"
+
+EPILOG = """\
+examples:
+  raysense plan
+      the quickstart study, calibrated on this machine
+  raysense plan search/sd2_layers.yaml --evaluators 8 16 64 --price 0.75 --gpu-memory 24
+      on a machine with the GPU in question (on a cluster: ray job submit --entrypoint-num-gpus 1 -- raysense plan …)
+  raysense plan search/sd2_layers.yaml --speed 20 --evaluators 8
+      anywhere; only the pipeline's configuration is read, no weights
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.description = (
+        "Evaluations, images, evaluator-hours, wall time, memory and price of a study, by the main job's own "
+        "arithmetic. Without --speed a short calibration runs on this machine: some ten batches of images."
+    )
+    parser.epilog = EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    study_arguments(parser)
+    parser.add_argument(
+        "--evaluators",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="how many (GPUs, if they have one each); default: the study's",
+    )
+    parser.add_argument(
+        "--speed",
+        type=float,
+        metavar="F",
+        help="sample-forwards a second of one evaluator, instead of a calibration",
+    )
+    parser.add_argument("--price", type=float, metavar="P", help="of an evaluator-hour, in any currency")
+    parser.add_argument(
+        "--gpu-memory", type=float, metavar="GIB", help="say whether the study fits such a GPU"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns its exit status."""
+    study = ready(args, needs_weights=args.speed is None)  # speed is measured on the pipeline itself
+    for flag, value in (("--speed", args.speed), ("--price", args.price), ("--gpu-memory", args.gpu_memory)):
+        if value is not None and value <= 0:
+            raise RaysenseError(f"`{flag}` must be > 0, but got {value:g}")
+    if any(count < 1 for count in args.evaluators or ()):
+        raise RaysenseError(f"`--evaluators` must be ≥ 1, but got {min(args.evaluators)}")
+    from rich.console import Console
+
+    from raysense.search.plan import forecast
+
+    forecast(
+        study,
+        evaluators=args.evaluators,
+        forwards_per_second=args.speed,
+        price=args.price,
+        gpu_memory=args.gpu_memory,
+        console=Console(),
+    )
+    return 0

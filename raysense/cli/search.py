@@ -1,0 +1,68 @@
+"""`raysense search`: the main job."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+
+from raysense.cli.common import RUNS, ready, study_arguments
+
+SUMMARY = "run a study: the main job"
+
+EPILOG = """\
+examples:
+  python -m raysense.search
+      the quickstart study: the bundled pipeline, a local Ray, a few minutes on two CPU cores
+  python -m raysense.search my_study.yaml --set constraints.clip_score.max_drop=0.02
+      your own study with one value changed
+  python -m raysense.search my_study.yaml --resume
+      go on after Ctrl-C, a crash or a lost machine; what is stored is not measured again
+  python -m raysense.search my_study.yaml --address auto
+      on the Ray cluster this machine belongs to
+
+A study is one YAML file; `raysense validate` checks one and prints it with every default.
+
+exit status: 0 a winner passed on held-out prompts; 3 the study is complete, but nothing passed; 2 something is to be
+mended first; 130 interrupted
+"""
+
+NOTHING_PASSED = 3
+"""Exit status of a complete study without a winner."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.description = (
+        "Find the sparsest layer-wise pruning inside the study's quality budget, measured by Ray Tune trials."
+    )
+    parser.epilog = EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    study_arguments(parser)
+    parser.add_argument(
+        "--out", metavar="DIR", help=f"folder or s3:// address; default: {RUNS}/<name of the study>"
+    )
+    parser.add_argument("--address", help="a running Ray cluster, e.g. auto; default: Ray on this machine")
+    parser.add_argument("--resume", action="store_true", help="go on with the study that DIR holds, if any")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns its exit status."""
+    study = ready(args)
+    out = args.out or str(RUNS / study.name)
+    from rich.console import Console
+
+    from raysense.execution.interrupt import stop_signals
+    from raysense.terminal import say
+
+    console, stopping = Console(), f"Stopped; nothing stored is lost. Go on with: {args.again}"
+    with stop_signals(stopping):
+        try:
+            from raysense.search.job import refuse_to_overwrite, run_study
+
+            refuse_to_overwrite(out, args.resume)
+            summary = run_study(study, out, address=args.address, resume=args.resume, console=console)
+        except KeyboardInterrupt as stopped:
+            with contextlib.suppress(OSError):  # the terminal may be what went away
+                say(console, str(stopped) or stopping, whole=True)
+            raise
+    return 0 if summary["feasible"] else NOTHING_PASSED
