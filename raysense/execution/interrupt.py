@@ -1,4 +1,4 @@
-"""Ctrl-C and the signals that mean the same: once finishes what is in flight, twice stops now."""
+"""Ctrl-C and the signals that mean the same: once finishes what is quick, twice stops now; the process always ends."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from typing import Any
 
 log = logging.getLogger("raysense")
 
-ENDING = (signal.SIGTERM, signal.SIGHUP)
-"""What a machine or a terminal that goes away sends; soon after, it is gone."""
-
-SIGNALS = (signal.SIGINT, *ENDING)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, and what a machine or a terminal that goes away sends; soon after, it is gone."""
 
 GRACE_SECONDS = 8.0
-"""How long evaluations in flight may take after one of `ENDING`: SIGKILL follows in half a minute or less."""
+"""How long evaluations in flight may take after a signal: after SIGTERM comes SIGKILL, in half a minute or less."""
 
 LEAVE_SECONDS = 15.0
-"""How long after one of `ENDING` the process leaves at the latest, whatever Ray waits for."""
+"""How long after a signal the process leaves at the latest, whatever Ray waits for."""
 
 
 class Interrupt:
@@ -57,18 +55,18 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number not in ENDING:
-            raise KeyboardInterrupt
-        if number in ENDING:
-            self._deadline = min(self._deadline, time.monotonic() + GRACE_SECONDS)
-            _leave_soon()
         if self.asked:
-            return
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return  # a batch system sends SIGTERM to every process, and then again: nobody is in a greater hurry
         self.asked = True
+        self._deadline = time.monotonic() + GRACE_SECONDS
+        leave_soon()
         with contextlib.suppress(OSError):  # the terminal may be what went away
             log.warning(
-                "stopping: finishing the evaluations in flight%s; Ctrl-C again to stop now. Nothing stored is lost.",
-                f", for {GRACE_SECONDS:.0f} s at most" if number in ENDING else "",
+                "stopping: what is in flight is finished, on Ray for %.0f s at most; Ctrl-C again to stop now. Nothing "
+                "stored is lost.",
+                GRACE_SECONDS,
             )
 
 
@@ -78,7 +76,7 @@ _leaving: threading.Timer | None = None
 
 @contextlib.contextmanager
 def stop_signals(farewell: str) -> Iterator[None]:
-    """While entered, SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, and the process ends soon after.
+    """While entered, Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt, and the process ends soon after.
 
     What is stored is whole at any moment, so a process that Ray keeps waiting may be left as if it had been killed.
 
@@ -88,12 +86,12 @@ def stop_signals(farewell: str) -> Iterator[None]:
     global _farewell, _leaving
 
     def stop(number: int, frame: FrameType | None) -> None:
-        _leave_soon()
+        leave_soon()
         raise KeyboardInterrupt
 
     with handlers_kept():
         if threading.current_thread() is threading.main_thread():
-            for number in ENDING:
+            for number in SIGNALS:
                 signal.signal(number, stop)
         _farewell = farewell
         try:
@@ -105,7 +103,8 @@ def stop_signals(farewell: str) -> Iterator[None]:
                 _leaving = None
 
 
-def _leave_soon() -> None:
+def leave_soon() -> None:
+    """Where `stop_signals` is entered: the process ends after `LEAVE_SECONDS`, however that may be."""
     global _leaving
     if _farewell is not None and _leaving is None:
         _leaving = threading.Timer(LEAVE_SECONDS, _leave, (_farewell,))

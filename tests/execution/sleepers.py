@@ -52,6 +52,9 @@ class Sleeper:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if self.hang_on and self.hang_on in name and self._first():
             time.sleep(1000)
+        if self.log and self.seconds > 1:  # tests that wait for an evaluation under way
+            with Path(self.log).open("a") as file:
+                file.write(f"busy {os.getpid()} {started}\n")
         time.sleep(self.seconds)
         value = int(task.key("value"), 16) % 1000 / 1000 + sum(task.allocation.values())
         ended = time.time()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import TracebackType
 
 from raysense.errors import RaysenseError
 from raysense.execution import interrupt
@@ -12,8 +14,26 @@ from raysense.execution.ray.driver import run_on_ray
 from tests.execution.curves import Chain
 
 
-def main(address: str, uri: str, log: str, seconds: str) -> int:
-    interrupt.GRACE_SECONDS, interrupt.LEAVE_SECONDS = 3.0, 8.0
+class SignalBeforeTheFirstTrial:
+    """Entered as a tracker, after the run has taken over the signals and before Tune has any trial."""
+
+    def __enter__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    def __exit__(self, kind: type[BaseException], error: BaseException, trace: TracebackType) -> None: ...
+
+
+def main(address: str, uri: str, log: str, seconds: str, early: str = "") -> int:
+    """Runs.
+
+    Args:
+        address: Of a Ray cluster; empty: one is started.
+        uri: Of the store.
+        log: Where evaluators write what they do.
+        seconds: An evaluation takes.
+        early: Not empty: a signal comes before the first trial.
+    """
+    interrupt.GRACE_SECONDS, interrupt.LEAVE_SECONDS = 3.0, 12.0
     with stop_signals("left"):
         try:
             outcome = run_on_ray(
@@ -23,7 +43,8 @@ def main(address: str, uri: str, log: str, seconds: str) -> int:
                 signature="s",
                 lookahead=4,
                 evaluators=1,
-                address=address,
+                address=address or None,
+                tracker=SignalBeforeTheFirstTrial() if early else None,  # type: ignore[arg-type]
             )
         except KeyboardInterrupt:
             print("stopped now")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from raysense.errors import RaysenseError
+from raysense.execution.interrupt import handlers_kept, leave_soon
 
 ANSWER_SECONDS = 10.0
 
@@ -45,14 +46,25 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        _start_local(quiet)
-    else:
-        _join(address, quiet)
     try:
+        with handlers_kept(), _sigterm_is_ctrl_c():
+            if address is None:
+                _start_local(quiet)
+            else:
+                _join(address, quiet)
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _sigterm_is_ctrl_c() -> Iterator[None]:
+    """While Ray starts, SIGTERM reaches a handler of its own, which ends the process without a word."""
+    try:
+        yield
+    except SystemExit:
+        leave_soon()
+        raise KeyboardInterrupt from None
 
 
 def _leave_uv_alone() -> None:

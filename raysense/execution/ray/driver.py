@@ -110,6 +110,10 @@ def run_on_ray(
         return run.end_of_run()
 
 
+class _Overdue(Exception):
+    """Whoever interrupted the run waits no longer: raised through Tune, which ends its trials on the way."""
+
+
 class _Run:
     """One run: what Tune's searcher, scheduler and callback share."""
 
@@ -146,7 +150,7 @@ class _Run:
         self._poll = Clock(1.0)
         self._status: Status | None = None
         self._error: BaseException | None = None
-        self._draining = self._dropped = False
+        self._draining = False
         self._width = 1
         self._processes: set[int] = set()  # of trials, that are up
         self._compactor = _Compactor(store)
@@ -238,7 +242,8 @@ class _Run:
                 verbose=0,
             ),
         )
-        tuner.fit()
+        with contextlib.suppress(_Overdue):
+            tuner.fit()
 
     # --- what Tune's adapters call --------------------------------------------------------------------
 
@@ -250,7 +255,7 @@ class _Run:
     @property
     def finished(self) -> bool:
         """Tune may end once its trials have."""
-        return self.ledger.finished or (self.stopping and self._draining)
+        return self.ledger.finished or self.stopping
 
     @property
     def running(self) -> int:
@@ -341,15 +346,13 @@ class _Run:
         import ray
 
         with self._caught():
-            if self._polled is None and not self._dropped and self._poll.due():
+            if self._polled is None and self._poll.due():
                 self._polled = self._broker.status.remote()
             if self._polled is not None and ray.wait([self._polled], timeout=0)[0]:
                 polled, self._polled = self._polled, None
                 try:
                     self._status = ray.get(polled)
                 except ray.exceptions.RayError as error:
-                    if self._dropped:
-                        return
                     if self.interrupt.asked:
                         raise KeyboardInterrupt from None  # the signal went to Ray's processes too
                     raise RaysenseError(
@@ -359,10 +362,10 @@ class _Run:
                 self._judge(self._status)
             if self._on_progress is not None and self._clock.due():
                 self._on_progress(self._snapshot(self._status.busy if self._status else 0))
-        if self.interrupt.overdue and not self._dropped:
-            # Trials wait for the broker; without it they end, and Tune with them. Evaluators end with it too.
-            self._dropped = True
+        if self.interrupt.overdue:
+            # Trials wait for the broker, and evaluators end with it. Tune would wait for trials still to start.
             ray.kill(self._broker)
+            raise _Overdue
         if self.stopping and not self._draining:
             self._draining = True
             self._broker.drain.remote()

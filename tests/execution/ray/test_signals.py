@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP are Ctrl-C in a hurry; a broker that dies is one sentence."""
+"""One Ctrl-C, SIGTERM or SIGHUP ends a study within 20 s, whatever it is doing; a broker that dies is one sentence."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from raysense.store import Store
 from tests.execution.ray.test_kill import named
@@ -20,7 +21,7 @@ WITHIN = 20.0
 class Driver:
     """A driver on the tests' Ray, measuring."""
 
-    def __init__(self, address: str, folder: Path, seconds: float) -> None:
+    def __init__(self, address: str, folder: Path, seconds: float, early: str = "") -> None:
         self.uri, self.log = folder / "store", folder / "log"
         self.log.touch()
         command = [
@@ -30,6 +31,7 @@ class Driver:
             str(self.uri),
             str(self.log),
             str(seconds),
+            early,
         ]
         self.process = subprocess.Popen(
             [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -49,13 +51,16 @@ class Driver:
         return self.process.returncode, said, time.monotonic() - began
 
 
-def test_what_takes_longer_than_a_machine_has_left_is_dropped(local_ray: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_what_takes_longer_than_a_machine_has_left_is_dropped(
+    local_ray: str, tmp_path: Path, number: signal.Signals
+) -> None:
     driver = Driver(local_ray, tmp_path, seconds=90)
-    driver.wait_for("load")
-    driver.process.send_signal(signal.SIGHUP)
+    driver.wait_for("busy")
+    driver.process.send_signal(number)
     status, said, seconds = driver.end()
     assert status == 130, said
-    assert said.splitlines()[-1] in ("stopped", "stopped now", "left")
+    assert said.splitlines()[-1] == "stopped"  # in order: not by leaving Ray behind
     assert "Traceback" not in said
     assert seconds < WITHIN
     assert Store.open(str(driver.uri), create=True).evaluations() == []
@@ -70,6 +75,27 @@ def test_what_is_in_flight_is_finished_if_it_is_quick(local_ray: str, tmp_path: 
     assert seconds < WITHIN
     measured = sum(line.startswith("eval") for line in driver.log.read_text().splitlines())
     assert len(Store.open(str(driver.uri), create=True).evaluations()) == measured
+
+
+def test_a_signal_before_the_first_trial(local_ray: str, tmp_path: Path) -> None:
+    # Tune asks for a first trial without ever giving the run a turn: for ten minutes.
+    status, said, seconds = Driver(local_ray, tmp_path, seconds=0.3, early="yes").end()
+    assert (status, said.splitlines()[-1]) == (130, "stopped"), said
+    assert seconds < WITHIN + 15  # of these it takes most to begin
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_while_ray_starts(tmp_path: Path, number: signal.Signals) -> None:
+    driver = Driver("", tmp_path, seconds=0.3)
+    me, until = psutil.Process(driver.process.pid), time.monotonic() + 60
+    while not me.children():  # Ray's head comes first
+        assert driver.process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    driver.process.send_signal(number)
+    status, said, seconds = driver.end()
+    assert (status, said.splitlines()[-1]) == (130, "stopped now"), said
+    assert seconds < WITHIN
 
 
 def test_a_killed_broker_is_one_sentence(local_ray: str, tmp_path: Path) -> None:
