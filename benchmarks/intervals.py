@@ -37,9 +37,9 @@ from raysense.metrics.intervals import (
     mean_interval,
     paired_drop,
 )
-from raysense.records import Evaluation, Measure, Task
+from raysense.records import Bound, Evaluation, Measure, Task
 from raysense.strategies.verdict import hopeless
-from raysense.study import Bound, Rungs, load
+from raysense.study import Rungs, load
 
 REAL_SPARSITY = 0.3
 COVERAGE = (0.93, 0.97)

@@ -41,9 +41,9 @@ from raysense.evaluation.evaluator import Evaluator
 from raysense.metrics.features import extractor
 from raysense.pipelines.load import modules_of
 from raysense.pipelines.sample import noise_seed
-from raysense.records import Evaluation, Task
+from raysense.records import Bound, Evaluation, Task
 from raysense.strategies.verdict import hopeless
-from raysense.study import Bound, Study, load
+from raysense.study import Study, load
 
 cut: Any = prune.l1_unstructured  # untyped
 keep: Any = prune.remove

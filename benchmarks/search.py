@@ -37,14 +37,14 @@ import pandas as pd
 from scipy import stats
 
 from raysense.feasibility import is_feasible
-from raysense.names import EVOPRESS, ITERATIVE, JOINT, OWL, RANDOM, SOLVER, TPE
+from raysense.names import BUNDLED, EVOPRESS, ITERATIVE, JOINT, OWL, RANDOM, SOLVER, TPE
 from raysense.pipelines.cost import assumed
-from raysense.pipelines.prompts import load_prompts
-from raysense.records import CALIBRATION, Evaluation, Question
+from raysense.prompts.sets import load_prompts
+from raysense.records import CALIBRATION, Bound, Evaluation, Question
 from raysense.strategies import joint
 from raysense.strategies.runner import Story
 from raysense.strategies.schedule import Findings
-from raysense.study import BUNDLED, Bound, Study, load
+from raysense.study import Study, load
 
 OUT = Path("reports/benchmarks")
 OURS = (SOLVER, JOINT)

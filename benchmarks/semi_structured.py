@@ -21,9 +21,10 @@ import torch
 
 from raysense.errors import RaysenseError
 from raysense.export.semi_structured import check_device, load_either, load_semi_structured, read_record
-from raysense.pipelines.prompts import load_prompts
+from raysense.names import BUNDLED
 from raysense.pipelines.sample import call_pipeline
-from raysense.study import BUNDLED, Sampling
+from raysense.prompts.sets import load_prompts
+from raysense.study import Sampling
 
 BAR = 1.0
 """Dense time over 2:4 time, at least."""

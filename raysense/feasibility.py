@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raysense.metrics.spec import base_of, spec_of
-from raysense.records import Evaluation
-from raysense.study import Bound
+from raysense.records import Bound, Evaluation
 
 IMAGE_RUNGS = ("preview", "score", "validation")
 """Rungs whose rows are judged."""

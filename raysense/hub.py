@@ -13,21 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-from raysense import names
-from raysense.study import BUNDLED, Study
-
 DEFAULT = "https://huggingface.co"
-
-
-def settle(study: Study) -> str:
-    """`settle_hub`, if something of the study may come from the hub; else none is asked."""
-    extractor, clip = study.metrics.frechet.extractor, study.metrics.clip.model
-    from_hub = (
-        study.pipeline != BUNDLED and not os.path.exists(study.pipeline),
-        clip != BUNDLED and not clip.startswith(names.LOCAL),
-        extractor.startswith(names.OPEN_CLIP) and names.LOCAL not in extractor,
-    )
-    return settle_hub() if any(from_hub) else ""
 
 
 @cache

@@ -1,5 +1,8 @@
 """What a study may call things. Plain names, so that `raysense validate` knows them without torch."""
 
+BUNDLED = "bundled"
+"""The pipeline, the scorer and the prompts inside the package."""
+
 CLOSED_FORMS = ("uniform", "per_component", "recipe", "erk", "global", "lamp")
 """Strategies that need no measurement, see `raysense.strategies.rules`."""
 

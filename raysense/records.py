@@ -179,3 +179,24 @@ class Evaluation:
     device: str = ""
     versions: str = ""
     samples: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """One bound of the quality budget.
+
+    Attributes:
+        field: Where the study states it, e.g. ``constraints.clip_score.max_drop``.
+        measure: The measure it binds, e.g. ``clip_score_drop``.
+        is_upper: True for "at most", False for "at least".
+        limit: The bound, in the measure's unit.
+    """
+
+    field: str
+    measure: str
+    is_upper: bool
+    limit: float
+
+    def margin(self, low: float, high: float) -> float:
+        """How far the interval stays inside the bound; negative when it does not clear it."""
+        return self.limit - high if self.is_upper else low - self.limit

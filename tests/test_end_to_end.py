@@ -20,8 +20,8 @@ from raysense.allocation import Allocation
 from raysense.evaluation.evaluator import Evaluator
 from raysense.export.write import export, load_compressed, weight_bytes
 from raysense.pipelines.load import pipeline_folder
-from raysense.pipelines.prompts import load_prompts
 from raysense.pipelines.sample import call_pipeline
+from raysense.prompts.sets import load_prompts
 from raysense.records import Task
 from raysense.results.pictures import strips, thumbnails
 from raysense.results.run import Run

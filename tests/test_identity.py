@@ -24,7 +24,7 @@ from raysense.evaluation.scoring import Judges
 from raysense.export.write import export
 from raysense.hashing import file_hash
 from raysense.pipelines.load import load_pipeline, pipeline_folder
-from raysense.pipelines.prompts import load_prompts
+from raysense.prompts.sets import load_prompts
 from raysense.records import Evaluation
 from raysense.search.job import begin_store
 from raysense.store.disk import Disk

@@ -17,8 +17,8 @@ from raysense.allocation import Allocation, LevelGrid, block_of
 from raysense.metrics.closeness import feature_closeness
 from raysense.metrics.features import FeatureExtractor
 from raysense.pipelines.load import modules_of
-from raysense.pipelines.prompts import Prompt
 from raysense.pipelines.sample import call_pipeline
+from raysense.prompts.sets import Prompt
 from raysense.pruning.layers import Inventory, take_inventory
 from raysense.pruning.masks import Masker
 from raysense.study import Sampling

@@ -28,8 +28,8 @@ from raysense.allocation import Allocation, LevelGrid
 from raysense.metrics.features import ClipFeatures, EfficientNetLite0Features
 from raysense.metrics.frechet import frechet_distance
 from raysense.pipelines.load import load_pipeline, modules_of
-from raysense.pipelines.prompts import Prompt
 from raysense.pipelines.sample import call_pipeline
+from raysense.prompts.sets import Prompt
 from raysense.pruning.layers import take_inventory
 from raysense.pruning.masks import Masker
 from raysense.study import Sampling

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raysense.errors import RaysenseError
-from raysense.hub import settle
 from raysense.study import Study, examine, listed
+from raysense.study.remote import settle
 
 RUNS = Path("reports/runs")
 """Where a study's folder is made unless `--out` says otherwise."""

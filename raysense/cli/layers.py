@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from raysense.cli.common import study_arguments, warn
-from raysense.hub import settle
 from raysense.study import load
+from raysense.study.remote import settle
 
 SUMMARY = "print a pipeline's prunable layers as a tree"
 

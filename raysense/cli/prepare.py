@@ -6,7 +6,7 @@ import argparse
 
 from raysense.cli.common import RUNS, checked, study_arguments, warn
 from raysense.errors import RaysenseError
-from raysense.hub import settle
+from raysense.study.remote import settle
 
 SUMMARY = "fetch and check all that a study needs, once, so that workers start warm and offline"
 

@@ -26,8 +26,8 @@ from raysense.hashing import content_key
 from raysense.names import OWL, UPDATING
 from raysense.pipelines.cost import Cost, assumed
 from raysense.pipelines.load import denoiser_of, modules_of
-from raysense.pipelines.prompts import PromptSets, load_prompts
 from raysense.pipelines.sample import call_pipeline, first_seed
+from raysense.prompts.sets import PromptSets, load_prompts
 from raysense.pruning.activations import InputMoments, StepWeight, calibrate
 from raysense.pruning.allocation_rules import outlier_ratios
 from raysense.pruning.layers import Inventory, Layer, weight_of

@@ -35,9 +35,9 @@ from raysense.metrics import frechet
 from raysense.metrics.intervals import Estimate, mean_interval
 from raysense.names import OWL, UPDATING
 from raysense.pipelines.load import compile_denoiser, load_pipeline, modules_of, notes_of
-from raysense.pipelines.prompts import Prompt, PromptSets, load_prompts
 from raysense.pipelines.sample import call_pipeline, first_seed, metered, refuse_other_scale
 from raysense.pipelines.text_cache import TextCache, cut_off
+from raysense.prompts.sets import Prompt, PromptSets, load_prompts
 from raysense.pruning.layers import Inventory, take_inventory
 from raysense.pruning.masks import Pruner
 from raysense.pruning.patterns import Pattern, pattern_grid

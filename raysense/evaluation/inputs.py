@@ -18,11 +18,12 @@ import raysense
 from raysense import plugins
 from raysense.errors import RaysenseError
 from raysense.hashing import DIGITS, content_key, file_hash, files_hash, visible_files
-from raysense.pipelines.prompts import Prompt, PromptSets, load_prompts
+from raysense.names import BUNDLED
+from raysense.prompts.sets import Prompt, PromptSets, load_prompts
 from raysense.store.disk import Disk, read_sealed
 from raysense.store.sealed import seal
 from raysense.store.store import contents_differ
-from raysense.study import BUNDLED, Reference, Study
+from raysense.study import Reference, Study
 
 if TYPE_CHECKING:
     from raysense.evaluation.scoring import Judges

@@ -31,9 +31,10 @@ from raysense.metrics.intervals import (
 )
 from raysense.metrics.precision_recall import precision_recall_intervals
 from raysense.metrics.spec import SPECS
-from raysense.pipelines.prompts import Prompt
+from raysense.names import BUNDLED
+from raysense.prompts.sets import Prompt
 from raysense.records import Measure
-from raysense.study import BUNDLED, Study
+from raysense.study import Study
 
 DISTANCES = tuple(name for name, spec in SPECS.items() if spec.kind == "set" and spec.relative == "_rise")
 """Metrics of the whole set with an influence an image."""

@@ -25,8 +25,7 @@ from raysense import plain_file
 from raysense.errors import RaysenseError
 from raysense.metrics import frechet
 from raysense.metrics.features import BATCH, FeatureExtractor
-from raysense.pipelines.prompt_files import rows_of_csv, rows_of_jsonl
-from raysense.store.parquet import opened
+from raysense.prompts.files import open_parquet, rows_of_csv, rows_of_jsonl
 
 IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
@@ -139,7 +138,7 @@ def rows(path: Path, columns: list[str]) -> Iterator[tuple[Mapping[str, Any], st
 
 def parquet_rows(path: Path, columns: list[str]) -> Iterator[Mapping[str, Any]]:
     """The rows of a Parquet file, a few at a time in memory."""
-    with opened(path) as file:
+    with open_parquet(path) as file:
         present = [column for column in columns if column in file.schema_arrow.names]
         for batch in file.iter_batches(batch_size=BATCH, columns=present):
             yield from batch.to_pylist()

@@ -20,7 +20,8 @@ from transformers.utils import logging as transformers_logging
 
 from raysense.errors import RaysenseError
 from raysense.hub import settle_hub
-from raysense.study import BUNDLED, bundled_pipeline
+from raysense.names import BUNDLED
+from raysense.study import bundled_pipeline
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raysense.errors import RaysenseError
 from raysense.pipelines.adapter import denoisers_of, samples_in, wrapped
-from raysense.pipelines.prompts import Prompt
+from raysense.prompts.sets import Prompt
 from raysense.study import Sampling
 
 RANGE_SLACK = 1e-3

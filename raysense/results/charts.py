@@ -13,9 +13,9 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
+from raysense.records import Bound
 from raysense.results.pareto import front
 from raysense.results.run import TOLERABLE, Run
-from raysense.study import Bound
 
 Spec = dict[str, Any]
 

@@ -23,13 +23,13 @@ import raysense
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.metrics.spec import base_of, spec_of
+from raysense.records import Bound
 from raysense.results import charts
 from raysense.results.near_miss import cap_in_words, miss_in_words
 from raysense.results.pictures import Strip, strips
 from raysense.results.run import TOLERABLE, Run
 from raysense.store.disk import Disk
 from raysense.strategies.verdict import held_out_stretch
-from raysense.study import Bound
 
 logger = logging.getLogger(__name__)
 

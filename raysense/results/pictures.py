@@ -23,8 +23,8 @@ from raysense.evaluation.cache import Blobs
 from raysense.evaluation.evaluator import Evaluator
 from raysense.evaluation.inputs import prompts_of, refuse_other, use_code
 from raysense.hashing import content_key
-from raysense.pipelines.prompts import Prompt
 from raysense.pipelines.sample import first_seed
+from raysense.prompts.sets import Prompt
 from raysense.pruning.allocation_rules import uniform
 from raysense.results.run import Run
 from raysense.store.disk import write_file

@@ -23,11 +23,12 @@ from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
 from raysense.metrics.spec import higher_is_better
 from raysense.names import UPDATING
+from raysense.records import Bound
 from raysense.results.pareto import front
 from raysense.store.disk import Disk, read_sealed
 from raysense.store.schema import TABLES
 from raysense.store.store import Store
-from raysense.study import Bound, ImageRung, Study, parse
+from raysense.study import ImageRung, Study, parse
 
 TOLERABLE = 0.05
 """Probe error beyond which a group alone counts as over its cliff: a twentieth of the denoiser's guided output."""

@@ -14,14 +14,14 @@ from raysense.allocation import LevelGrid
 from raysense.feasibility import margins
 from raysense.metrics.spec import base_of, higher_is_better, spec_of
 from raysense.pruning.layers import Inventory
-from raysense.records import Evaluation
+from raysense.records import Bound, Evaluation
 from raysense.results.near_miss import at_cap, cap_in_words, miss_in_words, nearest_miss
 from raysense.results.pareto import front
 from raysense.store.store import Store
 from raysense.strategies.budget import Purse
 from raysense.strategies.schedule import Candidate, Findings
 from raysense.strategies.verdict import competitors, held_out_stretch
-from raysense.study import Bound, Study
+from raysense.study import Study
 from raysense.terminal import say
 
 

@@ -28,7 +28,7 @@ from raysense.execution.tracking import Tracker, check_track
 from raysense.names import ITERATIVE, OWL, SOLVER
 from raysense.pipelines.adapter import foresee
 from raysense.pipelines.load import load_pipeline, modules_of
-from raysense.pipelines.prompts import load_prompts
+from raysense.prompts.sets import load_prompts
 from raysense.pruning.layers import Inventory
 from raysense.results.failures import failures, refuse_if_nothing_was_measured
 from raysense.results.page import NAME as PAGE

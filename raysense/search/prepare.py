@@ -13,8 +13,8 @@ from raysense.evaluation.inputs import hub_commit, inputs_of
 from raysense.evaluation.scoring import Judges
 from raysense.metrics import frechet
 from raysense.pipelines.load import load_pipeline, modules_of
-from raysense.pipelines.prompts import PromptSets, load_prompts
 from raysense.pipelines.text_cache import cut_off
+from raysense.prompts.sets import PromptSets, load_prompts
 from raysense.store.disk import Disk
 from raysense.study import Study
 

@@ -12,7 +12,7 @@ from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
 from raysense.feasibility import is_feasible
 from raysense.names import JOINT, SOLVER
-from raysense.records import Evaluation
+from raysense.records import Bound, Evaluation
 from raysense.store.rows import strategy_of
 from raysense.store.store import Store
 from raysense.strategies.curves import Curve
@@ -20,7 +20,7 @@ from raysense.strategies.joint import Learned
 from raysense.strategies.schedule import Candidate, load_of
 from raysense.strategies.solver import OBJECTIVES
 from raysense.strategies.verdict import held_out_stretch
-from raysense.study import Bound, Study, parse, revise
+from raysense.study import Study, parse, revise
 
 CHANGEABLE = ("constraints", "prune.components", "prune.cap", "budget", "name")
 _BISECTIONS = 20

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from io import BytesIO
-from pathlib import Path
-from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,11 +26,6 @@ def decode(content: bytes) -> pa.Table:
         return pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
     except Exception as error:  # Arrow raises a dozen types for damage, OSError and MemoryError among them
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
-
-
-def opened(source: Path | BinaryIO) -> pq.ParquetFile:
-    """A Parquet file that somebody else wrote; checksums of pages are compared where it has them."""
-    return pq.ParquetFile(source, page_checksum_verification=True)
 
 
 def digest(content: bytes) -> str:

@@ -26,12 +26,12 @@ from raysense.pipelines.cost import Cost, assumed
 from raysense.pruning import allocation_rules
 from raysense.pruning.allocation_rules import Family
 from raysense.pruning.layers import Inventory
-from raysense.records import CALIBRATION, Evaluation, Measure, Question, Task
+from raysense.records import CALIBRATION, Bound, Evaluation, Measure, Question, Task
 from raysense.strategies.base import Lookahead
 from raysense.strategies.curves import SLOPE, removed_energy
 from raysense.strategies.runner import Story
 from raysense.strategies.schedule import Findings, make_story
-from raysense.study import Bound, Study
+from raysense.study import Study
 
 FEASIBLE_SHARE = 0.5
 """Share of the selected weights up to which the dry run takes a candidate to be inside the budget."""

@@ -16,9 +16,10 @@ from scipy import stats
 from raysense.errors import RaysenseError
 from raysense.metrics.intervals import LEVEL
 from raysense.metrics.spec import base_of
-from raysense.records import Measure
+from raysense.names import BUNDLED
+from raysense.records import Bound, Measure
 from raysense.strategies.verdict import held_out_stretch
-from raysense.study import BUNDLED, Bound, Study
+from raysense.study import Study
 
 LIGHT = (0.3, 0.15, 0.07)
 """Shares of the selected weights that a light candidate loses; the first that does no visible harm counts."""

@@ -17,7 +17,7 @@ from raysense.names import EVOPRESS, ITERATIVE, JOINT, OWL, RANDOM, SOLVER, SWIT
 from raysense.pipelines.cost import Cost, assumed
 from raysense.pruning.allocation_rules import Family
 from raysense.pruning.layers import Inventory
-from raysense.records import CALIBRATION, Evaluation, Question, StopRule, Task
+from raysense.records import CALIBRATION, Bound, Evaluation, Question, StopRule, Task
 from raysense.strategies.budget import Purse
 from raysense.strategies.curves import Curve, least_known, removed_energy, sparsity_removing
 from raysense.strategies.joint import Learned, Proposer, Random, Switches, Tpe, evopress, scaled
@@ -25,7 +25,7 @@ from raysense.strategies.noise import LIGHT, refuse_noise, relative, spread_of
 from raysense.strategies.rules import outlier_weighed, solved
 from raysense.strategies.runner import Inquiry, OutOfBudget, Plan, Story
 from raysense.strategies.verdict import held_out_stretch, hopeless
-from raysense.study import Bound, Study
+from raysense.study import Study
 
 HOPELESS_PROBE = 1.0
 """Relative probe error at which a curve ends: the guided prediction is as far off as predicting nothing."""

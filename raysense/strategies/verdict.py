@@ -10,8 +10,8 @@ from raysense.feasibility import Budget
 from raysense.metrics.intervals import GROUPS, LEVEL, look_levels
 from raysense.metrics.spec import spec_of
 from raysense.names import JOINT, SOLVER, UNIFORM
-from raysense.records import StopRule
-from raysense.study import Bound, Rungs, Study
+from raysense.records import Bound, StopRule
+from raysense.study import Rungs, Study
 
 
 def quality_budget(study: Study) -> Budget:

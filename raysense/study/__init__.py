@@ -4,7 +4,6 @@
 """
 
 from raysense.study.bounds import (
-    Bound,
     ClipScoreBound,
     ClosenessBound,
     Constraints,
@@ -16,7 +15,6 @@ from raysense.study.bounds import (
 from raysense.study.explain import listed
 from raysense.study.load import Examined, examine, load, parse, revise
 from raysense.study.schema import (
-    BUNDLED,
     EXTENSIONS,
     MAX_DRAW_SEEDS,
     MAX_SEED,
@@ -43,12 +41,10 @@ from raysense.study.schema import (
 )
 
 __all__ = [
-    "BUNDLED",
     "EXTENSIONS",
     "MAX_DRAW_SEEDS",
     "MAX_SEED",
     "PLACES",
-    "Bound",
     "Budget",
     "Calibration",
     "Clip",

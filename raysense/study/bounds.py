@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, Field, model_validator
 
+from raysense.records import Bound
 from raysense.study.section import MetricName, Section
 
 AnyBound = TypeVar("AnyBound", bound=BaseModel)
@@ -108,23 +109,3 @@ class Constraints(Section):
                     measure = metric + {"max_drop": "_drop", "max_rise": "_rise"}.get(field, "")
                     found.append(Bound(f"constraints.{place}.{field}", measure, field != "min", limit))
         return found
-
-
-class Bound:
-    """One bound of the quality budget.
-
-    Attributes:
-        field: Where the study states it, e.g. ``constraints.clip_score.max_drop``.
-        measure: The measure it binds, e.g. ``clip_score_drop``.
-        is_upper: True for "at most", False for "at least".
-        limit: The bound, in the measure's unit.
-    """
-
-    __slots__ = ("field", "is_upper", "limit", "measure")
-
-    def __init__(self, field: str, measure: str, is_upper: bool, limit: float) -> None:
-        self.field, self.measure, self.is_upper, self.limit = field, measure, is_upper, limit
-
-    def margin(self, low: float, high: float) -> float:
-        """How far the interval stays inside the bound; negative when it does not clear it."""
-        return self.limit - high if self.is_upper else low - self.limit

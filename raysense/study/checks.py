@@ -13,8 +13,9 @@ from typing import Any
 
 from raysense import names, plain_file
 from raysense.errors import RaysenseError
-from raysense.pipelines.prompts import check_counts
-from raysense.study import BUNDLED, Examined, Study, bundled_pipeline, bundled_scorer
+from raysense.names import BUNDLED
+from raysense.prompts.sets import check_counts
+from raysense.study import Examined, Study, bundled_pipeline, bundled_scorer
 from raysense.study.known import clip_models, defined, extractors
 
 _LARGEST_CONFIGURATION = 1 << 24

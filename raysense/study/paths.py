@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raysense.errors import RaysenseError
-from raysense.pipelines import coco
+from raysense.prompts import coco
 
 _LOCAL = "local-dir:"
 

@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from raysense.metrics.spec import DERIVED, SPECS
+from raysense.names import BUNDLED
 from raysense.study import plain_yaml
 from raysense.study.bounds import Constraints
 from raysense.study.section import DottedPath, MetricName, Name, Said, Section, shown
 
-BUNDLED = "bundled"
 Kind = Literal["linear", "conv1d", "conv2d", "conv3d", "transformers_conv1d"]
 Extra = Literal["cmmd", "precision", "recall", "ssim", "lpips"]
 

@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.search import cost_to_reach, credited, prompts_of, ratio
-from raysense.records import Evaluation, Measure
-from raysense.study import Bound
+from raysense.records import Bound, Evaluation, Measure
 
 
 def test_a_ratio_has_paired_bounds_over_studies() -> None:

@@ -10,8 +10,8 @@ import torch
 
 from raysense.allocation import Allocation
 from raysense.evaluation.evaluator import Evaluator
-from raysense.pipelines.prompts import Prompt
 from raysense.pipelines.sample import call_pipeline
+from raysense.prompts.sets import Prompt
 from raysense.records import Task
 from raysense.study import Study, load
 

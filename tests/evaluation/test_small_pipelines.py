@@ -23,8 +23,8 @@ from raysense.errors import RaysenseError
 from raysense.evaluation.evaluator import Evaluator, inventory_and_grid
 from raysense.pipelines.adapter import foresee, watched
 from raysense.pipelines.load import empty_components, load_pipeline, modules_of
-from raysense.pipelines.prompts import Prompt
 from raysense.pipelines.sample import call_pipeline
+from raysense.prompts.sets import Prompt
 from raysense.pruning.layers import count_zeros, weight_of
 from raysense.records import Task
 from raysense.search.job import layer_rows

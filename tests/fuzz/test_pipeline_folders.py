@@ -18,8 +18,8 @@ import torch
 
 from raysense.evaluation.inputs import pipeline_content
 from raysense.pipelines.load import load_pipeline, modules_of
-from raysense.pipelines.prompts import Prompt
 from raysense.pipelines.sample import call_pipeline
+from raysense.prompts.sets import Prompt
 from raysense.pruning.layers import take_inventory
 from raysense.search.try_once import said_in_one_line
 from raysense.study import Sampling

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysense.errors import RaysenseError
-from raysense.pipelines.prompts import PromptSets, load_prompts, normalised
+from raysense.prompts.sets import PromptSets, load_prompts, normalised
 from tests.fuzz.harness import Case, Changed, run
 
 WORDS = (

@@ -28,8 +28,8 @@ from raysense.pipelines.load import (
     notes_of,
     pipeline_folder,
 )
-from raysense.pipelines.prompts import Prompt
 from raysense.pipelines.sample import call_pipeline, metered, refuse_other_scale
+from raysense.prompts.sets import Prompt
 from raysense.study import Sampling
 from tests.pruning.families import FAMILIES
 

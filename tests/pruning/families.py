@@ -44,8 +44,8 @@ from transformers import (
     T5Tokenizer,
 )
 
-from raysense.pipelines.prompts import Prompt
 from raysense.pipelines.sample import call_pipeline
+from raysense.prompts.sets import Prompt
 from raysense.study import Sampling
 
 SAMPLING = Sampling(steps=2, guidance=5.0)

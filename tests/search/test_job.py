@@ -21,7 +21,7 @@ from raysense.evaluation.inputs import inputs_of
 from raysense.evaluation.scoring import Judges
 from raysense.execution.progress import Snapshot
 from raysense.pipelines.load import load_pipeline
-from raysense.pipelines.prompts import load_prompts
+from raysense.prompts.sets import load_prompts
 from raysense.records import Evaluation
 from raysense.results.failures import failures, refuse_if_nothing_was_measured
 from raysense.results.page import is_finished_page, write_page

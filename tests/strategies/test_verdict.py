@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 
 from raysense.metrics.intervals import paired_drop
-from raysense.records import Evaluation, Measure
+from raysense.records import Bound, Evaluation, Measure
 from raysense.strategies.verdict import competitors, held_out_stretch, hopeless, preview_stretch
-from raysense.study import Bound, Rungs, load
+from raysense.study import Rungs, load
 
 RUNGS = Rungs.model_validate({"preview": {"prompts": 24}, "score": {"prompts": 96}})
 BOUND = Bound("constraints.clip_score.max_drop", "clip_score_drop", True, 0.01)

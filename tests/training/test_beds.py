@@ -10,8 +10,8 @@ from diffusers import StableDiffusion3Pipeline
 from diffusers.models.attention_processor import JointAttnProcessor2_0
 
 from raysense.errors import RaysenseError
-from raysense.pipelines.prompts import Prompt
 from raysense.pipelines.sample import call_pipeline
+from raysense.prompts.sets import Prompt
 from raysense.study import Sampling
 from training import models, transformer
 from training.beds import TRANSFORMER, UNET

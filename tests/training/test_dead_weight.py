@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from raysense.metrics.features import EfficientNetLite0Features
 from raysense.pipelines.load import load_pipeline, modules_of
-from raysense.pipelines.prompts import Prompt
+from raysense.prompts.sets import Prompt
 from raysense.study import Sampling
 from training.dead_weight import HARMLESS, dead_weight
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from raysense.pipelines.adapter import denoisers_of, samples_in, wrapped
 from raysense.pipelines.load import modules_of
-from raysense.pipelines.prompts import Prompt
 from raysense.pipelines.sample import call_pipeline
+from raysense.prompts.sets import Prompt
 from raysense.pruning.layers import Inventory
 from raysense.study import Sampling
 

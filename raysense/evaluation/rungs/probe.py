@@ -24,8 +24,8 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
 from raysense.errors import RaysenseError
 from raysense.pipelines.adapter import denoisers_of, samples_in, wrapped
 from raysense.pipelines.load import modules_of
-from raysense.pipelines.prompts import Prompt
 from raysense.pipelines.sample import call_pipeline, refuse_other_scale
+from raysense.prompts.sets import Prompt
 from raysense.study import Sampling
 
 EXTRACTOR = "denoiser output"

@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 from raysense.errors import RaysenseError
-from raysense.pipelines.prompt_files import normalised
+from raysense.prompts.files import normalised
 
 NAME = "coco-train2017"
 PER_SET = 10_000

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from raysense.errors import RaysenseError
-from raysense.pipelines import coco
-from raysense.pipelines.prompts import check_counts, load_prompts
+from raysense.prompts import coco
+from raysense.prompts.sets import check_counts, load_prompts
 
 CAPTIONS = {
     "annotations": [

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raysense.errors import RaysenseError
-from raysense.pipelines.prompts import check_counts, load_prompts
+from raysense.prompts.sets import check_counts, load_prompts
 
 
 def test_bundled_prompts_are_disjoint_and_enough() -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from raysense.errors import RaysenseError
-from raysense.pipelines import coco
-from raysense.pipelines.prompt_files import Row, column, normalised, read_rows, text_column
-from raysense.study import BUNDLED
+from raysense.names import BUNDLED
+from raysense.prompts import coco
+from raysense.prompts.files import Row, column, normalised, read_rows, text_column
 
 SETS = ("search", "validation")
 _UNSEEN = ("Cc", "Cf", "Zs", "Zl", "Zp")

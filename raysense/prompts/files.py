@@ -12,10 +12,13 @@ import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from raysense import plain_file
 from raysense.errors import RaysenseError
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 Row = Mapping[str, Any]
 
@@ -215,14 +218,19 @@ def _records(text: str, separator: str) -> Iterator[list[str]]:
     return iter([record or [""] for record in records if record or single])
 
 
+def open_parquet(source: Path | BinaryIO) -> pq.ParquetFile:
+    """A Parquet file that somebody else wrote; checksums of pages are compared where it has them."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(source, page_checksum_verification=True)
+
+
 def rows_of_parquet(data: bytes) -> list[Row]:
     """The columns of prompts, ids and splits; what else is there, such as images, is not read."""
     import pyarrow as pa
 
-    from raysense.store.parquet import opened
-
     try:
-        file = opened(io.BytesIO(data))
+        file = open_parquet(io.BytesIO(data))
         wanted = {*TEXT_COLUMNS, "id", "split"}
         names = [name for name in file.schema_arrow.names if name.casefold() in wanted]
         if len(set(names)) < len(names):

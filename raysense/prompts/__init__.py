@@ -1,0 +1,1 @@
+"""Prompts: the files that they come in, the sets that they are split into. No torch here."""

@@ -1,0 +1,20 @@
+"""Whether something of a study may come from the model hub."""
+
+from __future__ import annotations
+
+import os
+
+from raysense import names
+from raysense.hub import settle_hub
+from raysense.study.schema import Study
+
+
+def settle(study: Study) -> str:
+    """`settle_hub`, if something of the study may come from the hub; else none is asked."""
+    extractor, clip = study.metrics.frechet.extractor, study.metrics.clip.model
+    from_hub = (
+        study.pipeline != names.BUNDLED and not os.path.exists(study.pipeline),
+        clip != names.BUNDLED and not clip.startswith(names.LOCAL),
+        extractor.startswith(names.OPEN_CLIP) and names.LOCAL not in extractor,
+    )
+    return settle_hub() if any(from_hub) else ""
