@@ -26,8 +26,11 @@ from raysense.hashing import file_hash
 from raysense.pipelines.load import load_pipeline, pipeline_folder
 from raysense.prompts.sets import load_prompts
 from raysense.records import Evaluation
+from raysense.results.page import write_page
+from raysense.results.pictures import paint_comparison
 from raysense.search.job import begin_store
 from raysense.store.disk import Disk
+from raysense.store.sealed import seal
 from raysense.study import Study, load
 
 UNET = "pipeline/unet/diffusion_pytorch_model.safetensors"
@@ -201,6 +204,39 @@ def test_nothing_is_exported_that_was_not_measured(place: Path, tmp_path: Path) 
     with pytest.raises(RaysenseError, match=r"has changed since.*`pipeline\.unet`"):
         export(str(out), tmp_path / "again", allocation=chosen.key)
     assert not (tmp_path / "again").exists()
+
+
+def older(record: dict[str, Any]) -> bytes:
+    """As raysense 0.1 wrote it: no contents, no checksum."""
+    old = {name: record[name] for name in record if name not in ("inputs", "sha256")}
+    return json.dumps({**old, "schema_version": 1, "raysense_version": "0.1.0"}).encode()
+
+
+def without_contents(record: dict[str, Any]) -> bytes:
+    """As nothing writes it: sealed, without contents."""
+    return seal({name: record[name] for name in record if name not in ("inputs", "sha256", "schema_version")})
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [(older, r"schema version 1, .* Use raysense 0\.1\.0"), (without_contents, r"not a study .*'inputs'")],
+)
+def test_no_command_takes_a_study_that_does_not_say_what_it_measured(
+    written: Callable[[dict[str, Any]], bytes], words: str, place: Path, tmp_path: Path
+) -> None:
+    study, out = study_in(place), tmp_path / "run"
+    inventory, grid = inventory_and_grid(study, load_pipeline("bundled").components)
+    begin_store(study, str(out), inventory, grid, contents(study))
+    record = json.loads((out / "study.json").read_text())
+    (out / "study.json").write_bytes(written(record))
+    for use in (
+        lambda: export(str(out), tmp_path / "pruned", allocation="0"),
+        lambda: paint_comparison(out, tmp_path / "comparison.png"),
+        lambda: write_page(str(out)),
+        lambda: begin_store(study, str(out), inventory, grid, contents(study)),
+    ):
+        with pytest.raises(RaysenseError, match=words):
+            use()
 
 
 def test_an_evaluator_refuses_to_measure_something_else(place: Path, tmp_path: Path) -> None:

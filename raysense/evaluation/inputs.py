@@ -98,7 +98,7 @@ def stored_prompts(disk: Disk, content: str) -> PromptSets | None:
 
 def prompts_of(record: Mapping[str, Any], study: Study, disk: Disk) -> PromptSets:
     """The prompts that a stored study was measured on, wherever its file has gone."""
-    kept = record.get("inputs", {}).get("prompts", "")
+    kept = record["inputs"].get("prompts", "")
     return stored_prompts(disk, kept) or load_prompts(study.prompts)
 
 
@@ -206,10 +206,9 @@ def refuse_other(record: Mapping[str, Any], study: Study, uri: str) -> None:
     Raises:
         RaysenseError: See above; names what changed.
     """
-    stored = record.get("inputs")
-    if stored is None:  # written before contents were recorded
-        return
-    if changed := contents_differ(ranked_by(stored, study), ranked_by(taken_away(study), study), TAKEN_AWAY):
+    if changed := contents_differ(
+        ranked_by(record["inputs"], study), ranked_by(taken_away(study), study), TAKEN_AWAY
+    ):
         what = "; ".join(map(str.strip, changed))
         raise RaysenseError(
             f"`{uri}`: what the study measured has changed since: {what}. Its quality is that of what was there "

@@ -186,7 +186,7 @@ def finished_already(study: Study, out: str, inputs: Mapping[str, Any]) -> dict[
     before, now = stored["definition"], study.model_dump(mode="json")
     if any(before.get(part) != now[part] for part in now if part not in ("cluster", "track", *PLACES)):
         return None
-    if stored.get("inputs") != inputs:
+    if stored["inputs"] != inputs:
         return None
     summary = read_sealed(disk, "summary.json", "Delete it, and resume: it is written anew.")
     if summary is None or any(evaluation.failed for evaluation in Store.open(out).evaluations()):

@@ -172,7 +172,7 @@ class Store:
             remedy = "Restore it from a copy, or start the study in another folder."
             study = read_sealed(self._disk, "study.json", remedy)
             if study is not None:
-                missing = {"signature", "definition", "denominators"} - set(study)
+                missing = {"signature", "definition", "denominators", "inputs"} - set(study)
                 if missing:
                     raise RaysenseError(
                         f"`{self._disk.path('study.json')}` is not a study of raysense "
@@ -634,17 +634,12 @@ def _refusal(
     extensions: Sequence[str],
     inputs: Mapping[str, Any],
 ) -> str:
-    stored = study.get("inputs")
     lines = [
         f"  {field}: stored {was!r}, now {will!r}"
         for field, was, will in difference(study["definition"], now)
         if not any(field == free or field.startswith(f"{free}.") for free in extensions)
     ]
-    if stored is not None:
-        lines += contents_differ(stored, inputs)
-    elif inputs:
-        wrote = study.get("raysense_version", "unknown")
-        lines.append(f"  raysense {wrote} began it, which stored no contents to compare")
+    lines += contents_differ(study["inputs"], inputs)
     shown = "\n".join(lines) or "  (its definition reads the same: weights or software differ)"
     return (
         f"store `{uri}` holds another study. What differs:\n{shown}\n"
