@@ -29,6 +29,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="training steps (default: the stage's own)")
     parser.add_argument("--batch", type=int, help="images a step (default: the stage's own)")
     parser.add_argument("--learning-rate", type=float, help="peak learning rate (default: the stage's own)")
+    parser.add_argument(
+        "--minutes", type=float, help="diffusion: end after so long, the learning rate falling over the time"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
@@ -47,6 +50,8 @@ def main() -> None:
     }
     if args.stage in OF_A_BED:
         chosen["bed"] = BEDS[args.bed]
+    if args.stage == "diffusion":
+        chosen["minutes"] = args.minutes
     stage(emoji=args.emoji / "img/google/64", out=args.out, device=args.device, **chosen)
 
 

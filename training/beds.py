@@ -40,7 +40,7 @@ class Bed:
         folder: Its place under ``raysense/bundled``.
         tokenizer: Makes its tokenizer.
         parts: Makes what is trained: component name -> module.
-        loss: Readies the parts for training (faster attention, compilation) and gives their loss.
+        loss: Readies the parts for training (faster attention; compilation on a CPU) and gives their loss.
         assemble: Puts trained parts, tokenizer and autoencoder together.
         sampling: How it is meant to be sampled.
         steps: Training steps.
@@ -67,15 +67,16 @@ def _unet_loss(parts: nn.ModuleDict) -> Loss:
     unet, text_encoder = parts["unet"], parts["text_encoder"]
     assert isinstance(unet, UNet2DConditionModel)
     unet.set_attn_processor(AttnProcessor())  # as in the scorer: faster backward
-    signal = models.scheduler().alphas_cumprod
+    signal = models.scheduler().alphas_cumprod.to(unet.device)
 
-    @torch.compile
     def loss_of(clean: Tensor, noise: Tensor, timestep: Tensor, tokens: Tensor) -> Tensor:
-        level = signal.to(clean.device)[timestep][:, None, None, None]
+        level = signal[timestep][:, None, None, None]
         a, b = level.sqrt(), (1 - level).sqrt()
         predicted = unet(a * clean + b * noise, timestep, text_encoder(tokens)[0]).sample
         return F.mse_loss(predicted.float(), a * noise - b * clean)
 
+    if unet.device.type == "cpu":
+        loss_of = torch.compile(loss_of)
     return lambda clean, noise, quantile, tokens: loss_of(clean, noise, (quantile * 1000).long(), tokens)
 
 
@@ -104,8 +105,9 @@ def _transformer_loss(parts: nn.ModuleDict) -> Loss:
     model = parts["transformer"]
     assert isinstance(model, SD3Transformer2DModel)
     model.set_attn_processor(transformer.CountingProcessor())
-    for block in model.transformer_blocks:
-        block.compile()
+    if model.device.type == "cpu":
+        for block in model.transformer_blocks:
+            block.compile()
     encoders = [parts["text_encoder"], parts["text_encoder_2"]]
 
     def loss_of(clean: Tensor, noise: Tensor, quantile: Tensor, tokens: Tensor) -> Tensor:

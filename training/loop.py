@@ -1,5 +1,8 @@
 """One resumable training loop for every bundled model: AdamW, linear decay to zero, EMA, bf16 autocast.
 
+On a GPU the small models here spend their time in launching kernels: `graphed` records a loss and its gradient once
+and replays them.
+
 Under ``torchrun`` several processes share a training: each draws its own batches and their gradients are averaged. On
 CPUs that other work shares, two processes of one thread each are far faster than one of two threads, whose threads
 wait for one another in every layer.
@@ -11,6 +14,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -34,6 +38,7 @@ def train(
     checkpoint: Path,
     weight_decay: float = 0.01,
     device: str = "cpu",
+    minutes: float | None = None,
 ) -> dict[str, Tensor]:
     """Train ``module`` in place and return its averaged weights.
 
@@ -48,6 +53,7 @@ def train(
         checkpoint: Where the state is kept.
         weight_decay: AdamW's.
         device: For autocast.
+        minutes: End after so long (a rented machine): the learning rate falls to zero over the time, not the steps.
 
     Returns:
         The exponential moving average of ``module.state_dict()``.
@@ -84,11 +90,17 @@ def train(
 
     module.train()
     began = saved = time.monotonic()
-    recent: list[float] = []
+    recent: list[Tensor] = []
     for step in range(first, steps):
+        left = (steps - step) / (steps - WARM_UP)
+        if minutes is not None:
+            left = 1 - (time.monotonic() - began) / (60 * minutes)
+            if left <= 0:
+                save(step)
+                break
         rng = np.random.default_rng([step, 2026, rank] if rank else [step, 2026])
         torch.manual_seed(step + rank * 1_000_000)
-        rate = learning_rate * min((step + 1) / WARM_UP, (steps - step) / (steps - WARM_UP))
+        rate = learning_rate * min((step + 1) / WARM_UP, left)
         for group in optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(device, dtype=torch.bfloat16):
@@ -99,20 +111,49 @@ def train(
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         average.update_parameters(module)
-        recent.append(float(loss.detach()))
+        recent.append(loss.detach())
         if (step + 1) % 100 == 0 and not rank:
             per_step = (time.monotonic() - began) / (step + 1 - first)
-            left = per_step * (steps - step - 1) / 60
+            to_go = per_step * (steps - step - 1) / 60 if minutes is None else left * minutes
             print(
-                f"{checkpoint.stem}: step {step + 1}/{steps}  loss {np.mean(recent[-100:]):.4f}  "
-                f"{per_step * 1000:.0f} ms a step, {left:.1f} min left",
+                f"{checkpoint.stem}: step {step + 1}  loss {float(torch.stack(recent).mean()):.4f}  "
+                f"{per_step * 1000:.1f} ms a step, {to_go:.1f} min left",
                 flush=True,
             )
+            recent.clear()
         if time.monotonic() - saved > SAVE_EVERY_S:
             save(step + 1)
             saved = time.monotonic()
-    save(steps)
+    else:
+        save(steps)
     return dict(average.module.state_dict())
+
+
+def graphed(
+    loss_of: Callable[..., Tensor], module: nn.Module, example: tuple[Tensor, ...]
+) -> Callable[..., Tensor]:
+    """Record a loss and its gradient as CUDA graphs, under bf16 autocast.
+
+    Args:
+        loss_of: Tensors -> loss; no synchronisation inside.
+        module: What has the weights, on the GPU.
+        example: Tensors of the shapes, types and device that every call will have.
+
+    Returns:
+        The same function, replayed.
+    """
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, *tensors: Tensor) -> Tensor:
+            return loss_of(*tensors)
+
+    with torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=False):
+        replayed = torch.cuda.make_graphed_callables(Whole(), example, allow_unused_input=True)
+    return cast(Callable[..., Tensor], replayed)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import models
 from .beds import UNET, Bed
-from .loop import train
+from .loop import graphed, train
 from .world import Painter, Scene, attributes, objects, scenes
 
 BUNDLE = Path(__file__).parents[1] / "raysense" / "bundled"
@@ -229,6 +229,7 @@ def diffusion(
     steps: int | None = None,
     batch: int = 64,
     learning_rate: float | None = None,
+    minutes: float | None = None,
 ) -> None:
     """A bed's denoiser and text encoders together, from scratch, on latents; one caption in ten empty."""
     pool, words = scenes(held_out=False), bed.tokenizer()
@@ -246,9 +247,10 @@ def diffusion(
     if (place / "diffusion-start.pt").exists():
         start = torch.load(place / "diffusion-start.pt", map_location=device, weights_only=True)
         parts.load_state_dict(start)
+    parts.train()
     loss_of = bed.loss(parts)
 
-    def loss_at(rng: np.random.Generator) -> Tensor:
+    def draw(rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         row = torch.from_numpy(rng.integers(len(pool), size=batch))
         clean = latents[row, torch.from_numpy(rng.integers(latents.shape[1], size=batch))].float()
         caption = tokens[torch.from_numpy(np.where(rng.random(batch) < 0.1, len(pool), row))]
@@ -256,15 +258,19 @@ def diffusion(
         quantile = torch.from_numpy((np.arange(batch) + rng.random(batch)) / batch).float()
         clean = clean.to(device).contiguous(memory_format=torch.channels_last)
         noise = torch.randn_like(clean)
-        return loss_of(clean, noise, quantile.to(device), caption.to(device))
+        return clean, noise, quantile.to(device), caption.to(device)
+
+    if device == "cuda":
+        loss_of = graphed(loss_of, parts, draw(np.random.default_rng(0)))
 
     train(
         parts,
-        loss_at,
+        lambda rng: loss_of(*draw(rng)),
         steps=steps or bed.steps,
         learning_rate=learning_rate or bed.learning_rate,
         checkpoint=place / "diffusion.pt",
         device=device,
+        minutes=minutes,
     )
 
 
