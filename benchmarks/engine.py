@@ -71,7 +71,8 @@ def sd2_shaped(folder: Path) -> str:
 
 def bare(study: Study, evaluator: Evaluator) -> Any:
     """The same images and features without the engine: a function to be timed."""
-    pipeline, judges = load_pipeline(study.pipeline), Judges(study)
+    pipeline = load_pipeline(study.pipeline, dtype=study.dtype, device=evaluator.device)
+    judges = Judges(study, evaluator.device)
     prompts = evaluator.prompts.of("score", study.rungs.score.prompts)
     head, batch = study.rungs.preview.prompts, study.sampling.batch
     parts = [
