@@ -33,7 +33,7 @@ FEW = ("mid_block*", "*layers.0.*")
 IMAGE_BAR = 0.02
 """Mean absolute difference of two images of the same prompt and noise, in [0, 1]."""
 SIXTEEN_BAR = 0.1
-STATISTIC_BAR = 0.05
+STATISTIC_BAR = 0.15
 PROBE_BAR = 0.02
 
 
