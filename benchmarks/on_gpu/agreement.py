@@ -17,15 +17,16 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from benchmarks.on_gpu.bench import GIB, Bench, Figures
+from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
+from raysense.names import BUNDLED
 from raysense.pipelines.adapter import wrapped
 from raysense.pipelines.load import denoiser_of, load_pipeline, modules_of
-from raysense.pipelines.prompts import Prompt, load_prompts
 from raysense.pipelines.sample import call_pipeline
-from raysense.pruning.allocation import Allocation, LevelGrid
+from raysense.prompts.sets import Prompt, load_prompts
 from raysense.pruning.layers import Inventory, take_inventory, weight_of
 from raysense.pruning.masks import Masker, Place
-from raysense.study import BUNDLED, Sampling, Study, load
+from raysense.study import Sampling, Study, load
 
 COMPONENTS = ("text_encoder", "unet")
 FEW = ("mid_block*", "*layers.0.*")
@@ -193,8 +194,8 @@ def images(bench: Bench) -> Figures:
 
 def evaluations(bench: Bench) -> Figures:
     """Probe, layer and score rungs by an `Evaluator` on both."""
-    from raysense.evaluation.engine import Evaluator
-    from raysense.evaluation.records import Task
+    from raysense.evaluation.evaluator import Evaluator
+    from raysense.records import Task
 
     rows: list[dict[str, Any]] = []
     devices = dict.fromkeys(("cpu", bench.device.type))
@@ -222,8 +223,8 @@ def evaluations(bench: Bench) -> Figures:
 
 def sixteen_bits(bench: Bench, dtype: str) -> Figures:
     """The 16-bit types on the device: images near those of 32 bits, the dense probe exact, methods that learn."""
-    from raysense.evaluation.engine import Evaluator
-    from raysense.evaluation.records import Task
+    from raysense.evaluation.evaluator import Evaluator
+    from raysense.records import Task
 
     prompts, sampling = prompts_and_sampling(bench)
     seeds = [0] * len(prompts)
@@ -251,7 +252,7 @@ def sixteen_bits(bench: Bench, dtype: str) -> Figures:
 
 def statistics_agree(bench: Bench) -> Figures:
     """Second moments of inputs and gradients, 16 bits on the device against 32 bits on the CPU; none overflows."""
-    from raysense.pruning.statistics import calibrate
+    from raysense.pruning.activations import calibrate
 
     prompts, sampling = prompts_and_sampling(bench, 8)
 
@@ -289,8 +290,8 @@ def statistics_agree(bench: Bench) -> Figures:
 
 def out_of_memory(bench: Bench) -> Figures:
     """An evaluator that runs out of memory halves its batch, says so, and gives what it gives with enough."""
-    from raysense.evaluation.engine import Evaluator
-    from raysense.evaluation.records import Task
+    from raysense.evaluation.evaluator import Evaluator
+    from raysense.records import Task
 
     count = 8 if bench.quick else 128
     sizes = [f"rungs.score.prompts={count}", "rungs.preview.prompts=8", f"sampling.batch={count}"]

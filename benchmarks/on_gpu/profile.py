@@ -44,7 +44,7 @@ def run(bench: Bench) -> None:
 
 def sampling(bench: Bench) -> Figures:
     """A batch sampled by an evaluator's pipeline, judging included: busy share, kernels, waits by source line."""
-    from raysense.evaluation.engine import Evaluator
+    from raysense.evaluation.evaluator import Evaluator
 
     with tempfile.TemporaryDirectory() as store:
         study = shaped_study(bench, shaped_pipeline(bench))

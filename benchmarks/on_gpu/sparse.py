@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from benchmarks.on_gpu.bench import Bench, Figures
 from benchmarks.on_gpu.networks import make, shapes
 from raysense.errors import RaysenseError
+from raysense.export.semi_structured import check_device, convert, follows, why_not
 from raysense.pruning.layers import take_inventory
 from raysense.pruning.masks import Masker
 from raysense.pruning.patterns import Pattern, pattern_grid
-from raysense.semi_structured import check_device, convert, follows, why_not
 
 PATTERN = Pattern(2, 4)
 ERROR_BAR = 0.02

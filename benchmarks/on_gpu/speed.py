@@ -15,11 +15,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.on_gpu.bench import GIB, Bench, Figures
 from benchmarks.on_gpu.networks import Shape, default_dtype, make, sd2_unet, shapes
+from raysense.allocation import Allocation, LevelGrid
+from raysense.names import BUNDLED
 from raysense.pipelines.load import load_pipeline
-from raysense.pruning.allocation import Allocation, LevelGrid
 from raysense.pruning.layers import take_inventory, weight_of
 from raysense.pruning.masks import Masker
-from raysense.study import BUNDLED, Study, load
+from raysense.study import Study, load
 
 OVERHEAD_BAR = 1.03
 SWITCH_BAR = 2.0
@@ -210,9 +211,9 @@ def shaped_study(bench: Bench, source: str) -> Study:
 
 def engine(bench: Bench) -> Figures:
     """An evaluator's start, its peak of memory, and an evaluation beside the bare loop of diffusers."""
-    from raysense.evaluation.engine import Evaluator
-    from raysense.evaluation.records import Task
-    from raysense.report.forecast import memory
+    from raysense.evaluation.evaluator import Evaluator
+    from raysense.records import Task
+    from raysense.results.forecast import memory
 
     with tempfile.TemporaryDirectory() as store:
         study = shaped_study(bench, shaped_pipeline(bench))
@@ -251,7 +252,7 @@ def engine(bench: Bench) -> Figures:
 def side_by_side(bench: Bench, evaluator: Any, study: Study, allocations: list[Allocation]) -> list[float]:
     """An evaluation's time over that of the same images and features without the engine, pair by pair."""
     from benchmarks.engine import bare
-    from raysense.evaluation.records import Task
+    from raysense.records import Task
 
     run_bare = bare(study, evaluator)
     run_bare()
