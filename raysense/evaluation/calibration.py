@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
 from raysense.evaluation.cache import Blobs
+from raysense.evaluation.memory import release_memory
 from raysense.evaluation.method_selection import components_of, heats
 from raysense.evaluation.slices import Slices
 from raysense.hashing import content_key
@@ -332,4 +333,4 @@ class Calibration:
                     raise
                 self.notes.append(f"out of memory: calibration batch {self._batch} -> {self._batch // 2}")
                 self._batch //= 2
-                torch.cuda.empty_cache()
+                release_memory()

@@ -25,6 +25,7 @@ from raysense.evaluation.inputs import (
     taken_away,
     versions,
 )
+from raysense.evaluation.memory import release_memory
 from raysense.evaluation.method_selection import as_measures, components_of, hold_contest, winners
 from raysense.evaluation.rungs.layer import LayerOutputs
 from raysense.evaluation.rungs.probe import EXTRACTOR, Probe
@@ -654,8 +655,7 @@ class Evaluator:
             raise
         self._notes.append(f"out of memory: batch {self._batch} -> {self._batch // 2}")
         self._batch //= 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()
 
 
 def _some(pairs: Pairs, chosen: range) -> Pairs:

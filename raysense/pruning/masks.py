@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
-from raysense.pruning.layers import Inventory, Layer, count_zeros, weight_of
+from raysense.pruning.layers import Inventory, Layer
 from raysense.pruning.patterns import Pattern, pattern_leaves
 from raysense.pruning.ranking import leaving_levels
 from raysense.pruning.saliency import Known, Method, find_method, score_layer
@@ -80,9 +80,11 @@ class Pruner(ABC):
         master: Place | None = None,
     ) -> None:
         self._grid = grid
-        self._modules = modules
-        self._layers = {layer.address: layer for layer in inventory.layers}
-        live = {address: self._live(address) for address in self._layers}
+        # Modules stay the same; their parameters are looked up anew at every use.
+        self._owners = {
+            layer.address: modules[layer.component].get_submodule(layer.path) for layer in inventory.layers
+        }
+        live = {address: self._live(address) for address in self._owners}
         for address, weight in live.items():
             _check_weight(address, weight)
         self.place = master or choose_place(live)
@@ -90,7 +92,7 @@ class Pruner(ABC):
         self.described = f"dense master of {size / 1e9:.2f} GB: {_PLACES[self.place]}"
         log.info("%s", self.described)
         self._master = {address: _keep(weight, self.place) for address, weight in live.items()}
-        self._written = {address: self._mark(address) for address in self._layers}
+        self._written = {address: self._mark(address) for address in self._owners}
         self.current = Allocation()
         self._zeros: dict[str, int] = {}
 
@@ -109,15 +111,19 @@ class Pruner(ABC):
 
     def restore(self) -> None:
         """Bring back every dense weight, bit for bit."""
-        for address in self._layers:
+        for address in self._owners:
             self._bring(address, 0)
         self.current = Allocation()
 
     def count_zeros(self) -> int:
         """Zeros among the selected layers' live weights, counted: each layer once after it was written or moved."""
-        for address in self._layers:
-            if address not in self._zeros or self._mark(address) != self._written[address]:
-                self._zeros[address] = count_zeros(self._live(address))
+        stale = [a for a in self._owners if a not in self._zeros or self._mark(a) != self._written[a]]
+        if stale:
+            live = [self._live(address) for address in stale]
+            # One wait for the device, not one a layer.
+            found = torch.stack([torch.count_nonzero(weight) for weight in live]).tolist()
+            for address, weight, nonzero in zip(stale, live, found, strict=True):
+                self._zeros[address] = weight.numel() - nonzero
         return sum(self._zeros.values())
 
     def rewrite_changed(self) -> list[str]:
@@ -126,7 +132,7 @@ class Pruner(ABC):
         Cheap: only weights that have new storage, or that somebody else changed in place, are compared.
         """
         changed = []
-        for address in self._layers:
+        for address in self._owners:
             if self._mark(address) == self._written[address]:
                 continue
             level = self.current[self._grid.host(address)]
@@ -138,11 +144,16 @@ class Pruner(ABC):
 
     def _live(self, address: str) -> Tensor:
         """A layer's weight as the next forward pass will use it."""
-        return weight_of(self._modules, self._layers[address]).data
+        return self._parameter(address).data
+
+    def _parameter(self, address: str) -> nn.Parameter:
+        weight = self._owners[address].weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
 
     def _mark(self, address: str) -> tuple[int, torch.dtype, int]:
         """What changes when somebody else gives a weight new storage or other values."""
-        weight = weight_of(self._modules, self._layers[address])
+        weight = self._parameter(address)
         return weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version
 
     def _bring(self, address: str, level: int) -> None:
@@ -232,14 +243,16 @@ def mask_into(live: Tensor, master: Tensor, leaves: Tensor, level: int) -> None:
     if level == 0:
         return
     integer = _INTEGER[live.element_size()]
+    # ReLU's backward pass is the one fused operation that says: the source, or 0 where the byte is at most that.
+    write = torch.ops.aten.threshold_backward.grad_input
+    # A GPU widens the bytes as it reads them, and launches cost most there: one operation.
+    if live.device.type != "cpu" or live.numel() <= _CHUNK:
+        write(master.view(integer), leaves, level - 1, grad_input=live.view(integer))
+        return
     target, source, bytes_ = _flat(live).view(integer), _flat(master).view(integer), _flat(leaves)
-    chunk = _CHUNK if live.device.type == "cpu" else target.numel()
-    for start in range(0, target.numel(), chunk):
-        part = slice(start, start + chunk)
-        # ReLU's backward pass is the one fused operation that says: the source, or 0 where the byte is at most that.
-        torch.ops.aten.threshold_backward.grad_input(
-            source[part], bytes_[part], level - 1, grad_input=target[part]
-        )
+    for start in range(0, target.numel(), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        write(source[part], bytes_[part], level - 1, grad_input=target[part])
 
 
 def choose_place(weights: Mapping[str, Tensor]) -> Place:
