@@ -28,8 +28,8 @@ def nearest_miss(study: Study, findings: Findings, inventory: Inventory) -> dict
         ``rung``, ``strategy``, ``allocation``, ``sparsity_components``, ``tried`` (how many were judged there) and
         ``bounds``: the missed ones, each with ``field``, ``measure``, ``limit``, ``value``, ``low``, ``high``, ``n``,
         ``is_upper``, ``by`` (how far the interval that is tested lies past the bound) and ``enough`` (so many images
-        would narrow it enough; None where the value itself is past the bound). Where no image could be judged,
-        ``rung`` is None.
+        would narrow it enough; None where the value itself is past the bound). Where no candidate could be judged,
+        ``rung`` is None and ``tried`` counts those that failed or collapsed: 0 where none was tried.
     """
     if findings.winner is not None:
         return None
@@ -85,11 +85,7 @@ def miss_in_words(summary: Mapping[str, Any]) -> list[str]:
     missed = summary.get("missed")
     stopped = bool(summary["budget"]["stopped"])
     if missed is None or missed["rung"] is None:
-        words = "Nothing passed: no candidate gave images that could be judged"
-        words += (
-            ", as the budget ended before." if stopped else ". Look for `failed` and `collapsed` in the rows."
-        )
-        return [words]
+        return [_nothing_judged(missed["tried"] if missed else 0, stopped)]
     lines = [
         f"Nothing passed. Of {missed['tried']} tested on {PROMPTS[missed['rung']]} the nearest was "
         f"{missed['strategy']} at {missed['sparsity_components']:.1%} of the components' parameters "
@@ -103,6 +99,24 @@ def miss_in_words(summary: Mapping[str, Any]) -> list[str]:
         )
     lines.append(_advice(missed, stopped))
     return lines
+
+
+def _nothing_judged(broken: int, stopped: bool) -> str:
+    """Why there is nothing to be near.
+
+    Args:
+        broken: Candidates that failed or collapsed.
+        stopped: The budget ended the search. What is sampled to learn the noise is no candidate, however it fared.
+    """
+    if broken:
+        rest = " before the budget ended" if stopped else ""
+        return (
+            f"Nothing passed: all {broken} candidates that were tried{rest} failed or gave images that are none. Look "
+            "for `failed` and `collapsed` in the rows."
+        )
+    if stopped:
+        return "Nothing passed, because nothing was tried: the budget ended before the first candidate."
+    return "Nothing passed, because nothing was tried: no strategy had a candidate. Look for `failed` in the rows."
 
 
 def _advice(missed: Mapping[str, Any], stopped: bool) -> str:

@@ -15,7 +15,7 @@ from rich.console import Console
 from raysense.allocation import Allocation
 from raysense.execution.local import run_in_process
 from raysense.records import Evaluation, Measure, Task
-from raysense.results.near_miss import at_cap, cap_in_words
+from raysense.results.near_miss import at_cap, cap_in_words, miss_in_words
 from raysense.results.summary import render, summarise
 from raysense.search.job import denominators
 from raysense.store.store import Store
@@ -38,6 +38,7 @@ class Judged(Landscape):
 
     def evaluate(self, task: Task) -> Evaluation:
         found = super().evaluate(task)
+        found = replace(found, seconds=float(found.cost))
         if "clip_score_drop" not in found.measures:
             return found
         drop = self.damage(task.allocation) + (self.harm.get(task.rung, 0.0) if task.allocation else 0.0)
@@ -48,10 +49,14 @@ class Judged(Landscape):
         return replace(found, measures=measures)
 
 
-def ended(folder: Path, constraints: dict[str, Any], **kind: Any) -> tuple[dict[str, Any], str]:
+def ended(
+    folder: Path, constraints: dict[str, Any], hours: float | None = None, **kind: Any
+) -> tuple[dict[str, Any], str]:
     """The summary of a study on such a pipeline, and what the console says."""
     plain, inventory, grid, _ = made_up(strategies=["uniform", "solver"], bisections=4, rounds=0, levels=3)
-    study = parse({**plain.model_dump(mode="json"), "constraints": constraints})
+    study = parse(
+        {**plain.model_dump(mode="json"), "constraints": constraints, "budget": {"max_hours": hours}}
+    )
     story = make_story(study, inventory, grid, closed_forms(inventory, grid, {}))
     landscape = Judged(inventory, grid)
     for name, value in kind.items():
@@ -88,6 +93,31 @@ def test_all_fell_at_the_preview(tmp_path: Path) -> None:
     summary, told = ended(tmp_path, DROP, harm={"preview": 9.0}, noise=0.001)
     assert summary["missed"]["rung"] == "preview"
     assert "the preview" in told
+
+
+@pytest.mark.parametrize("broken", [0, 3])
+@pytest.mark.parametrize("stopped", [True, False])
+def test_where_nothing_was_judged_it_says_why(broken: int, stopped: bool) -> None:
+    summary = {
+        "missed": {"rung": None, "tried": broken, "bounds": []},
+        "budget": {"stopped": stopped or None},
+    }
+    (told,) = miss_in_words(summary)
+    assert ("all 3 candidates" in told) == bool(broken)
+    assert ("nothing was tried" in told) == (not broken)
+    assert ("the budget ended" in told) == stopped
+
+
+def test_a_budget_that_ends_before_the_first_candidate(tmp_path: Path) -> None:
+    # Enough for the dense pipeline and for what learns the noise, which is inside the budget; for no candidate.
+    summary, told = ended(tmp_path, DROP, hours=3500 / 3600)
+    rows = Store.open(str(tmp_path)).evaluations()
+    sampled = [row for row in rows if row.stage == "search"]
+    assert all("/light-" in row.question and row.rung == "preview" for row in sampled)
+    assert any(row.measures["clip_score_drop"].high < 0.2 for row in sampled)
+    assert (summary["missed"]["rung"], summary["missed"]["tried"]) == (None, 0)
+    assert "nothing was tried: the budget ended before the first candidate" in told
+    assert "could be judged" not in told
 
 
 def test_the_held_out_prompts_were_failed_by_the_interval_alone(tmp_path: Path) -> None:
