@@ -87,10 +87,10 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
 
     learned = Learned(grid, damages, [c.group for c in fine], solved, study.seed)
     bounds = study.constraints.bounds()
-    dense = _dense(run, evaluations, bounds)
+    _refuse_dense(run, evaluations, bounds)
     rows = _evidence(study, grid, evaluations, levels, bounds)
     for row in rows:
-        learned.tell(row.allocation, load_of(row, bounds, dense))
+        learned.tell(row.allocation, load_of(row, bounds))
     fitting = [
         row
         for row in rows
@@ -146,8 +146,8 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _dense(run: str, evaluations: Sequence[Evaluation], bounds: Sequence[Bound]) -> dict[str, Evaluation]:
-    """Rung -> the dense pipeline's row, refused where it misses a bound or lacks its measure."""
+def _refuse_dense(run: str, evaluations: Sequence[Evaluation], bounds: Sequence[Bound]) -> None:
+    """Refuse bounds that the dense pipeline misses, or that nobody measured."""
     nothing = Allocation().key
     dense = {e.rung: e for e in evaluations if e.stage == "baseline" and e.allocation == nothing}
     if "score" not in dense:
@@ -156,9 +156,8 @@ def _dense(run: str, evaluations: Sequence[Evaluation], bounds: Sequence[Bound])
         if bound.measure not in dense["score"].measures:
             raise RaysenseError(f"`{bound.field}` bounds {bound.measure}, which `{run}` did not measure")
     baseline = Candidate("dense", Allocation(), 0, dense["score"], is_feasible(dense["score"], bounds))
-    if load_of(baseline, bounds, dense) > 1:
+    if load_of(baseline, bounds) > 1:
         raise RaysenseError("`constraints`: the dense pipeline itself misses a bound; loosen it")
-    return dense
 
 
 def _evidence(

@@ -12,7 +12,7 @@ import numpy as np
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import MeasuringFailed, RaysenseError
 from raysense.evaluation.shards import images_of, is_split, parts_of, ranges_of, reference_rung
-from raysense.feasibility import is_feasible, margins
+from raysense.feasibility import is_feasible, margins, utilisation
 from raysense.names import EVOPRESS, ITERATIVE, JOINT, OWL, RANDOM, SOLVER, SWITCHES, TPE, UNIFORM
 from raysense.pipelines.cost import Cost, assumed
 from raysense.pruning.allocation_rules import Family
@@ -220,15 +220,15 @@ def _plan(story: Story[Findings], ground: _Ground) -> Plan[Findings]:
         # Everybody starts from what the closed forms gave; the joint search also from the solver's climb.
         for known in tried:
             if name == JOINT or known.strategy != SOLVER:
-                proposer.tell(known.allocation, load_of(known, ground.bounds, baseline))
+                proposer.tell(known.allocation, load_of(known, ground.bounds))
         left = itertools.count()
         inquiries += [
-            _lane(ground, name, proposer, left, baseline)
+            _lane(ground, name, proposer, left)
             for _ in range(min(search.lookahead, search.rounds * search.offspring))
         ]
     start = _best([c for c in tried if c.strategy not in (SOLVER, JOINT)])
     if EVOPRESS in search.strategies and start is not None:
-        inquiries.append(_evopress(ground, start.allocation, baseline))
+        inquiries.append(_evopress(ground, start.allocation))
     if inquiries:
         more: list[list[Candidate]] = yield inquiries
         tried += [candidate for found in more if found for candidate in found]
@@ -392,9 +392,7 @@ def _candidate(ground: _Ground, strategy: str, allocation: Allocation, last: Eva
     return Candidate(strategy, allocation, ground.grid.zeros(allocation), last, feasible)
 
 
-def _lane(
-    ground: _Ground, strategy: str, proposer: Proposer, left: Iterator[int], dense: Mapping[str, Evaluation]
-) -> Inquiry:
+def _lane(ground: _Ground, strategy: str, proposer: Proposer, left: Iterator[int]) -> Inquiry:
     """Proposes, has it judged, tells, again and again; as many lanes side by side as may be outstanding.
 
     There are no generations: a lane goes on as soon as its own candidate is judged. Returns its candidates.
@@ -404,14 +402,14 @@ def _lane(
         while (number := next(left)) < ground.study.search.rounds * ground.study.search.offspring:
             allocation = proposer.propose()
             candidate: Candidate = yield from _judge(ground, strategy, f"{strategy}/{number}", allocation)
-            proposer.tell(allocation, load_of(candidate, ground.bounds, dense))
+            proposer.tell(allocation, load_of(candidate, ground.bounds))
             found.append(candidate)
     except OutOfBudget:
         pass
     return found
 
 
-def _evopress(ground: _Ground, start: Allocation, dense: Mapping[str, Evaluation]) -> Inquiry:
+def _evopress(ground: _Ground, start: Allocation) -> Inquiry:
     """EvoPress's procedure on the study's rungs, for what the other iterative strategies may cost at most."""
     study, found, spent = ground.study, list[Candidate](), 0
     allowed = study.search.rounds * study.search.offspring * _step_cost(ground)
@@ -431,7 +429,7 @@ def _evopress(ground: _Ground, start: Allocation, dense: Mapping[str, Evaluation
             else:
                 judged = [_candidate(ground, EVOPRESS, a, e) for a, e in zip(pool, evaluations, strict=True)]
                 found += judged if rung == "score" else []
-                losses = [load_of(candidate, ground.bounds, dense) for candidate in judged]
+                losses = [load_of(candidate, ground.bounds) for candidate in judged]
             stage, pool = procedure.send(losses)
     except OutOfBudget:
         pass
@@ -517,20 +515,12 @@ def _best(candidates: Sequence[Candidate]) -> Candidate | None:
     return max(passing, key=lambda candidate: candidate.zeros, default=None)
 
 
-def load_of(candidate: Candidate, bounds: Sequence[Bound], dense: Mapping[str, Evaluation]) -> float:
-    """1 minus the tightest margin in units of its bound; what fell before the score rung is above 1."""
-    last = candidate.evaluation
-    if last.failed or last.collapsed:
+def load_of(candidate: Candidate, bounds: Sequence[Bound]) -> float:
+    """Constraint utilisation as proposers take it: above 1 for all that is not feasible, infinite for what broke."""
+    used = utilisation(candidate.evaluation, bounds)
+    if used is None:
         return math.inf
-    loads = []
-    for margin in margins(last, bounds):
-        limit = margin.bound.limit
-        if not margin.bound.measure.endswith(("_drop", "_rise")):
-            # The room that an absolute bound leaves is counted from the dense pipeline's value.
-            limit -= dense["score"].measures[margin.bound.measure].value
-        loads.append(1 - margin.margin / max(abs(limit), 1e-9))
-    load = max(loads)
-    return load if candidate.feasible else max(load, 1 + 1e-6)
+    return used if candidate.feasible else max(used, 1 + 1e-6)
 
 
 def _headline(ground: _Ground, tried: Sequence[Candidate]) -> str:
