@@ -67,6 +67,28 @@ def visible_files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def refuse_odd_files(folder: Path) -> None:
+    """Refuse a folder in which a pipe, a device or a link that leads nowhere stands for a file: loading may never end.
+
+    Raises:
+        RaysenseError: Which one, and what it is.
+    """
+    for file in visible_files(folder):
+        try:
+            mode = file.stat().st_mode
+        except OSError as error:
+            raise RaysenseError(f"`{file}` cannot be read: {error.strerror}") from None
+        if not stat.S_ISREG(mode):
+            kind = (
+                "a pipe"
+                if stat.S_ISFIFO(mode)
+                else "a device"
+                if stat.S_ISCHR(mode)
+                else "a socket or a disk"
+            )
+            raise RaysenseError(f"`{file}` is no plain file, but {kind}; put the file itself there")
+
+
 def _read(path: Path, size: int) -> str:
     digest, done, began, told = hashlib.sha256(), 0, time.monotonic(), False
     with path.open("rb") as file:

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from raysense.errors import RaysenseError
+from raysense.hashing import refuse_odd_files
 from raysense.hub import settle_hub
 from raysense.names import BUNDLED
 from raysense.study import bundled_pipeline
@@ -105,6 +107,7 @@ def _assembled(
 ) -> tuple[DiffusionPipeline, Mapping[str, Any]]:
     """The pipeline from its components, each loaded and checked by itself; and its ``model_index.json``."""
     folder = local_folder(source, revision)
+    _refuse_odd_files(source, folder)
     index = DiffusionPipeline.load_config(folder)
     classes = module_classes(index)
     refuse_foreign(source, classes)
@@ -232,6 +235,14 @@ def load_component(folder: str, name: str, cls: Any, dtype: torch.dtype) -> nn.M
     return loaded
 
 
+def _refuse_odd_files(source: str, folder: str) -> None:
+    if os.path.isdir(source):  # the hub's cache is the hub's
+        try:
+            refuse_odd_files(Path(folder))
+        except RaysenseError as error:
+            raise RaysenseError(f"`pipeline`: {error}") from None
+
+
 def _listed(names: Sequence[str]) -> str:
     names = sorted(names)
     more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
@@ -285,6 +296,7 @@ def empty_components(
         RaysenseError: No configuration is there, or it cannot be read.
     """
     folder = pipeline_folder(source)
+    _refuse_odd_files(source, folder)
     try:
         index = DiffusionPipeline.load_config(folder, revision=revision)
         classes = module_classes(index)

@@ -13,10 +13,12 @@ from typing import Any
 
 from raysense import names, plain_file
 from raysense.errors import RaysenseError
+from raysense.hashing import refuse_odd_files
 from raysense.names import BUNDLED
 from raysense.prompts.sets import check_counts
 from raysense.study import Examined, Study, bundled_pipeline, bundled_scorer
-from raysense.study.known import clip_models, defined, extractors
+from raysense.study.callables import EXTRACTOR, METRIC, SALIENCY, fault
+from raysense.study.known import clip_models, extractors
 
 _LARGEST_CONFIGURATION = 1 << 24
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
@@ -65,6 +67,8 @@ def _pipeline(study: Study, doubt: Doubt) -> Iterator[str]:
     """The pipeline's folder, its components and sizes, as far as configurations tell."""
     try:
         folder = _folder(study)
+        if folder is not None:
+            refuse_odd_files(folder)
         index = None if folder is None else configuration(folder / "model_index.json")
     except RaysenseError as error:
         yield f"`pipeline`: {error}"
@@ -242,8 +246,8 @@ def _names(study: Study, doubt: Doubt) -> Iterator[str]:
     known = (*names.SALIENCIES, *names.UPDATING)
     for name in study.prune.methods:
         if "." in name or ":" in name:
-            if wrong := defined(name):
-                yield f"`prune.saliency`: {name!r} cannot be imported: {wrong}"
+            if wrong := fault(name, SALIENCY):
+                yield f"`prune.saliency`: {name!r} {wrong}"
         elif name not in known:
             choice = ", ".join(known)
             yield f"`prune.saliency` has the unknown method {name!r}; choose from {choice}, or give a dotted path"
@@ -251,8 +255,8 @@ def _names(study: Study, doubt: Doubt) -> Iterator[str]:
     if alone and len(study.prune.methods) > 1:
         yield f"`prune.saliency`: {alone[0]} updates the weights that stay and cannot compete; name it alone"
     for name, path in study.metrics.custom.items():
-        if wrong := defined(path):
-            yield f"`metrics.custom.{name}`: {path!r} cannot be imported: {wrong}"
+        if wrong := fault(path, METRIC):
+            yield f"`metrics.custom.{name}`: {path!r} {wrong}"
 
 
 def _judges(study: Study, doubt: Doubt) -> Iterator[str]:
@@ -271,8 +275,8 @@ def _judges(study: Study, doubt: Doubt) -> Iterator[str]:
         if not re.fullmatch("[1-9][0-9]{1,4}", size) or int(size) % 32:
             yield f"`{field}`: the size of {extractor!r} must be a multiple of 32, such as {names.EFFICIENTNET}-96"
     elif "." in extractor or ":" in extractor:
-        if wrong := defined(extractor):
-            yield f"`{field}`: {extractor!r} cannot be imported: {wrong}"
+        if wrong := fault(extractor, EXTRACTOR):
+            yield f"`{field}`: {extractor!r} {wrong}"
     else:
         choice = ", ".join((names.EFFICIENTNET, *extractors()))
         yield f"`{field}` is unknown: {extractor!r}; choose {choice}, open_clip:MODEL@PRETRAINED, or a dotted path"
@@ -286,6 +290,11 @@ def _clip(field: str, model: str, pretrained: str | None) -> str:
         folder = model.removeprefix(names.LOCAL)
         if folder != model and not os.path.isfile(os.path.join(folder, "open_clip_config.json")):
             return f"`{field}`: there is no `{folder}` with an open_clip_config.json"
+        if folder != model:
+            try:
+                refuse_odd_files(Path(folder))
+            except RaysenseError as error:
+                return f"`{field}`: {error}"
         return ""
     known = clip_models()
     if ":" in model or model.replace("/", "-") not in known:

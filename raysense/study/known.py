@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.machinery
 import importlib.util
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -48,34 +46,6 @@ def clip_models() -> dict[str, tuple[str, ...]]:
     return found
 
 
-def defined(path: str) -> str:
-    """Why the object at a dotted path cannot be had, or an empty string: files are read, nothing is imported."""
-    module, _, name = path.replace(":", ".").rpartition(".")
-    spec, searched = None, list(sys.path)
-    done: list[str] = []
-    for part in module.split("."):
-        done.append(part)
-        here = ".".join(done)
-        if here in sys.builtin_module_names:
-            return ""
-        spec = importlib.machinery.PathFinder.find_spec(here, searched)
-        if spec is None:
-            return f"there is no module {here!r}; check the name, the study's folder and PYTHONPATH"
-        searched = list(spec.submodule_search_locations or [])
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        return ""  # compiled, or a package without a file: only importing would tell
-    try:
-        tree = ast.parse(Path(spec.origin).read_bytes())
-    except (OSError, SyntaxError, ValueError, RecursionError) as error:
-        return f"{spec.origin} cannot be read: {' '.join(str(error).split())}"
-    names = set(_bound(tree.body))
-    if name in names or "*" in names or "__getattr__" in names:
-        return ""
-    if importlib.machinery.PathFinder.find_spec(f"{module}.{name}", searched):
-        return f"{name!r} is a module; name a function in it"
-    return f"{spec.origin} defines no {name!r}"
-
-
 def _folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)  # of a package's top, which imports nothing
     assert spec is not None
@@ -110,21 +80,3 @@ def _is_quick(entry: ast.expr) -> bool:
         and keyword.value.value is True
         for keyword in entry.keywords
     )
-
-
-def _bound(body: list[ast.stmt]) -> Iterator[str]:
-    """The names that a module's own statements bind, those under `if`, `try` and `with` included."""
-    for node in body:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            yield node.name
-            continue
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)
-            continue
-        for inner in ast.walk(node):
-            if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
-                yield inner.id
-            elif isinstance(inner, (ast.FunctionDef, ast.ClassDef)):
-                yield inner.name
-            elif isinstance(inner, (ast.Import, ast.ImportFrom)):
-                yield from (alias.asname or alias.name.partition(".")[0] for alias in inner.names)

@@ -19,10 +19,10 @@ from raysense.cli import main
 from raysense.errors import RaysenseError
 from raysense.evaluation.evaluator import inventory_and_grid
 from raysense.evaluation.scoring import Judges
-from raysense.pipelines.load import load_pipeline, modules_of
+from raysense.pipelines.load import empty_components, load_pipeline, modules_of
 from raysense.pruning.saliency import METHODS
 from raysense.strategies.rules import closed_forms
-from raysense.study import MAX_SEED, bundled_pipeline, examine, load
+from raysense.study import MAX_SEED, bundled_pipeline, bundled_scorer, examine, load
 from raysense.study.checks import look, too_long
 from raysense.study.known import clip_models, extractors
 
@@ -196,6 +196,111 @@ def test_plugins_beside_the_study_are_seen(tmp_path: Path, monkeypatch: pytest.M
     assert "defines no 'sharpnes'" in _mistakes("metrics.custom.sharp=my_metrics.sharpnes")[0]
     assert "cannot be read" in _mistakes("metrics.custom.sharp=broken.sharp")[0]
     assert "my_metrics" not in sys.modules
+
+
+NEVER_RUN = """
+import functools, os.path as place
+from json import dumps
+from own_far import far, gone_far
+raise RuntimeError("validate runs nothing")
+def good(images, prompts, dense): ...
+def some(*all, **more): ...
+def keyword(images, *, prompts, dense): ...
+def more(images, prompts, dense, extra): ...
+def saliency(weight, known, strength=1.0): ...
+async def later(images, prompts, dense): ...
+three = lambda a, b, c: 0
+number = 3
+partial = functools.partial(more, extra=1)
+@functools.cache
+def wrapped(): ...
+class Net:
+    def __init__(self, device, batch): ...
+class Other:
+    def __init__(self, where): ...
+class Bare: ...
+def make(batch=8, device="cpu"): ...
+def positional(device, batch, /): ...
+if place:
+    def either(a): ...
+else:
+    def either(a, b, c): ...
+"""
+
+USES = {
+    "metrics.custom.m": {
+        "": ["good", "some", "three", "far", "partial", "wrapped", "either"],
+        "cannot be called so": ["keyword", "more", "gone_far", "dumps"],
+        "is a coroutine": ["later"],
+        "is no function, but a value": ["number"],
+        "is a class": ["Net"],
+        "names the module 'os.path'": ["place"],
+    },
+    "prune.saliency": {
+        "": ["saliency", "some", "partial"],
+        "cannot be called so": ["good"],
+        "is a class": ["Net"],
+    },
+    "metrics.frechet.extractor": {
+        "": ["Net", "make", "some", "wrapped"],
+        "cannot be called so": ["good", "Other", "positional"],
+        "takes no arguments": ["Bare"],
+    },
+}
+
+
+@pytest.mark.parametrize("field", USES)
+def test_a_plugin_can_be_called_as_it_will_be(
+    field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_never_run.py").write_text(NEVER_RUN)
+    (tmp_path / "own_far.py").write_text("def far(a, b, c): ...\ndef gone_far(a): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for words, called in USES[field].items():
+        for name in called:
+            found = _mistakes(f"{field}=own_never_run.{name}")
+            if words:
+                (mistake,) = found
+                assert mistake.startswith(f"`{field}`"), mistake
+                assert words in mistake, name
+            else:
+                assert found == [], name
+    assert "own_never_run" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (
+            "sys.exit",
+            "cannot be called so (too many positional arguments); a metric is called with (images, prompts",
+        ),
+        ("os:path", "names the module"),
+        ("sys.path", "is a list, which cannot be called"),
+        ("os.sep", "is a str, which cannot be called"),
+        ("os.getcwd", "cannot be called so"),
+        ("sys.nope", "cannot be imported"),
+    ],
+)
+def test_the_interpreters_own_modules_are_looked_into(path: str, words: str) -> None:
+    (mistake,) = _mistakes(f"metrics.custom.m={path}")
+    assert words in mistake
+
+
+def test_a_pipe_for_a_file_of_weights_is_said_at_once(tmp_path: Path) -> None:
+    folder, scorer = tmp_path / "pipeline", tmp_path / "scorer"
+    shutil.copytree(bundled_pipeline(), folder)
+    shutil.copytree(bundled_scorer(), scorer)
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    os.mkfifo(weights)
+    (scorer / "more.bin").symlink_to("/dev/zero")
+    mistakes = _mistakes(f"pipeline={folder}", f"metrics.clip.model=local-dir:{scorer}")
+    assert f"`pipeline`: `{weights}` is no plain file, but a pipe; put the file itself there" in mistakes
+    assert any(f"`{scorer / 'more.bin'}` is no plain file, but a device" in text for text in mistakes)
+    for load_it in (load_pipeline, empty_components):
+        with pytest.raises(RaysenseError, match="is no plain file, but a pipe"):
+            load_it(str(folder))
 
 
 def test_studies_that_are_no_files(tmp_path: Path) -> None:
