@@ -18,7 +18,8 @@ from diffusers import DiffusionPipeline
 
 from raysense.allocation import Allocation
 from raysense.evaluation.evaluator import Evaluator
-from raysense.export.write import export, load_compressed, weight_bytes
+from raysense.export.pack import load_compressed, weight_bytes
+from raysense.export.write import export
 from raysense.pipelines.load import pipeline_folder
 from raysense.pipelines.sample import call_pipeline
 from raysense.prompts.sets import load_prompts

@@ -24,7 +24,7 @@ from torch.sparse import (
 )
 
 from raysense.errors import RaysenseError
-from raysense.export.write import RECORD, SPARSE, load_compressed
+from raysense.export.pack import RECORD, SPARSE, load_compressed
 from raysense.pipelines.load import modules_of
 
 PATTERN = "2:4"

@@ -14,6 +14,7 @@ from benchmarks import semi_structured as benchmark
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation.evaluator import Evaluator
+from raysense.export.pack import RECORD, compress, load_compressed
 from raysense.export.semi_structured import (
     Conversion,
     check_device,
@@ -24,7 +25,6 @@ from raysense.export.semi_structured import (
     read_record,
     why_not,
 )
-from raysense.export.write import RECORD, compress, load_compressed
 from raysense.study import load
 
 
