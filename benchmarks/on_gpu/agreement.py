@@ -62,7 +62,7 @@ def small_study(bench: Bench, *more: str, device: str | None = None) -> Study:
     """The quickstart study with small rungs, on the bench's device or another one."""
     gpus = int((device or bench.device.type) == "cuda")
     sizes = ["rungs.probe.prompts=4", "rungs.probe.timesteps=2", "rungs.preview.prompts=8"]
-    counts = (8, 8, 2, 2) if bench.quick else (48, 48, 12, 8)
+    counts = (8, 8, 2, 2) if bench.quick else (16, 8, 8, 8)
     sizes += [f"rungs.score.prompts={counts[0]}", f"rungs.validation.prompts={counts[1]}"]
     sizes += [f"sampling.steps={counts[2]}", f"prune.calibration.prompts={counts[3]}"]
     sizes += [f"prune.include=[{', '.join(map(repr, FEW))}]"] * bench.quick

@@ -18,6 +18,8 @@ from benchmarks.on_gpu.networks import make, shapes
 from benchmarks.on_gpu.speed import flops_of, shaped_pipeline, shaped_study
 
 TOP = 15
+STEPS = 4
+"""Steps that are profiled: each is some thousands of kernels, and every one an event to be sorted."""
 WAITS = (
     "cudaStreamSynchronize",
     "cudaDeviceSynchronize",
@@ -47,7 +49,7 @@ def sampling(bench: Bench) -> Figures:
     from raysense.evaluation.evaluator import Evaluator
 
     with tempfile.TemporaryDirectory() as store:
-        study = shaped_study(bench, shaped_pipeline(bench))
+        study = shaped_study(bench, shaped_pipeline(bench), STEPS)
         evaluator = Evaluator(study, store)
         prompts = evaluator.prompts.of("score", study.sampling.batch)
         allocation = evaluator.grid.uniform(0.3)

@@ -191,9 +191,9 @@ def shaped_pipeline(bench: Bench) -> str:
     return str(folder)
 
 
-def shaped_study(bench: Bench, source: str) -> Study:
-    """A study of `shaped_pipeline`: 32 images, 20 steps."""
-    preview, score, batch, steps = (8, 8, 8, 2) if bench.quick else (16, 32, 16, 20)
+def shaped_study(bench: Bench, source: str, steps: int = 20) -> Study:
+    """A study of `shaped_pipeline`: 32 images."""
+    preview, score, batch, steps = (8, 8, 8, 2) if bench.quick else (16, 32, 16, steps)
     return load(
         overrides=[
             f"pipeline={source}",
