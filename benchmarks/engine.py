@@ -27,7 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from raysense.allocation import Allocation
 from raysense.evaluation.evaluator import Evaluator
-from raysense.evaluation.scoring import Judges
+from raysense.evaluation.scoring import ImageScorer
 from raysense.pipelines.load import load_pipeline
 from raysense.pipelines.sample import call_pipeline
 from raysense.pruning.allocation_rules import uniform
@@ -71,8 +71,8 @@ def sd2_shaped(folder: Path) -> str:
 
 def bare(study: Study, evaluator: Evaluator) -> Any:
     """The same images and features without the engine: a function to be timed."""
-    pipeline = load_pipeline(study.pipeline, dtype=study.dtype, device=evaluator.device)
-    judges = Judges(study, evaluator.device)
+    pipeline = load_pipeline(study.pipeline, dtype=study.dtype, device=evaluator.live.device)
+    scorer = ImageScorer(study, evaluator.live.device)
     prompts = evaluator.prompts.of("score", study.rungs.score.prompts)
     head, batch = study.rungs.preview.prompts, study.sampling.batch
     parts = [
@@ -85,7 +85,7 @@ def bare(study: Study, evaluator: Evaluator) -> Any:
     def run() -> None:
         for part in parts:
             images = call_pipeline(pipeline, part, [0] * len(part), study.sampling)
-            judges.extract(images.clamp(0, 1))
+            scorer.extract(images.clamp(0, 1))
 
     return run
 

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from raysense import plugins
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
-from raysense.evaluation.evaluator import build, inventory_and_grid, signature
+from raysense.evaluation.evaluator import build
+from raysense.evaluation.identity import inventory_and_grid, signature
 from raysense.evaluation.inputs import inputs_of, pipeline_content, refuse_other, stored_prompts
-from raysense.evaluation.scoring import Judges
+from raysense.evaluation.scoring import ImageScorer
 from raysense.export.write import export
 from raysense.hashing import file_hash
 from raysense.pipelines.load import load_pipeline, pipeline_folder
@@ -107,7 +108,7 @@ def study_in(place: Path) -> Study:
 
 
 def contents(study: Study, device: str = "cpu") -> dict[str, Any]:
-    return inputs_of(study, load_prompts(study.prompts), Judges(study), device)
+    return inputs_of(study, load_prompts(study.prompts), ImageScorer(study), device)
 
 
 def shift_weights(path: Path) -> None:

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     overrides = [*args.set, *([f"pipeline={args.pipeline}"] if args.pipeline else [])]
     study = load(args.study, overrides)
     warn([settle(study)])
-    from raysense.evaluation.evaluator import inventory_and_grid
+    from raysense.evaluation.identity import inventory_and_grid
     from raysense.pipelines.load import load_pipeline
     from raysense.pruning.layers import render_tree
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 
 from safetensors.torch import load, save
 from torch import Tensor
@@ -14,7 +15,7 @@ logger = logging.getLogger(__name__)
 _DIGEST = 32
 
 
-class Blobs:
+class TensorCache:
     """Named sets of tensors on a disk.
 
     An entry is written whole, led by the SHA-256 of its key and its content. Concurrent writers of one key write the
@@ -39,6 +40,24 @@ class Blobs:
         """Store `tensors`, moved to the CPU, under `key`."""
         content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
         self._disk.write(f"cache/{key}", _digest(key, content) + content)
+
+
+class TensorMemory:
+    """Named sets of tensors from memory, from the cache, or made now, whichever comes first."""
+
+    def __init__(self, cache: TensorCache) -> None:
+        self._cache = cache
+        self._known: dict[str, dict[str, Tensor]] = {}
+
+    def remembered(self, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors of this name."""
+        if key not in self._known:
+            stored = self._cache.get(key)
+            if stored is None:
+                stored = make()
+                self._cache.put(key, stored)
+            self._known[key] = stored
+        return self._known[key]
 
 
 def _digest(key: str, content: bytes) -> bytes:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
-from raysense.evaluation.cache import Blobs
+from raysense.evaluation.cache import TensorCache
 from raysense.evaluation.memory import release_memory
 from raysense.evaluation.method_selection import components_of, heats
 from raysense.evaluation.slices import Slices
@@ -150,7 +150,7 @@ class Calibration:
         self._inventory, self._grid = inventory, grid
         self._prompts = prompts.search[: study.prune.calibration.prompts]
         self._seed = first_seed(study.seed) + CALIBRATION_SEED
-        self._blobs = Blobs(disk)
+        self._cache = TensorCache(disk)
         self._modules = modules_of(pipeline)
         self._pattern = Pattern.parse(study.prune.pattern) if study.prune.pattern else None
         self._batch = study.sampling.batch
@@ -213,7 +213,7 @@ class Calibration:
             if stored is None:
                 stored = self._collect(need)
                 for block, layers in self._blocks():
-                    self._blobs.put(self._statistic_key(need, block), {a: stored[a] for a in layers})
+                    self._cache.put(self._statistic_key(need, block), {a: stored[a] for a in layers})
             found[need] = stored
         return {
             layer.address: Known(
@@ -228,7 +228,7 @@ class Calibration:
     def _stored(self, need: str) -> dict[str, Tensor] | None:
         tensors: dict[str, Tensor] = {}
         for block, _ in self._blocks():
-            part = self._blobs.get(self._statistic_key(need, block))
+            part = self._cache.get(self._statistic_key(need, block))
             if part is None:
                 return None
             tensors |= part

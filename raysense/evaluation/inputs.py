@@ -26,7 +26,7 @@ from raysense.store.store import contents_differ
 from raysense.study import Reference, Study
 
 if TYPE_CHECKING:
-    from raysense.evaluation.scoring import Judges
+    from raysense.evaluation.scoring import ImageScorer
 
 _CODE = "plugins.json"
 _PROMPTS = "prompts/{}.json"
@@ -36,13 +36,13 @@ TAKEN_AWAY = ("pipeline", "plugins")
 """What an export or a picture shows of a study; the rest only decides how it was judged."""
 
 
-def inputs_of(study: Study, prompts: PromptSets, judges: Judges, device: str) -> dict[str, Any]:
+def inputs_of(study: Study, prompts: PromptSets, scorer: ImageScorer, device: str) -> dict[str, Any]:
     """Everything that the study's rows depend on beside its definition, each by its content.
 
     Args:
         study: The study.
         prompts: Its prompts.
-        judges: Its networks, loaded.
+        scorer: Its networks, loaded.
         device: ``cpu`` or ``cuda``.
 
     Raises:
@@ -51,7 +51,7 @@ def inputs_of(study: Study, prompts: PromptSets, judges: Judges, device: str) ->
     return {
         **taken_away(study),
         "prompts": prompts_content(prompts),
-        "judges": judges.contents,
+        "judges": scorer.contents,
         "reference": reference_content(study.metrics.reference),
         "versions": {name: text.partition("+")[0] for name, text in versions().items()},
         "device": device,

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from raysense.allocation import Allocation, LevelGrid
-from raysense.evaluation.rungs.probe import EXTRACTOR
 from raysense.records import Measure
+
+EXTRACTOR = "denoiser output"
+"""What a probe error compares."""
 
 SHARES = (0.3, 0.5, 0.7)
 """Sparsities of a component at which methods are compared: light, middling, near where most components fall."""

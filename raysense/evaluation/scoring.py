@@ -1,4 +1,4 @@
-"""Who judges a study's images: networks and functions that turn images into features, features into measures."""
+"""Scores images: networks and functions that turn them into features, and features into measures."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DISTANCES = tuple(name for name, spec in SPECS.items() if spec.kind == "set" and
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredImages:
     """What is kept of a set of images, row by row the same prompts and seeds as every set of its rung.
 
     Attributes:
@@ -74,14 +74,14 @@ class Judged:
             return "; ".join(sorted(set(reasons)))
         return "; ".join(sorted(f"{name} is undefined for some images" for name in self.undefined))
 
-    def rows(self, indices: Sequence[int]) -> Judged:
+    def rows(self, indices: Sequence[int]) -> ScoredImages:
         """Some of the images."""
         images = self.images[list(indices)] if len(self.images) else self.images
         chosen = list(indices)
         values = {name: value[chosen] for name, value in self.values.items()}
         features = {name: value[chosen] for name, value in self.features.items()}
         broken = tuple(self.broken[i] for i in chosen) if self.broken else ()
-        return Judged(values, features, images, self.size, broken)
+        return ScoredImages(values, features, images, self.size, broken)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """As named tensors, for the cache."""
@@ -93,7 +93,7 @@ class Judged:
         return {**tensors, "images": self.images, "size": torch.tensor(self.size)}
 
     @staticmethod
-    def from_tensors(tensors: Mapping[str, Tensor]) -> Judged:
+    def from_tensors(tensors: Mapping[str, Tensor]) -> ScoredImages:
         """What `to_tensors` was given."""
         parts: dict[str, dict[str, Tensor]] = {"values": {}, "features": {}}
         for name, tensor in tensors.items():
@@ -101,12 +101,12 @@ class Judged:
             if slash:
                 parts[kind][rest] = tensor
         broken = json.loads(bytes(tensors["broken"].tolist())) if "broken" in tensors else ()
-        return Judged(
+        return ScoredImages(
             parts["values"], parts["features"], tensors["images"], int(tensors["size"]), tuple(broken)
         )
 
 
-def joined(parts: Sequence[Judged]) -> Judged:
+def joined(parts: Sequence[ScoredImages]) -> ScoredImages:
     """Sets of images as one."""
     if len(parts) == 1:
         return parts[0]
@@ -116,7 +116,7 @@ def joined(parts: Sequence[Judged]) -> Judged:
     broken: tuple[str, ...] = ()
     if any(part.broken for part in parts):
         broken = tuple(reason for part in parts for reason in part.broken or ("",) * len(part))
-    return Judged(values, features, images, parts[0].size, broken)
+    return ScoredImages(values, features, images, parts[0].size, broken)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Reference:
     dense: Mapping[str, Estimate]
 
 
-class Judges:
+class ImageScorer:
     """The networks and functions of a study, loaded.
 
     Args:
@@ -170,7 +170,7 @@ class Judges:
             references.check(Path(self.external.path))
         self.compares_images = bool(self._custom) or self._lpips is not None or "ssim" in self.measured
 
-    def judge(self, images: Tensor, prompts: Sequence[Prompt], dense: Tensor | None) -> Judged:
+    def score(self, images: Tensor, prompts: Sequence[Prompt], dense: Tensor | None) -> ScoredImages:
         """Extract all features of a batch of images, once for all metrics.
 
         Args:
@@ -204,7 +204,7 @@ class Judges:
                         raise
                     scores = torch.full((len(images),), torch.nan, dtype=torch.float64)
                 values[name] = scores
-        return Judged(values, features, kept, size, (collapsed,) * len(images) if collapsed else ())
+        return ScoredImages(values, features, kept, size, (collapsed,) * len(images) if collapsed else ())
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
         """Features of float (n, 3, h, w) images in [0, 1], by network."""
@@ -244,7 +244,7 @@ class Judges:
         }
 
     def estimate(
-        self, metric: str, judged: Judged, features: Mapping[str, Tensor], gaussian: frechet.Gaussian
+        self, metric: str, judged: ScoredImages, features: Mapping[str, Tensor], gaussian: frechet.Gaussian
     ) -> Estimate:
         """One of `DISTANCES` of a set of images to a reference."""
         if metric == "frechet":
@@ -254,7 +254,7 @@ class Judges:
         return mmd.estimate(cmmd.statistics(judged.features["clip"], features["clip"]), cmmd.SCALE)
 
     def compare(
-        self, prompts: Sequence[Prompt], pruned: Judged, dense: Judged, reference: Reference
+        self, prompts: Sequence[Prompt], pruned: ScoredImages, dense: ScoredImages, reference: Reference
     ) -> tuple[dict[str, Measure], dict[str, Tensor]]:
         """Measures with their intervals, and the values of each image.
 

@@ -111,7 +111,7 @@ def _measure(plain: Mapping[str, Any]) -> Measured:
     short = (seconds["small"] + seconds["small again"]) / 2
     image = max((seconds["large"] - short) / (large - small), 0.5 * seconds["large"] / large)
     probe = (seconds["probe"] + seconds["probe again"]) / 2
-    cuda = evaluator.device == "cuda"
+    cuda = evaluator.live.device == "cuda"
     return Measured(
         image=image,
         images=max(0.0, (seconds["large"] - large * image + short - small * image) / 2),

@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
-from raysense.evaluation.cache import Blobs
+from raysense.evaluation.cache import TensorCache
 from raysense.evaluation.evaluator import Evaluator
 from raysense.evaluation.inputs import prompts_of, refuse_other, use_code
 from raysense.hashing import content_key
@@ -167,14 +167,14 @@ def _uniform_like(run: Run, painter: _Painter, winner: Allocation, paint: bool) 
     """One ratio for all layers with the winner's zeros; needs the pipeline's inventory, so only where painting may."""
     zeros = run.grid.zeros(winner)
     key = content_key("uniform", run.record["signature"], zeros)
-    stored = painter.blobs.get(key)
+    stored = painter.cache.get(key)
     if stored is None:
         if not paint:
             return None
         evaluator = painter.evaluator()
         levels = uniform(evaluator.inventory, evaluator.grid, zeros)
         values = torch.tensor([levels[layer] for layer in run.grid.layers], dtype=torch.int64)
-        painter.blobs.put(key, {"levels": values})
+        painter.cache.put(key, {"levels": values})
         return levels
     return Allocation(dict(zip(run.grid.layers, stored["levels"].tolist(), strict=True)))
 
@@ -183,7 +183,7 @@ class _Painter:
     """Pictures of a study's allocations, from its cache or from the pipeline, which is loaded when first needed."""
 
     def __init__(self, run: Run, prompts: tuple[Prompt, ...]) -> None:
-        self.blobs = Blobs(run.disk)
+        self.cache = TensorCache(run.disk)
         self._run, self._prompts = run, prompts
         self._evaluator: Evaluator | None = None
         self.tell: Callable[[], None] | None = None
@@ -199,7 +199,7 @@ class _Painter:
         key = content_key(
             "picture", self._run.record["signature"], allocation.key, ids, seeds, LARGEST_THUMBNAIL
         )
-        stored = self.blobs.get(key)
+        stored = self.cache.get(key)
         if stored is None:
             if not paint:
                 return None
@@ -207,7 +207,7 @@ class _Painter:
                 self.tell()
             images = self.evaluator().sample(allocation, self._prompts, seeds)
             stored = {"pixels": thumbnails(images)}
-            self.blobs.put(key, stored)
+            self.cache.put(key, stored)
         pixels: npt.NDArray[np.uint8] = stored["pixels"].numpy()
         return pixels
 

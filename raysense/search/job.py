@@ -17,9 +17,9 @@ from raysense import plugins
 from raysense.allocation import LevelGrid
 from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import calibration_cost
-from raysense.evaluation.evaluator import inventory_and_grid, signature
+from raysense.evaluation.identity import inventory_and_grid, signature
 from raysense.evaluation.inputs import inputs_of, keep_code, keep_prompts
-from raysense.evaluation.scoring import Judges
+from raysense.evaluation.scoring import ImageScorer
 from raysense.execution.evaluators import EvaluatorSpec
 from raysense.execution.live import LiveView
 from raysense.execution.progress import Snapshot
@@ -73,7 +73,7 @@ def run_study(
     """
     check_track(study.track)
     refuse_to_overwrite(out, resume)
-    inputs = inputs_of(study, load_prompts(study.prompts), Judges(study), device_of(study))
+    inputs = inputs_of(study, load_prompts(study.prompts), ImageScorer(study), device_of(study))
     if resume and (done := finished_already(study, out, inputs)) is not None:
         found = f"{done['sparsity_components']:.1%} removed" if done["feasible"] else "nothing passed"
         say(console, f"Finished already ({found}); nothing to do. Page: {page_of(out)}", whole=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from raysense.evaluation.calibration import calibration_cost
-from raysense.evaluation.evaluator import inventory_and_grid
+from raysense.evaluation.identity import inventory_and_grid
 from raysense.evaluation.speed import Measured, measure_speed
 from raysense.pipelines.adapter import foresee
 from raysense.pipelines.cost import Cost

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from raysense.evaluation.cache import Blobs
-from raysense.evaluation.evaluator import external_key, inventory_and_grid
+from raysense.evaluation.cache import TensorCache
+from raysense.evaluation.identity import external_key, inventory_and_grid
 from raysense.evaluation.inputs import hub_commit, inputs_of
-from raysense.evaluation.scoring import Judges
+from raysense.evaluation.scoring import ImageScorer
 from raysense.metrics import frechet
 from raysense.pipelines.load import load_pipeline, modules_of
 from raysense.pipelines.text_cache import cut_off
@@ -72,25 +72,27 @@ def prepare(study: Study, out: str) -> Iterator[Found]:
 
     # Where there is no GPU, an evaluator that has one makes the reference's features anew.
     on_gpu = study.cluster.gpus_per_evaluator > 0 and torch.cuda.is_available()
-    judges = Judges(study, "cuda" if on_gpu else "cpu")
-    cut = judges.truncated(texts)
+    scorer = ImageScorer(study, "cuda" if on_gpu else "cpu")
+    cut = scorer.truncated(texts)
     advice = f"{len(cut)} prompts are longer than it reads; only their beginning counts" if cut else ""
-    clip, features = judges.identity
+    clip, features = scorer.identity
     yield Found("clip", clip, advice)
     yield Found("features", features)
-    if "lpips" in judges.measured:
+    if "lpips" in scorer.measured:
         yield Found("lpips", "VGG-16 weights")
     for name, path in study.metrics.custom.items():
         yield Found("custom", f"{name}: {path}")
-    yield _reference(study, prompts, judges, Blobs(Disk(out)), size)
+    yield _reference(study, prompts, scorer, TensorCache(Disk(out)), size)
 
 
-def _reference(study: Study, prompts: PromptSets, judges: Judges, blobs: Blobs, size: int | None) -> Found:
-    external = judges.external
+def _reference(
+    study: Study, prompts: PromptSets, scorer: ImageScorer, cache: TensorCache, size: int | None
+) -> Found:
+    external = scorer.external
     if external.path is None:
         return Found("reference", "dense images of other seeds; sampled by the study's first evaluation")
     if external.is_saved:
-        gaussian = judges.saved_reference()
+        gaussian = scorer.saved_reference()
         images = f"{gaussian.n:,} images" if gaussian.n else "an unknown number of images"
         return Found("reference", f"{external.path}: mean and covariance of {images}")
     if size is None:
@@ -98,11 +100,11 @@ def _reference(study: Study, prompts: PromptSets, judges: Judges, blobs: Blobs, 
             "reference",
             f"{external.path}: read by the study's first evaluation, which knows the images' size",
         )
-    key = external_key(inputs_of(study, prompts, judges, judges.device), judges, size)
-    stored = blobs.get(key)
+    key = external_key(inputs_of(study, prompts, scorer, scorer.device), scorer, size)
+    stored = cache.get(key)
     if stored is None:
-        stored = judges.external_features(size)
-        blobs.put(key, stored)
+        stored = scorer.external_features(size)
+        cache.put(key, stored)
     n = frechet.statistics(stored["frechet"]).n
     return Found("reference", f"{external.path}: features of {n:,} images, cached as {key}")
 

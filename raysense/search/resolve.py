@@ -199,7 +199,7 @@ def _ceiling(rows: Sequence[Candidate]) -> int | float:
 
 def _denominators(study: Study) -> dict[str, int]:
     """The denominators of other components, from the pipeline's configuration."""
-    from raysense.evaluation.evaluator import inventory_and_grid
+    from raysense.evaluation.identity import inventory_and_grid
     from raysense.pipelines.load import empty_components
 
     components = empty_components(study.pipeline, revision=study.revision)

@@ -6,42 +6,42 @@ from pathlib import Path
 import pytest
 import torch
 
-from raysense.evaluation.cache import Blobs
+from raysense.evaluation.cache import TensorCache
 from raysense.store.disk import Disk
 
 
 @pytest.fixture
-def blobs(tmp_path: Path) -> Blobs:
-    return Blobs(Disk(str(tmp_path)))
+def cache(tmp_path: Path) -> TensorCache:
+    return TensorCache(Disk(str(tmp_path)))
 
 
-def test_what_is_put_comes_back_and_what_is_not_there_is_none(blobs: Blobs) -> None:
+def test_what_is_put_comes_back_and_what_is_not_there_is_none(cache: TensorCache) -> None:
     tensors = {"a": torch.randn(3, 4), "b": torch.arange(5), "c": torch.tensor(2.0, dtype=torch.float64)}
-    blobs.put("key", tensors)
-    found = blobs.get("key")
+    cache.put("key", tensors)
+    found = cache.get("key")
     assert found is not None
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert torch.equal(found[name], tensor)
-    assert blobs.get("other") is None
+    assert cache.get("other") is None
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "digest only"])
 def test_a_damaged_entry_counts_as_missing_and_can_be_made_again(
-    blobs: Blobs, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+    cache: TensorCache, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     tensors = {"a": torch.randn(100)}
-    blobs.put("key", tensors)
+    cache.put("key", tensors)
     file = tmp_path / "cache" / "key"
     data = bytearray(file.read_bytes())
     if damage == "flipped":
         data[-7] ^= 1
     length = {"empty": 0, "cut": len(data) // 2, "flipped": len(data), "digest only": 32}[damage]
     file.write_bytes(data[:length])
-    assert blobs.get("key") is None
+    assert cache.get("key") is None
     assert "damaged" in caplog.text
-    blobs.put("key", tensors)
-    found = blobs.get("key")
+    cache.put("key", tensors)
+    found = cache.get("key")
     assert found is not None
     assert torch.equal(found["a"], tensors["a"])
 
@@ -52,12 +52,12 @@ def test_readers_beside_many_writers_see_a_whole_entry_or_none(tmp_path: Path) -
     done = threading.Event()
 
     def write() -> None:
-        mine = Blobs(Disk(str(tmp_path)))
+        mine = TensorCache(Disk(str(tmp_path)))
         for _ in range(8):
             mine.put("key", tensors)
 
     def read() -> None:
-        mine = Blobs(Disk(str(tmp_path)))
+        mine = TensorCache(Disk(str(tmp_path)))
         while not done.is_set():
             raw = Disk(str(tmp_path)).read("cache/key")
             found = mine.get("key")

@@ -220,7 +220,7 @@ def test_methods_compete_for_each_component(tmp_path: Path) -> None:
     first = evaluator(tmp_path, f"prune.saliency=[{', '.join(names)}]")
     promised = calibration_cost(first.study, first.inventory, first.grid, modules_of(first.pipeline))
     held = first.evaluate(Task(Allocation(), CALIBRATION))
-    assert held.method == first.saliency
+    assert held.method == first.live.saliency
     assert 0 < held.cost <= promised
     found = {
         tuple(name.removeprefix(CONTEST).split("/")): measure.value
@@ -247,9 +247,9 @@ def test_methods_compete_for_each_component(tmp_path: Path) -> None:
         for component in ("text_encoder", "unet")
     }
     assert "random" not in best.values()
-    assert first.saliency == ", ".join(f"{component}: {method}" for component, method in best.items())
+    assert first.live.saliency == ", ".join(f"{component}: {method}" for component, method in best.items())
     row = first.evaluate(Task(first.grid.uniform(0.5), "probe"))
-    assert row.method == first.saliency
+    assert row.method == first.live.saliency
     assert row.zeros == first.grid.zeros(first.grid.uniform(0.5))
 
     # Another worker finds the outcome, and the same weights leave.

@@ -142,7 +142,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(evaluator: Evaluator) -> Non
 
     task = Task(uniform(evaluator, 0.45), "preview")
     roomy = evaluator.evaluate(task)
-    evaluator.forget()
+    evaluator.sampler.forget()
     handle = evaluator.pipeline.unet.register_forward_pre_hook(narrow)
     try:
         tight = evaluator.evaluate(task)
@@ -166,7 +166,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(evaluator: Evaluator) -> Non
 def test_a_climb_does_not_sample_the_preview_twice_and_gets_the_same_bits(evaluator: Evaluator) -> None:
     climber = uniform(evaluator, 0.35)
     cold = evaluator.evaluate(Task(climber, "score"))
-    evaluator.forget()
+    evaluator.sampler.forget()
     evaluator.evaluate(Task(climber, "preview"))
     warm = evaluator.evaluate(Task(climber, "score"))
     assert warm.measures == cold.measures
@@ -174,7 +174,7 @@ def test_a_climb_does_not_sample_the_preview_twice_and_gets_the_same_bits(evalua
 
 
 def test_text_embeddings_are_remembered_by_prompt_and_state_of_the_encoder(evaluator: Evaluator) -> None:
-    encoder, texts = evaluator.pipeline.text_encoder, evaluator.texts
+    encoder, texts = evaluator.pipeline.text_encoder, evaluator.live.texts
     prompts = ["a big cat on a red background", "", "a small dog", ""]
     ids = evaluator.pipeline.tokenizer(
         prompts, padding="max_length", max_length=24, return_tensors="pt"

@@ -14,9 +14,10 @@ from torch import Tensor
 from raysense.allocation import Allocation
 from raysense.cli import main
 from raysense.errors import RaysenseError
-from raysense.evaluation.evaluator import Evaluator, external_key
+from raysense.evaluation.evaluator import Evaluator
+from raysense.evaluation.identity import external_key
 from raysense.evaluation.inputs import hub_commit
-from raysense.evaluation.scoring import Judged, Judges, joined
+from raysense.evaluation.scoring import ImageScorer, ScoredImages, joined
 from raysense.metrics import frechet
 from raysense.metrics.intervals import mean_interval
 from raysense.pipelines.load import pipeline_folder
@@ -68,7 +69,7 @@ def test_every_metric_has_a_value_in_its_interval_an_extractor_and_n(everything:
         assert measure.n == 8, name
     assert everything.measures["cmmd"].extractor.startswith("open_clip:")
     assert everything.measures["kid"].extractor == "efficientnet-lite0-96"
-    assert everything.measures["sharpness"].extractor.endswith("test_judges.sharpness")
+    assert everything.measures["sharpness"].extractor.endswith("test_scoring.sharpness")
     assert everything.measures["ssim"].value < 1
 
 
@@ -95,11 +96,11 @@ def test_the_three_kinds_of_external_reference_agree_and_are_read_once(tmp_path:
     cache = tmp_path / "cache"
     by_folder = load(overrides=[*SMALL, f"metrics.reference.path={folder}"])
     evaluator, from_folder = evaluated(by_folder, cache)
-    judges = evaluator._judges
-    stored = cache / "cache" / external_key(evaluator.inputs, judges, 32)
+    scorer = evaluator.scorer
+    stored = cache / "cache" / external_key(evaluator.inputs, scorer, 32)
     assert stored.exists()
     saved = tmp_path / "photos.npz"
-    frechet.save(frechet.statistics(judges.external_features(32)["frechet"]), saved, "efficientnet-lite0-96")
+    frechet.save(frechet.statistics(scorer.external_features(32)["frechet"]), saved, "efficientnet-lite0-96")
     for path, measures in ((table, {"frechet", "kid"}), (saved, {"frechet"})):
         _, other = evaluated(load(overrides=[*SMALL, f"metrics.reference.path={path}"]), cache)
         for name in measures:
@@ -116,7 +117,7 @@ def test_prepare_reads_the_reference_once_and_the_evaluator_finds_it(tmp_path: P
     assert list(found) == ["prompts", "pipeline", "clip", "features", "reference"]
     assert "features of 12 images" in found["reference"].text
     evaluator = Evaluator(study, str(tmp_path / "run"))
-    assert (tmp_path / "run" / "cache" / external_key(evaluator.inputs, Judges(study), 32)).exists()
+    assert (tmp_path / "run" / "cache" / external_key(evaluator.inputs, ImageScorer(study), 32)).exists()
 
 
 def test_bad_references_and_metrics_name_field_and_remedy(
@@ -126,9 +127,9 @@ def test_bad_references_and_metrics_name_field_and_remedy(
     assert "`metrics.reference.path`: there is no nowhere" in capsys.readouterr().err
     (tmp_path / "text.txt").write_text("no table")
     with pytest.raises(RaysenseError, match=r"`metrics\.reference\.path` must be a folder or one of"):
-        Judges(load(overrides=[f"metrics.reference.path={tmp_path / 'text.txt'}"]))
+        ImageScorer(load(overrides=[f"metrics.reference.path={tmp_path / 'text.txt'}"]))
     with pytest.raises(RaysenseError, match=r"metrics\.custom\.mine: 'no\.such\.thing' cannot be imported"):
-        Judges(load(overrides=["metrics.custom.mine=no.such.thing"]))
+        ImageScorer(load(overrides=["metrics.custom.mine=no.such.thing"]))
 
 
 def test_validate_warns_of_a_frechet_bound_without_a_clip_bound(capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,9 +162,9 @@ def test_the_token_is_blacked_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_more_than_half_must_be_broken_and_an_undefined_metric_breaks_all() -> None:
-    def part(n: int, collapsed: str = "", mine: float = 1.0) -> Judged:
+    def part(n: int, collapsed: str = "", mine: float = 1.0) -> ScoredImages:
         values = {"clip_score": torch.ones(n), "mine": torch.full((n,), mine)}
-        return Judged(values, {"clip": torch.ones(n, 2)}, broken=(collapsed,) * n if collapsed else ())
+        return ScoredImages(values, {"clip": torch.ones(n, 2)}, broken=(collapsed,) * n if collapsed else ())
 
     assert joined([part(3), part(2, "black")]).collapsed == ""
     assert joined([part(2), part(3, "black")]).collapsed == "black"
@@ -172,4 +173,4 @@ def test_more_than_half_must_be_broken_and_an_undefined_metric_breaks_all() -> N
     assert undefined.undefined == ["mine"]
     mixed = joined([part(2), part(3, "black")])
     assert mixed.rows([4, 0]).broken == ("black", "")
-    assert Judged.from_tensors(mixed.to_tensors()).broken == mixed.broken == ("", "", *["black"] * 3)
+    assert ScoredImages.from_tensors(mixed.to_tensors()).broken == mixed.broken == ("", "", *["black"] * 3)

@@ -101,7 +101,7 @@ def test_an_evaluation_that_ended_in_the_middle_goes_on_at_its_last_part(
 ) -> None:
     one, other = evaluators
     task = Task(pruned(one, 0.2), "score")
-    real, calls = one._judge, 0
+    real, calls = one.sampler.scored, 0
 
     def dying(*arguments: object) -> object:
         nonlocal calls
@@ -111,7 +111,7 @@ def test_an_evaluation_that_ended_in_the_middle_goes_on_at_its_last_part(
         return real(*arguments)  # type: ignore[arg-type]
 
     one.evaluate(Task(Allocation(), "score"))
-    monkeypatch.setattr(one, "_judge", dying)
+    monkeypatch.setattr(one.sampler, "scored", dying)
     with pytest.raises(KeyboardInterrupt):
         one.evaluate(task)
     assert other.evaluate(task).images == 2  # of parts of 4, 4 and 2
@@ -135,9 +135,9 @@ def test_broken_images_are_known_as_such_from_the_cache(
     one, other = evaluators
     one.evaluate(Task(Allocation(), "validation"))
     task = Task(pruned(one, 0.1), "validation")
-    real = one._judges.judge
+    real = one.scorer.score
     monkeypatch.setattr(
-        one._judges, "judge", lambda images, prompts, dense: real(torch.zeros_like(images), prompts, dense)
+        one.scorer, "score", lambda images, prompts, dense: real(torch.zeros_like(images), prompts, dense)
     )
     first, second, third = parts_of(one.study, task.allocation, "validation")
     one.evaluate(first)

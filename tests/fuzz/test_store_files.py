@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from raysense.errors import RaysenseError
-from raysense.evaluation.cache import Blobs
+from raysense.evaluation.cache import TensorCache
 from raysense.evaluation.slices import Slices
 from raysense.records import Evaluation, Measure
 from raysense.results.run import Run
@@ -210,7 +210,7 @@ KEYS = {"unet:a": "a" * 16, "unet:b": "b" * 16}
 def _cache(folder: Path) -> None:
     disk = Disk(str(folder))
     for number, key in enumerate(("0" * 16, "1" * 16)):
-        Blobs(disk).put(key, {name: tensor + number for name, tensor in TENSORS.items()})
+        TensorCache(disk).put(key, {name: tensor + number for name, tensor in TENSORS.items()})
     for number, address in enumerate(KEYS):
         Slices(disk, KEYS).put(
             address, {n: weight + number for n, weight in LEVELS.items()}, f"damping {number}"
@@ -226,7 +226,7 @@ def _read_cache(scratch: Path, way: Damage, seed: int) -> None:
         way(rng, *rng.sample(files, 2))
         disk = Disk(str(folder))
         for number, key in enumerate(("0" * 16, "1" * 16)):
-            found = Blobs(disk).get(key)  # None: it is made again
+            found = TensorCache(disk).get(key)  # None: it is made again
             if found is not None and not all(torch.equal(found[n], t + number) for n, t in TENSORS.items()):
                 raise Changed(f"entry {key} differs")
         slices, refused = Slices(disk, KEYS), None

@@ -1,12 +1,10 @@
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 import torch
 
 from raysense.errors import RaysenseError
-from raysense.evaluation.evaluator import Evaluator
+from raysense.evaluation.sampler import seed_of
 from raysense.results.pictures import LABEL_HEIGHT, choose_rows, noise_of_pictures, paint_comparison, picture
 from raysense.results.run import Run
 from raysense.study import load, revise
@@ -25,7 +23,7 @@ def test_rows_keep_their_pixels() -> None:
 def test_what_is_shown_has_the_noise_of_the_first_images_of_a_rung() -> None:
     """`raysense show` and the page alike, whatever the study's seed."""
     study = revise(load(), ["seed=3"])
-    first = Evaluator._seed(cast(Evaluator, SimpleNamespace(study=study)), 0, 0)
+    first = seed_of(study, 0, 0)
     assert noise_of_pictures(study, 2) == [first, first] == [30_000_000] * 2
 
 

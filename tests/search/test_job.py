@@ -16,9 +16,9 @@ import pytest
 from raysense.allocation import Allocation
 from raysense.cli import _again, main
 from raysense.errors import MeasuringFailed, RaysenseError
-from raysense.evaluation.evaluator import inventory_and_grid, signature
+from raysense.evaluation.identity import inventory_and_grid, signature
 from raysense.evaluation.inputs import inputs_of
-from raysense.evaluation.scoring import Judges
+from raysense.evaluation.scoring import ImageScorer
 from raysense.execution.progress import Snapshot
 from raysense.pipelines.load import load_pipeline
 from raysense.prompts.sets import load_prompts
@@ -94,7 +94,7 @@ def test_the_command_that_goes_on_is_one_that_a_shell_understands(argv: list[str
 def test_a_study_has_a_page_from_its_first_moment_and_is_finished_once(tmp_path: Path) -> None:
     study, out = load(), tmp_path / "it's [a] #run"
     inventory, grid = inventory_and_grid(study, load_pipeline("bundled").components)
-    inputs = inputs_of(study, load_prompts(study.prompts), Judges(study), "cpu")
+    inputs = inputs_of(study, load_prompts(study.prompts), ImageScorer(study), "cpu")
     store = begin_store(study, str(out), inventory, grid, inputs)
     assert signature(study, grid, inputs) == (store.study or {})["signature"]
     page = Path(write_page(str(out), paint=False))

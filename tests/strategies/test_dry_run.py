@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig
 
 from raysense.cli import main
-from raysense.evaluation.evaluator import inventory_and_grid
+from raysense.evaluation.identity import inventory_and_grid
 from raysense.pipelines.load import empty_components, load_pipeline, modules_of
 from raysense.results.forecast import fits, memory
 from raysense.strategies.dry_run import Estimate, Speed, estimate

@@ -17,8 +17,8 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from raysense import names
 from raysense.cli import main
 from raysense.errors import RaysenseError
-from raysense.evaluation.evaluator import inventory_and_grid
-from raysense.evaluation.scoring import Judges
+from raysense.evaluation.identity import inventory_and_grid
+from raysense.evaluation.scoring import ImageScorer
 from raysense.pipelines.load import empty_components, load_pipeline, modules_of
 from raysense.pruning.saliency import METHODS
 from raysense.strategies.rules import closed_forms
@@ -154,7 +154,7 @@ def test_names_are_those_of_the_code() -> None:
 def test_prompts_that_are_cut_off_are_counted(tmp_path: Path) -> None:
     texts = [f"a big ghost {n}" for n in range(20)] + [f"{'a ghost and ' * 12} {n}" for n in range(5)]
     assert too_long(load(), texts) == {"the pipeline's `tokenizer`": 5, "the CLIP model": 5}
-    assert len(Judges(load()).truncated(texts)) == 5
+    assert len(ImageScorer(load()).truncated(texts)) == 5
     path = tmp_path / "p.txt"
     path.write_text("\n".join(texts))
     small = [f"rungs.{name}.prompts=8" for name in ("preview", "score", "validation")]

@@ -6,6 +6,7 @@ pipeline was dense. What errors do to later layers is not seen; that is what the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -13,12 +14,49 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from raysense.allocation import Allocation
+from raysense.evaluation.live import LivePipeline
+from raysense.evaluation.rungs.base import Found
+from raysense.evaluation.sampler import seed_of
+from raysense.evaluation.scoring import measure
+from raysense.metrics.intervals import mean_interval
 from raysense.pipelines.adapter import denoisers_of, samples_in, wrapped
 from raysense.pipelines.load import modules_of
 from raysense.pipelines.sample import call_pipeline
 from raysense.prompts.sets import Prompt
 from raysense.pruning.layers import Inventory
+from raysense.records import Task
 from raysense.study import Sampling
+
+
+class LayerRung:
+    """Layer outputs on a study's first prompts: records the dense layers' inputs and outputs when first asked."""
+
+    def __init__(self, live: LivePipeline) -> None:
+        self._live = live
+        self._layers: LayerOutputs | None = None
+
+    def measure(self, task: Task) -> Found:
+        """See `Rung`; the cost is counted in denoiser sample-forwards, by the share of weights that run."""
+        live = self._live
+        if self._layers is None:
+            self._layers = self._record()
+        live.stand_at(task.allocation)
+        pruned = {a for host in task.allocation for a in live.grid.members(host)}
+        errors = self._layers.errors(pruned)
+        share = sum(layer.n for layer in live.inventory.layers if layer.address in pruned) / live.grid.n
+        measures = {"layer_error": measure(mean_interval(errors.numpy()), "layer outputs")}
+        return Found(measures, forwards=math.ceil(share * self._layers.forwards))
+
+    def _record(self) -> LayerOutputs:
+        live, rung = self._live, self._live.study.rungs.layer
+        live.stand_at(Allocation())
+        prompts = live.prompts.of("layer", rung.prompts)
+        seeds = [seed_of(live.study, 0, 0)] * len(prompts)
+        with live.watchable():
+            return LayerOutputs(
+                live.pipeline, live.inventory, prompts, seeds, live.study.sampling, rung.timesteps
+            )
 
 
 class LayerOutputs:

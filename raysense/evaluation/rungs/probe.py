@@ -21,18 +21,79 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
 
+from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
+from raysense.evaluation.live import LivePipeline
+from raysense.evaluation.method_selection import EXTRACTOR
+from raysense.evaluation.rungs.base import Found
+from raysense.evaluation.sampler import seed_of
+from raysense.evaluation.scoring import measure
+from raysense.metrics.intervals import mean_interval
 from raysense.pipelines.adapter import denoisers_of, samples_in, wrapped
 from raysense.pipelines.load import modules_of
 from raysense.pipelines.sample import call_pipeline, refuse_other_scale
 from raysense.prompts.sets import Prompt
+from raysense.records import Measure, Task
 from raysense.study import Sampling
-
-EXTRACTOR = "denoiser output"
-"""What a probe error compares."""
 
 CONDITIONS = ("encoder_hidden", "text_emb", "pooled", "cap_feat", "prompt")
 """What the names of denoisers' arguments hold that come from text encoders."""
+
+
+class ProbeRung:
+    """The probe on a study's first prompts: records the dense trajectories when first asked."""
+
+    def __init__(self, live: LivePipeline) -> None:
+        self._live = live
+        self._probes: list[Probe] = []
+
+    def measure(self, task: Task) -> Found:
+        """See `Rung`."""
+        return Found(self.errors(task.allocation))
+
+    def errors(self, allocation: Allocation) -> dict[str, Measure]:
+        """The measures ``probe_error`` and, where there are text embeddings, ``text_error`` of an allocation."""
+        live = self._live
+        while True:
+            try:
+                if not self._probes:
+                    live.stand_at(Allocation())
+                    self._probes = self._record()
+                live.stand_at(allocation)
+                found = [probe.errors() for probe in self._probes]
+                if live.has_moved():
+                    continue
+                break
+            except torch.OutOfMemoryError:
+                self._probes = []
+                live.halve_batch()
+        tuples = sum(probe.tuples for probe in self._probes)
+        return {
+            name: measure(mean_interval(torch.cat([errors[name] for errors in found]).numpy()), what, n=n)
+            for name, what, n in (
+                ("probe_error", EXTRACTOR, tuples),
+                ("text_error", "text embeddings", None),
+            )
+            if all(name in errors for errors in found)
+        }
+
+    def _record(self) -> list[Probe]:
+        """One probe for as many prompts as fit into a batch."""
+        live, study = self._live, self._live.study
+        rung, modules = study.rungs.probe, modules_of(live.pipeline)
+        prompts = live.prompts.of("probe", rung.prompts)
+        return [
+            Probe(
+                live.pipeline,
+                prompts[start : start + live.batch],
+                [seed_of(study, 0, 0)] * len(prompts[start : start + live.batch]),
+                study.sampling,
+                rung.timesteps,
+                decodes=any(hasattr(modules[name], "decode") for name in study.prune.components),
+                tilt=rung.tilt,
+            )
+            for start in range(0, len(prompts), live.batch)
+        ]
 
 
 class _Enough(Exception):

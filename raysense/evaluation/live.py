@@ -1,0 +1,174 @@
+"""A study's pipeline, loaded, with the masks that bring it to an allocation and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from raysense.allocation import Allocation
+from raysense.errors import RaysenseError
+from raysense.evaluation.calibration import Calibration
+from raysense.evaluation.identity import inventory_and_grid
+from raysense.evaluation.inputs import taken_away, versions
+from raysense.evaluation.memory import release_memory
+from raysense.evaluation.method_selection import components_of
+from raysense.hashing import content_key
+from raysense.pipelines.load import compile_denoiser, load_pipeline
+from raysense.pipelines.text_cache import TextCache
+from raysense.prompts.sets import PromptSets
+from raysense.pruning.masks import Pruner
+from raysense.store.disk import Disk
+from raysense.study import Study
+
+
+class LivePipeline:
+    """The pipeline that all rungs measure, one after another; the masks change and nothing else.
+
+    Args:
+        study: The study.
+        directory: Its store; what calibration finds is cached there.
+        prompts: Its prompts.
+
+    Attributes:
+        study: See above.
+        prompts: See above.
+        device: Where the pipeline is.
+        pipeline: The pipeline.
+        inventory: The selected layers and the denominators.
+        grid: Their levels.
+        calibration: What the study's method learns from the dense pipeline.
+        texts: Text embeddings that were computed.
+        methods: Component -> the method that prunes it; empty while that is not decided.
+        select_methods: Decides `methods`, where several compete.
+        batch: Images sampled at a time; halved for good where they do not fit.
+        notes: What departed from the plan in this evaluation.
+        sampled: Images sampled in it.
+    """
+
+    def __init__(self, study: Study, directory: str, prompts: PromptSets) -> None:
+        self.study, self.prompts = study, prompts
+        self.device = "cuda" if study.cluster.gpus_per_evaluator > 0 else "cpu"
+        self.pipeline = load_pipeline(
+            study.pipeline,
+            revision=study.revision,
+            dtype=study.dtype,
+            device=self.device,
+            channels_last=study.channels_last,
+        )
+        self.inventory, self.grid = inventory_and_grid(study, self.pipeline.components)
+        self.calibration = Calibration(
+            study,
+            self.pipeline,
+            self.inventory,
+            self.grid,
+            prompts,
+            Disk(directory),
+            content_key(taken_away(study), versions(), self.device),
+        )
+        names = study.prune.methods
+        self.methods = dict.fromkeys(components_of(self.grid), names[0]) if len(names) == 1 else {}
+        self.select_methods: Callable[[], dict[str, str]] = dict
+        self.batch = study.sampling.batch
+        self._masker: Pruner | None = None
+        self.begin()
+        self.texts = TextCache(self.pipeline, self._state)
+        if study.compile:
+            compile_denoiser(self.pipeline)
+
+    def begin(self) -> None:
+        """A new evaluation begins."""
+        self.notes: list[str] = []
+        self.sampled = 0
+        self._moved = False
+
+    @property
+    def masker(self) -> Pruner:
+        """Holds the dense master; restores it exactly. Made when first needed: its method may have to learn."""
+        if self._masker is None:
+            self.methods = self.methods or self.select_methods()
+            masker = self.prune_with(self.methods)
+            if masker.place == "mapped":
+                self.notes.append(masker.described)
+            return masker
+        return self._masker
+
+    def prune_with(self, methods: Mapping[str, str]) -> Pruner:
+        """Let these methods choose the weights that leave: component -> method."""
+        self.give_up_masks()
+        with self.watchable():
+            self._masker = self.calibration.pruner(methods)
+        return self._masker
+
+    def give_up_masks(self) -> None:
+        """Give up the masks, one byte a weight and a master, for others'; the pipeline is dense."""
+        if self._masker is not None:
+            self._masker.restore()
+            self._masker = None
+
+    def stand_at(self, allocation: Allocation) -> None:
+        """Bring the pipeline to an allocation; it stands at the dense one from the start."""
+        if allocation or self._masker is not None:
+            self.masker.apply(allocation)
+
+    @property
+    def standing(self) -> Allocation:
+        """The allocation that the pipeline stands at."""
+        return Allocation() if self._masker is None else self._masker.current
+
+    @property
+    def zeros(self) -> int:
+        """Zeros among the selected layers' weights, counted."""
+        return self.inventory.zeros_before if self._masker is None else self._masker.count_zeros()
+
+    @property
+    def saliency(self) -> str:
+        """What prunes: ``wanda``; where methods compete, each component's, or all before that is decided."""
+        names = self.study.prune.methods
+        if len(names) == 1:
+            return names[0]
+        if not self.methods:
+            return " or ".join(names)
+        return ", ".join(f"{component}: {name}" for component, name in self.methods.items())
+
+    @contextmanager
+    def watchable(self) -> Iterator[None]:
+        """While this is open, hooks on the layers inside text encoders and denoiser see every call."""
+        with self.texts.bypassed(), torch.compiler.set_stance("force_eager"):
+            yield
+
+    def has_moved(self) -> bool:
+        """Whether the weights were not those of the allocation; they are now, and what was sampled does not count.
+
+        Raises:
+            RaysenseError: Not for the first time in this evaluation.
+        """
+        if self._masker is None or not (changed := self._masker.rewrite_changed()):
+            return False
+        if self._moved:
+            raise RaysenseError(
+                f"`pipeline`: sampling changes the weights of {len(changed)} pruned layers ({changed[0]} …) again and "
+                "again, so that what is sampled is not what is counted; leave their component out of `prune.components`"
+            )
+        self._moved = True
+        self.notes.append(f"sampled anew: the weights of {len(changed)} layers had been changed")
+        return True
+
+    def halve_batch(self) -> None:
+        """Go on with half the batch after running out of memory, and record it.
+
+        Raises:
+            torch.OutOfMemoryError: A batch of one does not fit either; to be called while handling the error.
+        """
+        if self.batch == 1:
+            raise
+        self.notes.append(f"out of memory: batch {self.batch} -> {self.batch // 2}")
+        self.batch //= 2
+        release_memory()
+
+    def _state(self, component: str) -> Any:
+        """What a component's weights are determined by: its own part of the allocation."""
+        prefix = f"{component}:"
+        return tuple(item for item in self.standing.items() if item[0].startswith(prefix))

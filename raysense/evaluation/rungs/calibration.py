@@ -1,0 +1,76 @@
+"""The rung that learns instead of measuring: statistics, solved weights, the selection between methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from raysense.allocation import Allocation
+from raysense.evaluation.cache import TensorMemory
+from raysense.evaluation.identity import Identity
+from raysense.evaluation.live import LivePipeline
+from raysense.evaluation.method_selection import as_measures, components_of, hold_contest, winners
+from raysense.evaluation.rungs.base import Found
+from raysense.evaluation.rungs.probe import ProbeRung
+from raysense.hashing import content_key
+from raysense.names import OWL
+from raysense.records import OUTLIERS, Measure, Task
+
+
+class CalibrationRung:
+    """Has the study's methods learn; where several compete, the probe decides between them.
+
+    Args:
+        live: The pipeline.
+        probe: Measures the competing methods.
+        keys: The study's.
+        memory: Keeps how the methods fared.
+    """
+
+    def __init__(self, live: LivePipeline, probe: ProbeRung, keys: Identity, memory: TensorMemory) -> None:
+        self._live, self._probe, self._keys, self._memory = live, probe, keys, memory
+
+    def measure(self, task: Task) -> Found:
+        """Learn what the study's method needs; gives the outlier ratios where the study allocates by them."""
+        live = self._live
+        live.stand_at(Allocation())
+        with live.watchable():
+            live.calibration.learn()
+        names, measures = live.study.prune.methods, dict[str, Measure]()
+        if len(names) > 1:
+            live.methods = self.methods()
+            measures = as_measures(names, live.grid, self._contest())
+        live.notes += live.calibration.notes
+        if OWL in live.study.search.strategies:
+            n = len(live.prompts.search[: live.study.prune.calibration.prompts])
+            measures |= {
+                OUTLIERS + address: Measure(ratio, ratio, ratio, n, "inputs of the dense layer")
+                for address, ratio in live.calibration.outliers().items()
+            }
+        live.sampled = live.calibration.images
+        return Found(measures)
+
+    def methods(self) -> dict[str, str]:
+        """Component -> the method that prunes it."""
+        return self._live.methods or winners(self._live.study.prune.methods, self._contest())
+
+    def _contest(self) -> dict[str, Tensor]:
+        """How the study's methods fare: from the cache, or measured now; the pipeline is dense afterwards."""
+        live = self._live
+
+        def hold() -> dict[str, Tensor]:
+            try:
+                # Text embeddings are remembered by allocation, and here several methods share one.
+                with torch.inference_mode(), live.texts.bypassed():
+                    return hold_contest(live.study.prune.methods, live.grid, self._contend)
+            finally:
+                live.give_up_masks()
+
+        return self._memory.remembered(content_key("contest", self._keys.signature), hold)
+
+    def _contend(self, method: str) -> Callable[[Allocation], Measure]:
+        """Let one method prune everything; gives what measures its allocations."""
+        self._live.prune_with(dict.fromkeys(components_of(self._live.grid), method))
+        return lambda allocation: self._probe.errors(allocation)["probe_error"]

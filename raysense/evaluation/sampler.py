@@ -1,0 +1,168 @@
+"""Samples images of the pipeline as it stands, batch by batch, and has them scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from raysense.allocation import Allocation
+from raysense.errors import RaysenseError
+from raysense.evaluation.live import LivePipeline
+from raysense.evaluation.scoring import ImageScorer, ScoredImages, joined
+from raysense.evaluation.shards import REFERENCE_SEEDS, reference_rung
+from raysense.pipelines.sample import call_pipeline, first_seed, refuse_other_scale
+from raysense.prompts.sets import Prompt, PromptSets
+from raysense.study import ImageRung, Study
+
+Pairs = tuple[list[Prompt], list[int]]
+"""Prompts and, for each, a seed."""
+
+Work = TypeVar("Work")
+
+_FIRST_REFERENCE_SEED = 1_000_000
+_SEEDS_A_DRAW = 1_000
+
+
+def seed_of(study: Study, draw: int, number: int) -> int:
+    """Seed number `number` of a draw."""
+    return first_seed(study.seed) + draw * _SEEDS_A_DRAW + number
+
+
+def image_rung(study: Study, name: str) -> ImageRung:
+    """A rung that samples images.
+
+    Raises:
+        RaysenseError: There is none of this name.
+    """
+    rung = getattr(study.rungs, name, None)
+    if not isinstance(rung, ImageRung):
+        raise RaysenseError(
+            f"`rungs` has no rung {name!r}; there are layer, probe, preview, score and validation"
+        )
+    return rung
+
+
+def pairs_of(study: Study, prompts: PromptSets, name: str, draw: int) -> Pairs:
+    """The prompts and seeds of a rung's images."""
+    rung = image_rung(study, name)
+    chosen = prompts.of(name, rung.prompts)
+    # Seed by seed, so that a rung with fewer seeds is a prefix of one with more.
+    seeds = [seed_of(study, draw, number) for number in range(rung.seeds) for _ in chosen]
+    return list(chosen) * rung.seeds, seeds
+
+
+def reference_pairs(study: Study, prompts: PromptSets, name: str) -> Pairs:
+    """Those of the dense images that a rung's distributions are compared with: seeds that no evaluation uses."""
+    largest = reference_rung(name)
+    chosen = prompts.of(largest, image_rung(study, largest).prompts)
+    seeds = [
+        seed_of(study, 0, _FIRST_REFERENCE_SEED + number) for number in range(REFERENCE_SEEDS) for _ in chosen
+    ]
+    return list(chosen) * REFERENCE_SEEDS, seeds
+
+
+class Sampler:
+    """Samples, and has what was sampled scored.
+
+    Args:
+        live: The pipeline.
+        scorer: Gives the networks that score images; asked when the first image is there.
+    """
+
+    def __init__(self, live: LivePipeline, scorer: Callable[[], ImageScorer]) -> None:
+        self._live, self._scorer = live, scorer
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what was kept of the last climb, so that the next evaluation samples all of its images."""
+        self._seen: tuple[Allocation, dict[tuple[str, int], tuple[ScoredImages, int]]] = (Allocation(), {})
+
+    def images(self, pairs: Pairs) -> Tensor:
+        """Float32 (n, 3, height, width) in [0, 1], on the CPU."""
+        chosen = range(len(pairs[0]))
+        return torch.cat([images for _, images in self._batches(pairs, chosen, lambda images, _: images)])
+
+    def scored(
+        self, pairs: Pairs, wanted: Sequence[int], dense: ScoredImages | None, rung: str, draw: int
+    ) -> ScoredImages:
+        """Sample the wanted ones of some pairs, which ascend, and extract features batch by batch.
+
+        Images of the preview rung are scored apart from the others, in batches of their own: a candidate that
+        climbs from preview to score is not sampled twice, and what it gets there is the same to the bit as
+        without the preview.
+
+        Args:
+            pairs: Prompts and seeds.
+            wanted: Which of them.
+            dense: The dense pipeline's images of all pairs; None where these are they.
+            rung: Whose images; empty for a reference's.
+            draw: Which set of seeds.
+        """
+        prompts, seeds = pairs
+        names = [(prompt.id, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        first = self._previewed(draw) if rung in ("preview", "score") else set()
+        seen = self._seen_now()
+        parts: list[ScoredImages] = []
+        order: list[int] = []
+
+        def score(images: Tensor, indices: Sequence[int]) -> ScoredImages:
+            against = None if dense is None or not len(dense.images) else dense.images[list(indices)]
+            return self._scorer().score(images, [prompts[i] for i in indices], against)
+
+        for chosen in (
+            [i for i in wanted if names[i] in first],
+            [i for i in wanted if names[i] not in first],
+        ):
+            if chosen and all(names[i] in seen for i in chosen):
+                parts += [seen[names[i]][0].rows([seen[names[i]][1]]) for i in chosen]
+                order += chosen
+                continue
+            for indices, scored in self._batches(pairs, chosen, score):
+                parts.append(scored)
+                order += indices
+                if first and names[indices[0]] in first:
+                    seen.update({names[i]: (scored, row) for row, i in enumerate(indices)})
+        places = sorted(range(len(order)), key=order.__getitem__)
+        return joined(parts).rows(places)
+
+    def _previewed(self, draw: int) -> set[tuple[str, int]]:
+        """The preview rung's images, by prompt and seed."""
+        pairs = pairs_of(self._live.study, self._live.prompts, "preview", draw)
+        return {(prompt.id, seed) for prompt, seed in zip(*pairs, strict=True)}
+
+    def _seen_now(self) -> dict[tuple[str, int], tuple[ScoredImages, int]]:
+        """What was kept of the allocation that the pipeline stands at."""
+        current = self._live.standing
+        if self._seen[0] != current:
+            self._seen = (current, {})
+        return self._seen[1]
+
+    def _batches(
+        self, pairs: Pairs, chosen: Sequence[int], work: Callable[[Tensor, Sequence[int]], Work]
+    ) -> Iterator[tuple[list[int], Work]]:
+        """Sample the chosen pairs a batch at a time and work on the images; what does not fit is halved for good."""
+        live, (prompts, seeds) = self._live, pairs
+        start = 0
+        while start < len(chosen):
+            indices = list(chosen[start : start + live.batch])
+            try:
+                images = call_pipeline(
+                    live.pipeline,
+                    [prompts[i] for i in indices],
+                    [seeds[i] for i in indices],
+                    live.study.sampling,
+                )
+                if live.has_moved():
+                    continue  # sampled with weights that nobody asked for
+                if not live.standing:
+                    refuse_other_scale(live.pipeline, images)
+                done = work(images, indices)
+            except torch.OutOfMemoryError:
+                live.halve_batch()
+                continue
+            live.sampled += len(indices)
+            yield indices, done
+            start += len(indices)
