@@ -57,7 +57,7 @@ def sampling(bench: Bench) -> Figures:
         def work() -> None:
             with torch.inference_mode():
                 images = evaluator.sample(allocation, prompts, [0] * len(prompts))
-                evaluator._judges.judge(images, prompts, None)
+                evaluator.scorer.score(images, prompts, None)
 
         work()
         found = profiled(bench, work)
