@@ -46,6 +46,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpu-memory", type=float, metavar="GIB", help="say whether the study fits such a GPU"
     )
+    parser.add_argument(
+        "--spread",
+        action="append",
+        default=[],
+        metavar="MEASURE=SD",
+        help="standard deviation that a prompt adds to a bounded measure, e.g. kid_rise=0.02 (from an earlier run: an "
+        "interval's half-width × √prompts / 2): says how many prompts its bound needs; may be repeated",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,6 +66,9 @@ def run(args: argparse.Namespace) -> int:
         raise RaysenseError(f"`--evaluators` must be ≥ 1, but got {min(args.evaluators)}")
     from rich.console import Console
 
+    from raysense.strategies.noise import given_spreads
+
+    spreads = given_spreads(study, args.spread)
     from raysense.search.plan import forecast
 
     forecast(
@@ -66,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
         forwards_per_second=args.speed,
         price=args.price,
         gpu_memory=args.gpu_memory,
+        spreads=spreads,
         console=Console(),
     )
     return 0

@@ -17,6 +17,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit status."""
     study, doubts = checked(args)
-    warn(doubts)
+    from raysense.strategies.noise import foretold_short
+
+    warn([*doubts, *foretold_short(study)])
     print(study.to_yaml(), end="")
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
@@ -30,6 +30,7 @@ def forecast(
     price: float | None,
     gpu_memory: float | None,
     console: Console,
+    spreads: Mapping[str, float] | None = None,
 ) -> list[Estimate]:
     """Says what a study will cost.
 
@@ -40,6 +41,7 @@ def forecast(
         price: Of an evaluator-hour.
         gpu_memory: GiB of a GPU in question.
         console: Where it is said.
+        spreads: Bounded measure -> standard deviation that a prompt adds, where the user knows it.
 
     Returns:
         One estimate for each number of evaluators.
@@ -79,7 +81,7 @@ def forecast(
         peak=measured.memory if measured is not None and on_gpu else None,
         console=console,
     )
-    for line in foretold(study):
+    for line in foretold(study, spreads):
         console.print(line, markup=False, highlight=False)
     return estimates
 

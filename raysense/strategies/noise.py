@@ -2,7 +2,8 @@
 
 A harmless candidate is a lightly pruned one that the preview cannot tell from the dense pipeline in the bounded
 measure; its images differ from the dense ones all the same, and that spread is what a candidate worth finding has at
-least. An interval shrinks with the root of the number of prompts, so the preview says what the larger rungs will have.
+least. An interval shrinks with the root of the number of prompts, so the preview says what the larger rungs will have;
+that of a set's distance (Fréchet, KID, CMMD) shrinks faster, so there the preview asks for more than it takes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from scipy import stats
 
 from raysense.errors import RaysenseError
 from raysense.metrics.intervals import LEVEL
-from raysense.metrics.spec import base_of
+from raysense.metrics.spec import base_of, spec_of
 from raysense.names import BUNDLED
 from raysense.records import Bound, Measure
 from raysense.strategies.verdict import held_out_stretch
@@ -28,9 +29,37 @@ USUAL = 0.9
 """Share of harmless candidates that are to pass where a number of prompts is advised."""
 
 
-TYPICAL = {BUNDLED: {"clip_score_drop": 0.012}, "": {"clip_score_drop": 0.0275}}
-"""Pipeline, or "" for any other -> spread of a useful candidate, for the plan of a study before its first image: the
-bundled one's with 30 % removed; for Stable Diffusion's sizes, half-widths of .0020 to .0028 on 512 captions."""
+@dataclass(frozen=True)
+class Typical:
+    """Spreads to plan with before a study's first image.
+
+    Attributes:
+        spreads: Bounded measure -> standard deviation that a prompt adds, of a useful candidate.
+        source: Where they come from.
+    """
+
+    spreads: Mapping[str, float]
+    source: str
+
+
+TYPICAL = {
+    BUNDLED: Typical(
+        {
+            "clip_score_drop": 0.014,
+            "frechet_rise": 78.0,
+            "kid_rise": 0.045,
+            "cmmd_rise": 0.16,
+            "recall_drop": 0.15,
+            "closeness": 0.051,
+            "ssim": 0.027,
+        },
+        "the bundled pipeline, 30 % removed by one ratio, 80 prompts",
+    ),
+    "": Typical(
+        {"clip_score_drop": 0.0275}, "half-widths of 0.0020 to 0.0028 on 512 captions, Stable Diffusion 2"
+    ),
+}
+"""Pipeline, or "" for any other -> what is typical of it."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +70,7 @@ class Need:
         bound: The bound.
         rung: The rung.
         prompts: How many it has.
+        room: What the bound leaves from the dense pipeline's value.
         reach: Half the width of a harmless candidate's interval there.
         least: Prompts at which a harmless candidate passes as often as not.
         usual: Prompts at which nine in ten pass.
@@ -49,6 +79,7 @@ class Need:
     bound: Bound
     rung: str
     prompts: int
+    room: float
     reach: float
     least: int
     usual: int
@@ -56,7 +87,7 @@ class Need:
     @property
     def is_met(self) -> bool:
         """Whether noise alone leaves room."""
-        return self.reach <= self.bound.limit
+        return self.reach <= self.room
 
     def __str__(self) -> str:
         """In words, with the remedy."""
@@ -64,13 +95,51 @@ class Need:
             f"`{self.bound.field}` is {self.bound.limit:g}, but on the {self.prompts:,} prompts of the {self.rung} "
             f"rung the interval of a candidate that does no harm is ±{self.reach:.2g}, so noise would name the answer: "
             f"set `rungs.{self.rung}.prompts` to {self.least:,} at least ({self.usual:,} for nine harmless candidates "
-            f"in ten to pass), or raise the bound to {self.reach:.2g} at least"
+            f"in ten to pass), or loosen the bound to {_at(self.bound, self.reach):.2g} at least"
         )
 
 
-def relative(bounds: Sequence[Bound]) -> list[Bound]:
-    """The bounds on differences from the dense pipeline; absolute ones are checked on the dense pipeline itself."""
-    return [bound for bound in bounds if base_of(bound.measure) != bound.measure and bound.limit > 0]
+def paired(bounds: Sequence[Bound]) -> list[Bound]:
+    """The bounds of which a lightly pruned candidate's spread tells the noise.
+
+    They are those on differences from the dense pipeline, and on what the dense pipeline has by definition (closeness,
+    SSIM, LPIPS). Of any other absolute value the dense pipeline's own interval tells; see `alone`.
+    """
+    return [bound for bound in bounds if (room(bound) or 0.0) > 0]
+
+
+def alone(bounds: Sequence[Bound]) -> list[Bound]:
+    """The absolute bounds that are held against the dense pipeline's own interval."""
+    return [bound for bound in bounds if room(bound) is None]
+
+
+def room(bound: Bound) -> float | None:
+    """What a bound leaves from the dense pipeline's value, in the measure's unit; None if that has to be measured."""
+    if is_difference(bound):
+        return bound.limit
+    dense = spec_of(bound.measure).dense
+    return None if dense is None else abs(bound.limit - dense)
+
+
+def is_difference(bound: Bound) -> bool:
+    """Whether it bounds a difference from the dense pipeline: a drop or a rise."""
+    return base_of(bound.measure) != bound.measure
+
+
+def _at(bound: Bound, room_wanted: float) -> float:
+    """The limit that leaves so much room."""
+    dense = 0.0 if is_difference(bound) else spec_of(bound.measure).dense or 0.0
+    return dense + (room_wanted if bound.is_upper else -room_wanted)
+
+
+def shows_no_harm(bound: Bound, measure: Measure) -> bool:
+    """Whether a light candidate's measure is one of a candidate worth finding.
+
+    A difference is, if its interval holds 0; what is compared with the dense images themselves, if it is inside.
+    """
+    if is_difference(bound):
+        return measure.low <= 0
+    return bound.margin(measure.value, measure.value) >= 0
 
 
 def spread_of(measure: Measure, prompts: int) -> float:
@@ -80,19 +149,20 @@ def spread_of(measure: Measure, prompts: int) -> float:
 
 
 def needs(study: Study, spreads: Mapping[str, float]) -> list[Need]:
-    """What each relative bound with a known spread asks of the rungs that decide."""
+    """What each bound with a known spread asks of the rungs that decide."""
     found = []
-    for bound in relative(study.constraints.bounds()):
-        if bound.measure not in spreads:
+    for bound in paired(study.constraints.bounds()):
+        left = room(bound)
+        if left is None or bound.measure not in spreads:
             continue
         for rung, stretch in (("score", 1.0), ("validation", held_out_stretch(study))):
             prompts = getattr(study.rungs, rung).prompts
             spread = stretch * spreads[bound.measure]
             reach = float(stats.t.ppf((1 + LEVEL) / 2, prompts - 1)) * spread / math.sqrt(prompts)
             two_sided, one_more = stats.norm.ppf((1 + LEVEL) / 2), stats.norm.ppf(USUAL)
-            least = math.ceil(prompts * (reach / bound.limit) ** 2)
+            least = math.ceil(prompts * (reach / left) ** 2)
             usual = math.ceil(least * ((two_sided + one_more / stretch) / two_sided) ** 2)
-            found.append(Need(bound, rung, prompts, reach, least, usual))
+            found.append(Need(bound, rung, prompts, left, reach, least, usual))
     return found
 
 
@@ -107,20 +177,84 @@ def refuse_noise(study: Study, spreads: Mapping[str, float]) -> None:
         raise RaysenseError("; ".join(map(str, short)))
 
 
-def foretold(study: Study) -> list[str]:
-    """What `raysense plan` says about noise, from a typical spread; other measures are not known before an image is."""
-    spreads = TYPICAL.get(study.pipeline, TYPICAL[""])
+def given_spreads(study: Study, texts: Sequence[str]) -> dict[str, float]:
+    """What ``--spread NAME=VALUE`` says, by bounded measure.
+
+    Args:
+        study: The study.
+        texts: Each a metric or a measure that the study bounds, and the standard deviation that a prompt adds to it.
+
+    Raises:
+        RaysenseError: A text of another form, a name that is not bounded, or no positive number.
+    """
+    bounded = {bound.measure for bound in paired(study.constraints.bounds())}
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        measures = [measure for measure in bounded if name in (measure, base_of(measure))]
+        if not measures:
+            choice = ", ".join(sorted(bounded)) or "none"
+            raise RaysenseError(
+                f"`--spread {text}`: {name!r} is no measure whose spread matters; there are: {choice}"
+            )
+        try:
+            spread = float(number)
+        except ValueError:
+            spread = math.nan
+        if not (0 < spread < math.inf):
+            raise RaysenseError(f"`--spread {text}`: give NAME=VALUE with a positive number, not {number!r}")
+        found |= dict.fromkeys(measures, spread)
+    return found
+
+
+def foretold(study: Study, given: Mapping[str, float] | None = None) -> list[str]:
+    """What can be said of every bound's noise before the first image, a sentence each.
+
+    Args:
+        study: The study.
+        given: Bounded measure -> spread that the user knows; see `given_spreads`.
+    """
+    given, bounds = given or {}, study.constraints.bounds()
+    typical = TYPICAL.get(study.pipeline, TYPICAL[""])
+    spreads = {**typical.spreads, **given}
     lines = []
     for need in needs(study, spreads):
-        typical = f"At a typical spread of {spreads[need.bound.measure]:g} a prompt: "
-        room = (
+        measure = need.bound.measure
+        source = "given" if measure in given else f"typical: {typical.source}"
+        inside = (
             f"±{need.reach:.2g} for a harmless candidate on {need.prompts:,} prompts of the {need.rung} rung, inside "
             f"`{need.bound.field}` {need.bound.limit:g}; nine in ten pass from {need.usual:,} prompts on."
         )
-        lines.append(typical + (room if need.is_met else f"{need}. The study will be refused if that is so."))
-    unknown = [b.field for b in relative(study.constraints.bounds()) if b.measure not in spreads]
-    if unknown:
+        refused = f"{need}. The study will be refused if that is so."
         lines.append(
-            f"Noise of {', '.join(f'`{f}`' for f in unknown)}: known after the study's first images."
+            f"At a spread of {spreads[measure]:g} a prompt ({source}): {inside if need.is_met else refused}"
         )
+    return lines + _known_later(bounds, spreads)
+
+
+def foretold_short(study: Study) -> list[str]:
+    """What `foretold` says that is doubtful: bounds below a typical noise, and those of which nothing is known yet."""
+    typical = TYPICAL.get(study.pipeline, TYPICAL[""])
+    found = [
+        f"{need} (at a spread of {typical.spreads[need.bound.measure]:g} a prompt, typical: {typical.source}). The "
+        "study will be refused if that is so"
+        for need in needs(study, typical.spreads)
+        if not need.is_met
+    ]
+    return found + _known_later(study.constraints.bounds(), typical.spreads)
+
+
+def _known_later(bounds: Sequence[Bound], spreads: Mapping[str, float]) -> list[str]:
+    lines = []
+    for bound in paired(bounds):
+        if bound.measure not in spreads:
+            lines.append(
+                f"Noise of `{bound.field}`: known after the dense baseline; the study is refused then if its rungs are "
+                f"too small. `raysense plan --spread {bound.measure}=VALUE` foretells it from a spread that you know."
+            )
+    lines += [
+        f"Noise of `{bound.field}`: known after the dense baseline; the study is refused then if the dense pipeline's "
+        "own interval is not inside."
+        for bound in alone(bounds)
+    ]
     return lines
