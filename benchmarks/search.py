@@ -42,8 +42,8 @@ from raysense.pipelines.cost import assumed
 from raysense.prompts.sets import load_prompts
 from raysense.records import CALIBRATION, Bound, Evaluation, Question
 from raysense.strategies import joint
-from raysense.strategies.runner import Story
-from raysense.strategies.schedule import Findings
+from raysense.strategies.context import Findings
+from raysense.strategies.runner import StrategyRunner
 from raysense.study import Study, load
 
 OUT = Path("reports/benchmarks")
@@ -132,26 +132,26 @@ class Told:
         answers: Questions with their evaluations. The order does not depend on what a store answered.
     """
 
-    def __init__(self, story: Story[Findings]) -> None:
+    def __init__(self, story: StrategyRunner[Findings]) -> None:
         self.story = story
         self.answers: list[tuple[Question, Sequence[Evaluation]]] = []
 
     @property
     def done(self) -> bool:
-        """See `Story`."""
+        """See `StrategyRunner`."""
         return self.story.done
 
     @property
     def headline(self) -> str:
-        """See `Story`."""
+        """See `StrategyRunner`."""
         return self.story.headline
 
     def ask(self) -> Question | None:
-        """See `Story`."""
+        """See `StrategyRunner`."""
         return self.story.ask()
 
     def tell(self, question: Question, evaluations: Sequence[Evaluation]) -> None:
-        """See `Story`."""
+        """See `StrategyRunner`."""
         self.answers.append((question, evaluations))
         self.story.tell(question, evaluations)
 
@@ -164,7 +164,7 @@ def run(study: Study, folder: Path) -> list[dict[str, Any]]:
     from raysense.pipelines.load import load_pipeline, modules_of
     from raysense.search.job import begin_store
     from raysense.strategies.rules import closed_forms
-    from raysense.strategies.schedule import make_story
+    from raysense.strategies.schedule import make_strategy
 
     evaluator = Evaluator(study, str(folder))
     inventory, grid = evaluator.inventory, evaluator.grid
@@ -173,7 +173,7 @@ def run(study: Study, folder: Path) -> list[dict[str, Any]]:
     modules = modules_of(dense)
     learning = calibration_cost(study, inventory, grid, modules)
     families = closed_forms(inventory, grid, modules, study.search.proportions)
-    story = make_story(study, inventory, grid, families, learning)
+    story = make_strategy(study, inventory, grid, families, learning)
     told = Told(story)
     store = begin_store(study, str(folder), inventory, grid, evaluator.inputs)
     run_in_process(told, evaluator, store, signature=evaluator.signature, lookahead=study.search.lookahead)

@@ -44,8 +44,9 @@ from raysense.metrics.intervals import Floats, paired_drop
 from raysense.pruning.layers import Inventory, take_inventory
 from raysense.records import PART, Evaluation, Measure, Question, Task
 from raysense.strategies.base import Lookahead
+from raysense.strategies.context import Candidate
 from raysense.strategies.rules import closed_forms
-from raysense.strategies.schedule import Candidate, make_story
+from raysense.strategies.schedule import make_strategy
 from raysense.study import ImageRung, Study, load
 
 BAR = 0.05
@@ -179,7 +180,7 @@ def winner_of(ground: Ground, pipeline: MadeUp, seed: int) -> Candidate | None:
     """One study from the baseline to the verdict."""
     study = ground.study.model_copy(update={"seed": seed})
     families = closed_forms(ground.inventory, ground.grid, ground.modules)
-    story = make_story(study, ground.inventory, ground.grid, families)
+    story = make_strategy(study, ground.inventory, ground.grid, families)
     strategy = Lookahead(story, study.search.lookahead)
     while not strategy.done:
         question = strategy.ask()

@@ -21,7 +21,7 @@ from raysense.pruning.layers import Inventory, Layer, weight_of
 from raysense.pruning.ranking import magnitude_counts
 from raysense.pruning.saliency import Known, wanda_tensor
 
-Family = Callable[[int], Allocation]
+AllocationRule = Callable[[int], Allocation]
 """Wanted zeros in the selected layers -> allocation."""
 
 _BUCKETS = 1 << 15
@@ -92,12 +92,14 @@ def erk(inventory: Inventory, grid: LevelGrid, zeros: int) -> Allocation:
     return grid.nearest(_solve(wish, zeros, 0.0, 1 / min(raw.values()), falling=True), zeros)
 
 
-def global_magnitude(inventory: Inventory, grid: LevelGrid, modules: Mapping[str, nn.Module]) -> Family:
+def global_magnitude(
+    inventory: Inventory, grid: LevelGrid, modules: Mapping[str, nn.Module]
+) -> AllocationRule:
     """One magnitude threshold for all selected layers (thresholds to bfloat16, then to levels)."""
     return _one_threshold(inventory, grid, modules, _magnitudes_below)
 
 
-def lamp(inventory: Inventory, grid: LevelGrid, modules: Mapping[str, nn.Module]) -> Family:
+def lamp(inventory: Inventory, grid: LevelGrid, modules: Mapping[str, nn.Module]) -> AllocationRule:
     """One threshold on the layer-adaptive magnitude score of all selected layers.
 
     Source: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning" (ICLR 2021), eq. 4.
@@ -163,7 +165,7 @@ def _one_threshold(
     grid: LevelGrid,
     modules: Mapping[str, nn.Module],
     below_in: Callable[[Tensor], npt.NDArray[np.int64]],
-) -> Family:
+) -> AllocationRule:
     """The zeros of each layer below the one threshold that gives the total, each layer up to its cap.
 
     `below_in` gives, of a weight, how many of its scores fall into each bfloat16 bucket or a lower one.

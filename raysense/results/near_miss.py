@@ -10,7 +10,7 @@ from raysense.allocation import Allocation, LevelGrid
 from raysense.feasibility import margins, utilisation
 from raysense.metrics.spec import base_of
 from raysense.pruning.layers import Inventory
-from raysense.strategies.schedule import Candidate, Findings
+from raysense.strategies.context import Candidate, Findings
 from raysense.strategies.verdict import quality_budget
 from raysense.study import Study
 

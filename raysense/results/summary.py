@@ -18,8 +18,8 @@ from raysense.records import Bound, Evaluation
 from raysense.results.near_miss import at_cap, cap_in_words, miss_in_words, nearest_miss
 from raysense.results.pareto import front
 from raysense.store.store import Store
-from raysense.strategies.budget import Purse
-from raysense.strategies.schedule import Candidate, Findings
+from raysense.strategies.budget import BudgetTracker
+from raysense.strategies.context import Candidate, Findings
 from raysense.strategies.verdict import competitors, held_out_stretch
 from raysense.study import Study
 from raysense.terminal import say
@@ -32,7 +32,7 @@ def summarise(
     findings: Findings,
     store: Store,
     seconds: float,
-    purse: Purse,
+    tracker: BudgetTracker,
 ) -> dict[str, Any]:
     """Everything a study found, as plain data for ``summary.json``.
 
@@ -43,7 +43,7 @@ def summarise(
         findings: What the search returned.
         store: Where all evaluations are.
         seconds: Wall time of this run.
-        purse: What was spent, and what was not covered.
+        tracker: What was spent, and what was not covered.
     """
     evaluations = store.evaluations()
     winner = findings.winner
@@ -89,21 +89,21 @@ def summarise(
         "cost": sum(e.cost for e in evaluations),
         "cost_unit": "denoiser sample-forwards",
         "seconds": round(seconds, 1),
-        "budget": _budget(study, purse),
+        "budget": _budget(study, tracker),
     }
 
 
-def _budget(study: Study, purse: Purse) -> dict[str, Any]:
+def _budget(study: Study, tracker: BudgetTracker) -> dict[str, Any]:
     """Limits, what was spent of them, and what stopped the study; a price only where an hour has one."""
-    limits, hours = study.budget.model_dump(), purse.seconds / 3600
+    limits, hours = study.budget.model_dump(), tracker.seconds / 3600
     per_hour = study.budget.price_per_hour
     return {
         **limits,
-        "cost": purse.spent,
+        "cost": tracker.spent,
         "hours": round(hours, 4),
         "price": None if per_hour is None else round(hours * per_hour, 2),
-        "stopped": None if purse.refusal is None else asdict(purse.refusal),
-        "stopped_in_words": "" if purse.refusal is None else str(purse.refusal),
+        "stopped": None if tracker.refusal is None else asdict(tracker.refusal),
+        "stopped_in_words": "" if tracker.refusal is None else str(tracker.refusal),
     }
 
 

@@ -39,9 +39,10 @@ from raysense.search.starts import Starts, stored_starts
 from raysense.store.disk import Disk, read_sealed
 from raysense.store.sealed import seal
 from raysense.store.store import Store
+from raysense.strategies.context import Findings
 from raysense.strategies.rules import check_strategies, closed_forms
-from raysense.strategies.runner import Story
-from raysense.strategies.schedule import Findings, make_story
+from raysense.strategies.runner import StrategyRunner
+from raysense.strategies.schedule import make_strategy
 from raysense.strategies.verdict import quality_budget
 from raysense.study import EXTENSIONS, PLACES, Study
 from raysense.terminal import say
@@ -85,20 +86,20 @@ def run_study(
     learning = calibration_cost(study, inventory, grid, modules, foreseen.cost)
     families = closed_forms(inventory, grid, modules, study.search.proportions)
     check_strategies(study.search.strategies, (*families, OWL, SOLVER, *ITERATIVE[1:]))
-    story = make_story(study, inventory, grid, families, learning, foreseen.cost)
+    strategy = make_strategy(study, inventory, grid, families, learning, foreseen.cost)
     store = begin_store(study, out, inventory, grid, inputs, foreseen.order)
 
     with Starts(Disk(out), address, inputs["versions"]) as starts:
         identity = signature(study, grid, inputs)
         search(
-            story, study, out, inventory, inputs, identity, address=address, starts=starts, console=console
+            strategy, study, out, inventory, inputs, identity, address=address, starts=starts, console=console
         )
-        assert story.outcome is not None  # `search` raises otherwise
+        assert strategy.outcome is not None  # `search` raises otherwise
         say(console, "Writing the tables and the summary …")
         store.compact()
         evaluations = store.evaluations()
         refuse_if_nothing_was_measured(evaluations)
-        summary = summarise(study, inventory, grid, story.outcome, store, starts.seconds, story.purse)
+        summary = summarise(study, inventory, grid, strategy.outcome, store, starts.seconds, strategy.tracker)
         summary["starts"] = starts.finish()
         Disk(out).write("summary.json", seal(summary, indent=2, finite=True))
     render(summary, out, console)
@@ -109,7 +110,7 @@ def run_study(
 
 
 def search(
-    story: Story[Findings],
+    strategy: StrategyRunner[Findings],
     study: Study,
     out: str,
     inventory: Inventory,
@@ -120,7 +121,7 @@ def search(
     starts: Starts,
     console: Console,
 ) -> None:
-    """Let the story ask, and the cluster measure, until the story has its outcome.
+    """Let the strategy ask, and the cluster measure, until the strategy has its outcome.
 
     Raises:
         RaysenseError: See `run_study`.
@@ -136,7 +137,7 @@ def search(
                 live(snapshot)
 
         run_on_ray(
-            story,
+            strategy,
             evaluator_spec(study, out, inputs),
             out,
             signature=identity,
@@ -149,9 +150,9 @@ def search(
             on_progress=see,
             tracker=tracker,
         )
-        if story.error is not None:
-            raise story.error
-        if story.outcome is None:
+        if strategy.error is not None:
+            raise strategy.error
+        if strategy.outcome is None:
             raise KeyboardInterrupt
 
 

@@ -57,15 +57,11 @@ def forecast(
     learning = calibration_cost(study, inventory, grid, empty, cost)
     wanted = study.cluster.evaluators
     counts = list(evaluators or [here(study) if wanted == "auto" else wanted])
-    measured: Measured | None = None
     if forwards_per_second is not None:
-        speed = given_speed(study, forwards_per_second, cost)
+        speed, peak = given_speed(study, forwards_per_second, cost), None
     else:
-        beside = 1 if study.cluster.gpus_per_evaluator else min(here(study), counts[0])
-        measured = measure_speed(study, beside)
-        speed = measured_speed(measured, beside)
+        speed, peak = calibrated(study, counts[0])
     estimates = [estimate(study, inventory, grid, speed, count, learning, cost) for count in counts]
-    on_gpu = measured is not None and study.cluster.gpus_per_evaluator > 0
     console.print(
         f"An image costs {cost.image:,} denoiser sample-forwards in {cost.steps} steps, {cost.told}.",
         markup=False,
@@ -78,7 +74,7 @@ def forecast(
         estimates,
         price=study.budget.price_per_hour if price is None else price,
         gpu_memory=gpu_memory,
-        peak=measured.memory if measured is not None and on_gpu else None,
+        peak=peak,
         console=console,
     )
     for line in foretold(study, spreads):
@@ -89,6 +85,14 @@ def forecast(
 def here(study: Study) -> int:
     """Evaluators that this machine's cores have room for."""
     return max(1, int((os.cpu_count() or 1) / study.cluster.cpus_per_evaluator))
+
+
+def calibrated(study: Study, count: int) -> tuple[Speed, int | None]:
+    """The speed of one of so many evaluators on this machine, and the most GPU memory that it took, if it has one."""
+    on_gpu = study.cluster.gpus_per_evaluator > 0
+    beside = 1 if on_gpu else min(here(study), count)
+    measured = measure_speed(study, beside)
+    return measured_speed(measured, beside), measured.memory if on_gpu else None
 
 
 def given_speed(study: Study, forwards_per_second: float, cost: Cost) -> Speed:

@@ -15,9 +15,9 @@ from raysense.names import JOINT, SOLVER
 from raysense.records import Bound, Evaluation
 from raysense.store.rows import strategy_of
 from raysense.store.store import Store
+from raysense.strategies.context import Candidate, utilisation_of
 from raysense.strategies.curves import Curve
 from raysense.strategies.joint import Learned
-from raysense.strategies.schedule import Candidate, load_of
 from raysense.strategies.solver import OBJECTIVES
 from raysense.strategies.verdict import held_out_stretch
 from raysense.study import Study, parse, revise
@@ -90,7 +90,7 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
     _refuse_dense(run, evaluations, bounds)
     rows = _evidence(study, grid, evaluations, levels, bounds)
     for row in rows:
-        learned.tell(row.allocation, load_of(row, bounds))
+        learned.tell(row.allocation, utilisation_of(row, bounds))
     fitting = [
         row
         for row in rows
@@ -156,7 +156,7 @@ def _refuse_dense(run: str, evaluations: Sequence[Evaluation], bounds: Sequence[
         if bound.measure not in dense["score"].measures:
             raise RaysenseError(f"`{bound.field}` bounds {bound.measure}, which `{run}` did not measure")
     baseline = Candidate("dense", Allocation(), 0, dense["score"], is_feasible(dense["score"], bounds))
-    if load_of(baseline, bounds) > 1:
+    if utilisation_of(baseline, bounds) > 1:
         raise RaysenseError("`constraints`: the dense pipeline itself misses a bound; loosen it")
 
 

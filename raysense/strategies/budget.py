@@ -46,7 +46,7 @@ class Refusal:
         )
 
 
-class Purse:
+class BudgetTracker:
     """Keeps to a budget.
 
     Sample-forwards are known before a question is asked. Seconds are not: they are foreseen from the stored seconds of

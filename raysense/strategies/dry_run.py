@@ -1,7 +1,7 @@
 """What a study will cost, before anything is spent: the study's own plan, answered by assumption instead of measured.
 
-The dry run drives the very strategy that the main job drives (`raysense.strategies.schedule.make_story`) on a simulated
-cluster: `evaluators` servers, questions handed out as `raysense.strategies.base.Lookahead` allows, a task's
+The dry run drives the very strategy that the main job drives (`raysense.strategies.schedule.make_strategy`) on a
+simulated cluster: `evaluators` servers, questions handed out as `raysense.strategies.base.Lookahead` allows, a task's
 seconds from a measured `Speed`. So evaluations, budget, look-ahead and idle evaluators at the end of a stage are
 counted by the code that will cause them. What it cannot know is how damage grows with sparsity: it assumes the prior
 of `raysense.strategies.curves`, that no candidate is hopeless on the preview rung, and that every finalist is tested.
@@ -24,13 +24,14 @@ from raysense.evaluation.shards import images_of, is_split, reference_rung
 from raysense.names import ITERATIVE, SOLVER
 from raysense.pipelines.cost import Cost, assumed
 from raysense.pruning import allocation_rules
-from raysense.pruning.allocation_rules import Family
+from raysense.pruning.allocation_rules import AllocationRule
 from raysense.pruning.layers import Inventory
 from raysense.records import CALIBRATION, Bound, Evaluation, Measure, Question, Task
 from raysense.strategies.base import Lookahead
+from raysense.strategies.context import Findings
 from raysense.strategies.curves import SLOPE, removed_energy
-from raysense.strategies.runner import Story
-from raysense.strategies.schedule import Findings, make_story
+from raysense.strategies.runner import StrategyRunner
+from raysense.strategies.schedule import make_strategy
 from raysense.study import Study
 
 FEASIBLE_SHARE = 0.5
@@ -148,7 +149,7 @@ def estimate(
         cost: Of an image.
     """
     families = _Uniform(inventory, grid)
-    story = make_story(_without_weights(study), inventory, grid, families, calibration_cost, cost)
+    story = make_strategy(_without_weights(study), inventory, grid, families, calibration_cost, cost)
     an_image = cost or assumed(study.sampling)
     return _Cluster(story, study, inventory, grid, speed, evaluators, an_image).run()
 
@@ -166,7 +167,7 @@ class _Cluster:
 
     def __init__(
         self,
-        story: Story[Findings],
+        story: StrategyRunner[Findings],
         study: Study,
         inventory: Inventory,
         grid: LevelGrid,
@@ -212,7 +213,7 @@ class _Cluster:
             raise self._story.error
         result = self._estimate
         result.wall = self._clock
-        result.stopped = str(self._story.purse.refusal or "")
+        result.stopped = str(self._story.tracker.refusal or "")
         result.busy = sum(s.busy for s in result.stages.values()) + result.evaluators * self._speed.load
         return result
 
@@ -322,12 +323,12 @@ def _without_weights(study: Study) -> Study:
     return study.model_copy(update={"search": study.search.model_copy(update={"strategies": names})})
 
 
-class _Uniform(dict[str, Family]):
+class _Uniform(dict[str, AllocationRule]):
     """Every family by any name, as the uniform one: the others need weights, and cost the same."""
 
     def __init__(self, inventory: Inventory, grid: LevelGrid) -> None:
         super().__init__()
         self._family = lambda zeros: allocation_rules.uniform(inventory, grid, zeros)
 
-    def __missing__(self, name: str) -> Family:
+    def __missing__(self, name: str) -> AllocationRule:
         return self._family

@@ -10,7 +10,7 @@ from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
 from raysense.names import UNIFORM
 from raysense.pruning import allocation_rules
-from raysense.pruning.allocation_rules import Family
+from raysense.pruning.allocation_rules import AllocationRule
 from raysense.pruning.layers import Inventory, Layer
 from raysense.records import OUTLIERS, Evaluation
 from raysense.strategies.curves import Curve
@@ -22,7 +22,7 @@ def closed_forms(
     grid: LevelGrid,
     modules: Mapping[str, nn.Module],
     proportions: Mapping[str, float] | None = None,
-) -> dict[str, Family]:
+) -> dict[str, AllocationRule]:
     """The allocations that need no measurement, by name.
 
     Args:
@@ -34,7 +34,7 @@ def closed_forms(
     linear = tuple(layer for layer in inventory.layers if layer.kind == "linear")
     parts = dict(proportions or {})
 
-    def in_proportion(layers: Sequence[Layer]) -> Family:
+    def in_proportion(layers: Sequence[Layer]) -> AllocationRule:
         return lambda zeros: allocation_rules.in_proportion(layers, inventory, grid, zeros, parts)
 
     return {
@@ -47,7 +47,7 @@ def closed_forms(
     }
 
 
-def outlier_weighed(inventory: Inventory, grid: LevelGrid, calibration: Evaluation) -> Family:
+def outlier_weighed(inventory: Inventory, grid: LevelGrid, calibration: Evaluation) -> AllocationRule:
     """OWL's family, from the outlier ratios among the measures of a calibration."""
     outliers = {
         name.removeprefix(OUTLIERS): measure.value
@@ -64,7 +64,7 @@ def solved(
     grid: LevelGrid,
     weights: Mapping[str, float] | None = None,
     objective: str = "additive",
-) -> Family:
+) -> AllocationRule:
     """The solver's family: least weighted sum of the groups' damages for every total, or least largest of them."""
     fine = [curve.refined() for curve in curves]
     sizes = {layer.address: layer.n for layer in inventory.layers}

@@ -20,7 +20,7 @@ from raysense.results.summary import render, summarise
 from raysense.search.job import denominators
 from raysense.store.store import Store
 from raysense.strategies.rules import closed_forms
-from raysense.strategies.schedule import make_story
+from raysense.strategies.schedule import make_strategy
 from raysense.study import parse
 from tests.strategies.test_schedule import SIGNATURE, Landscape, made_up
 
@@ -57,7 +57,7 @@ def ended(
     study = parse(
         {**plain.model_dump(mode="json"), "constraints": constraints, "budget": {"max_hours": hours}}
     )
-    story = make_story(study, inventory, grid, closed_forms(inventory, grid, {}))
+    story = make_strategy(study, inventory, grid, closed_forms(inventory, grid, {}))
     landscape = Judged(inventory, grid)
     for name, value in kind.items():
         setattr(landscape, name, value)
@@ -66,7 +66,7 @@ def ended(
     run_in_process(story, landscape, store, signature=SIGNATURE, lookahead=4)
     assert story.error is None
     assert story.outcome is not None
-    summary = summarise(study, inventory, grid, story.outcome, store, 1.0, story.purse)
+    summary = summarise(study, inventory, grid, story.outcome, store, 1.0, story.tracker)
     console = Console(file=io.StringIO(), width=200)
     render(summary, "out", console)
     return summary, console.file.getvalue()  # type: ignore[attr-defined]

@@ -17,10 +17,10 @@ from raysense.execution.local import run_in_process
 from raysense.metrics.intervals import paired_drop
 from raysense.records import Bound, Evaluation, Measure, Task
 from raysense.store.store import Store
+from raysense.strategies.baseline import refuse_impossible
 from raysense.strategies.noise import TYPICAL, foretold, foretold_short, given_spreads, needs, spread_of
 from raysense.strategies.rules import closed_forms
-from raysense.strategies.schedule import _refuse_impossible as refuse_impossible
-from raysense.strategies.schedule import make_story
+from raysense.strategies.schedule import make_strategy
 from raysense.study import load, parse
 from tests.strategies.test_schedule import SIGNATURE, Landscape, made_up
 
@@ -47,7 +47,7 @@ def refused(folder: Path, limit: float, constraints: dict[str, Any] | None = Non
     definition = plain.model_dump(mode="json")
     definition["metrics"]["custom"] = {"sharp": "own_metrics.sharp"}
     study = parse({**definition, "constraints": constraints or {"clip_score": {"max_drop": limit}}})
-    story = make_story(study, inventory, grid, closed_forms(inventory, grid, {}))
+    story = make_strategy(study, inventory, grid, closed_forms(inventory, grid, {}))
     landscape = Noisy(inventory, grid, noise=0.0)
     for name, value in kind.items():
         setattr(landscape, name, value)

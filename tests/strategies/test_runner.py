@@ -3,8 +3,8 @@ from collections.abc import Sequence
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.records import Evaluation, Question, Task
-from raysense.strategies.budget import Purse
-from raysense.strategies.runner import Inquiry, OutOfBudget, Plan, Story
+from raysense.strategies.budget import BudgetTracker
+from raysense.strategies.runner import Coroutine, OutOfBudget, Schedule, StrategyRunner
 from raysense.study import Budget
 
 
@@ -16,7 +16,7 @@ def answer(value: int, cost: int = 1) -> list[Evaluation]:
     return [Evaluation("", "", "", "", "score", 0, {}, value, 0, cost, 0.0)]
 
 
-def counting(name: str, times: int) -> Inquiry:
+def counting(name: str, times: int) -> Coroutine:
     total = 0
     try:
         for number in range(times):
@@ -27,7 +27,7 @@ def counting(name: str, times: int) -> Inquiry:
     return total
 
 
-def run(story: Story[int], width: int = 3) -> list[str]:
+def run(story: StrategyRunner[int], width: int = 3) -> list[str]:
     asked: list[str] = []
     outstanding: list[Question] = []
     while not story.done or outstanding:
@@ -40,67 +40,67 @@ def run(story: Story[int], width: int = 3) -> list[str]:
     return asked
 
 
-def two_stages(story: Story[int]) -> Plan[int]:
+def two_stages(story: StrategyRunner[int]) -> Schedule[int]:
     first: Sequence[int] = yield [counting("a", 2), counting("b", 1)]
     second: Sequence[int] = yield [counting("c", sum(first))]
     return second[0]
 
 
 def test_inquiries_of_a_stage_go_on_side_by_side_and_stages_in_order() -> None:
-    story = Story(two_stages, lambda q: 1)
+    story = StrategyRunner(two_stages, lambda q: 1)
     assert run(story) == ["a0", "b0", "a1", "c0", "c1", "c2"]
     assert story.done
     assert story.outcome == 3
-    assert story.purse.spent == 6
+    assert story.tracker.spent == 6
 
 
 def test_a_stage_without_inquiries_is_passed() -> None:
-    def plan(story: Story[int]) -> Plan[int]:
+    def plan(story: StrategyRunner[int]) -> Schedule[int]:
         nothing = yield []
         assert nothing == []
         return 7
 
-    story = Story(plan, lambda q: 1)
+    story = StrategyRunner(plan, lambda q: 1)
     assert story.done
     assert story.outcome == 7
 
 
 def test_budget_is_hard_and_leaves_the_best_so_far() -> None:
-    story = Story(two_stages, lambda q: 1, Purse(Budget(max_cost=2), lambda q: 1))
+    story = StrategyRunner(two_stages, lambda q: 1, BudgetTracker(Budget(max_cost=2), lambda q: 1))
     assert len(run(story)) == 2
     assert story.done
-    assert story.purse.spent <= 2
+    assert story.tracker.spent <= 2
     assert story.outcome == 0
 
 
 def test_reserve_is_kept_for_validation() -> None:
-    def plan(story: Story[int]) -> Plan[int]:
+    def plan(story: StrategyRunner[int]) -> Schedule[int]:
         yield [counting("a", 10)]
 
-        def validate() -> Inquiry:
+        def validate() -> Coroutine:
             yield question("v", "validation")
             return 1
 
         found = yield [validate()]
         return found[0]
 
-    story = Story(plan, lambda q: 1, Purse(Budget(max_cost=4), lambda q: 1, {"search": 1}))
+    story = StrategyRunner(plan, lambda q: 1, BudgetTracker(Budget(max_cost=4), lambda q: 1, {"search": 1}))
     assert run(story) == ["a0", "a1", "a2", "v"]
     assert story.outcome == 1
 
 
 def test_an_error_ends_the_story() -> None:
-    def plan(story: Story[int]) -> Plan[int]:
+    def plan(story: StrategyRunner[int]) -> Schedule[int]:
         yield [counting("a", 1)]
         raise RaysenseError("impossible")
 
-    story = Story(plan, lambda q: 1)
+    story = StrategyRunner(plan, lambda q: 1)
     run(story)
     assert story.done
     assert str(story.error) == "impossible"
 
 
-def several(name: str, width: int) -> Inquiry:
+def several(name: str, width: int) -> Coroutine:
     try:
         answers = yield [question(f"{name}{number}") for number in range(width)]
     except OutOfBudget:
@@ -109,10 +109,10 @@ def several(name: str, width: int) -> Inquiry:
 
 
 def test_an_inquiry_may_ask_several_questions_side_by_side() -> None:
-    def plan(story: Story[object]) -> Plan[object]:
+    def plan(story: StrategyRunner[object]) -> Schedule[object]:
         return (yield [several("a", 3), counting("b", 2)])
 
-    story: Story[object] = Story(plan, lambda q: len(q.tasks))
+    story: StrategyRunner[object] = StrategyRunner(plan, lambda q: len(q.tasks))
     asked = [story.ask() for _ in range(5)]
     assert [q.name for q in asked if q] == ["a0", "a1", "a2", "b0"]
     for value, number in ((7, 2), (5, 0), (6, 1)):  # whoever is done first
@@ -124,13 +124,13 @@ def test_an_inquiry_may_ask_several_questions_side_by_side() -> None:
 
 
 def test_several_questions_are_paid_for_together_or_not_asked() -> None:
-    def plan(story: Story[object]) -> Plan[object]:
+    def plan(story: StrategyRunner[object]) -> Schedule[object]:
         return (yield [several("a", 3), counting("b", 2)])
 
     def cost(asked: Question) -> int:
         return len(asked.tasks)
 
-    story: Story[object] = Story(plan, cost, Purse(Budget(max_cost=2), cost))
+    story: StrategyRunner[object] = StrategyRunner(plan, cost, BudgetTracker(Budget(max_cost=2), cost))
     first = story.ask()
     assert first is not None
     assert first.name == "b0"
@@ -138,7 +138,7 @@ def test_several_questions_are_paid_for_together_or_not_asked() -> None:
     assert story.outcome == [-1, 2]
 
 
-def run_rest(story: Story[object], outstanding: Question | None) -> list[str]:
+def run_rest(story: StrategyRunner[object], outstanding: Question | None) -> list[str]:
     """Answers what is outstanding and whatever is asked then."""
     names: list[str] = []
     while outstanding is not None:

@@ -18,9 +18,10 @@ from raysense.pruning.layers import Inventory, take_inventory
 from raysense.pruning.patterns import Pattern, pattern_grid
 from raysense.records import CALIBRATION, OUTLIERS, PART, Evaluation, Measure, Question, Task
 from raysense.store.store import Store
+from raysense.strategies.context import Findings
 from raysense.strategies.rules import closed_forms
-from raysense.strategies.runner import Story
-from raysense.strategies.schedule import Findings, make_story
+from raysense.strategies.runner import StrategyRunner
+from raysense.strategies.schedule import make_strategy
 from raysense.study import Budget, Study, parse
 
 LAYERS = 12
@@ -61,7 +62,9 @@ class Landscape:
         )
 
 
-def made_up(per_part: int = 128, **search: object) -> tuple[Study, Inventory, LevelGrid, Story[Findings]]:
+def made_up(
+    per_part: int = 128, **search: object
+) -> tuple[Study, Inventory, LevelGrid, StrategyRunner[Findings]]:
     study = parse(
         {
             "name": "made-up",
@@ -80,7 +83,7 @@ def made_up(per_part: int = 128, **search: object) -> tuple[Study, Inventory, Le
     inventory = take_inventory(modules, select=["unet"])
     grid = LevelGrid(inventory.sizes, study.prune.cap)
     families = closed_forms(inventory, grid, modules)
-    return study, inventory, grid, make_story(study, inventory, grid, families)
+    return study, inventory, grid, make_strategy(study, inventory, grid, families)
 
 
 def run(
@@ -239,7 +242,7 @@ class Learner(Landscape):
 
 def test_owl_allocates_by_what_the_calibration_found(tmp_path: Path) -> None:
     study, inventory, grid, _ = made_up(strategies=["owl"], bisections=2, rounds=0)
-    story = make_story(study, inventory, grid, closed_forms(inventory, grid, {}), calibration_cost=60)
+    story = make_strategy(study, inventory, grid, closed_forms(inventory, grid, {}), calibration_cost=60)
     landscape = Learner(inventory, grid)
     store = Store.open(str(tmp_path), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
@@ -256,7 +259,7 @@ def test_owl_allocates_by_what_the_calibration_found(tmp_path: Path) -> None:
 def test_a_pattern_study_chooses_the_layers_that_follow_it(tmp_path: Path) -> None:
     study, inventory, _, _ = made_up(bisections=3, rounds=1, offspring=2)
     grid = pattern_grid(inventory, Pattern(2, 4))
-    story = make_story(study, inventory, grid, closed_forms(inventory, grid, {}))
+    story = make_strategy(study, inventory, grid, closed_forms(inventory, grid, {}))
     store = Store.open(str(tmp_path), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
     run_in_process(story, Landscape(inventory, grid), store, signature=SIGNATURE, lookahead=4)
@@ -282,11 +285,11 @@ def test_impossible_bound_is_refused_with_the_dense_value(tmp_path: Path) -> Non
 
 def spend(
     folder: Path, seconds: float = 0.0, per_part: int = 128, **budget: float
-) -> tuple[Story[Findings], Landscape]:
+) -> tuple[StrategyRunner[Findings], Landscape]:
     """A study with a budget, on a pipeline whose sample-forwards cost what the plan reckons, timed."""
     study, inventory, grid, plain = made_up(per_part)
     limited = study.model_copy(update={"budget": Budget.model_validate(budget)})
-    story = make_story(limited, inventory, grid, closed_forms(inventory, grid, {}))
+    story = make_strategy(limited, inventory, grid, closed_forms(inventory, grid, {}))
     landscape = Timed(inventory, grid, plain, seconds)
     store = Store.open(str(folder), create=True)
     store.begin(limited.model_dump(mode="json"), signature=SIGNATURE, extensions=("budget",))
@@ -297,7 +300,9 @@ def spend(
 
 
 class Timed(Landscape):
-    def __init__(self, inventory: Inventory, grid: LevelGrid, story: Story[Findings], seconds: float) -> None:
+    def __init__(
+        self, inventory: Inventory, grid: LevelGrid, story: StrategyRunner[Findings], seconds: float
+    ) -> None:
         super().__init__(inventory, grid)
         self.story, self.seconds, self.story_image = story, seconds, 24
 
@@ -312,9 +317,9 @@ class Timed(Landscape):
 @pytest.mark.parametrize("budget", [5_000, 8_000, 12_000, 16_000, 20_000])
 def test_budget_is_never_exceeded(tmp_path: Path, budget: int, per_part: int) -> None:
     story, _ = spend(tmp_path, max_cost=budget, per_part=per_part)
-    assert story.purse.spent <= budget
-    assert story.purse.refusal is not None
-    assert f"`budget.max_cost` is {budget:,} sample-forwards" in str(story.purse.refusal)
+    assert story.tracker.spent <= budget
+    assert story.tracker.refusal is not None
+    assert f"`budget.max_cost` is {budget:,} sample-forwards" in str(story.tracker.refusal)
     assert story.outcome is not None
     if budget >= 16_000:
         assert story.outcome.winner is not None, "the best so far, validated"
@@ -330,7 +335,7 @@ def test_a_budget_below_the_dense_pipeline_is_refused_before_anything_is_spent(
     with pytest.raises(
         RaysenseError, match=rf"is 1,000 sample-forwards, but measuring the dense pipeline takes {least}"
     ):
-        make_story(limited, inventory, grid, closed_forms(inventory, grid, {}))
+        make_strategy(limited, inventory, grid, closed_forms(inventory, grid, {}))
 
 
 @pytest.mark.parametrize("per_part", [128, 10])
@@ -343,9 +348,9 @@ def test_a_budget_that_is_called_enough_ends_with_an_answer(
     families = closed_forms(inventory, grid, {})
     truth = Cost(counted, 12, "counted")
 
-    def story_of(limit: int, cost: Cost | None) -> Story[Findings]:
+    def story_of(limit: int, cost: Cost | None) -> StrategyRunner[Findings]:
         limited = study.model_copy(update={"budget": Budget(max_cost=limit)})
-        return make_story(limited, inventory, grid, families, cost=cost)
+        return make_strategy(limited, inventory, grid, families, cost=cost)
 
     with pytest.raises(RaysenseError, match=r"validated answer some [\d,]+") as refused:
         story_of(1, None)
@@ -357,7 +362,7 @@ def test_a_budget_that_is_called_enough_ends_with_an_answer(
     for _ in range(2):
         story = story_of(enough, None)
         run_in_process(story, landscape, store, signature=SIGNATURE, lookahead=4)
-        assert story.purse.spent <= enough
+        assert story.tracker.spent <= enough
         if story.error is None:
             break
         # It says what is missing as soon as the dense pipeline is counted; that much is enough then.
@@ -374,24 +379,24 @@ def test_what_the_plan_expects_is_about_what_it_spends(tmp_path: Path, per_part:
     story, landscape = spend(tmp_path, per_part=per_part)
     plan = made_up(per_part)[3]
     assert (
-        story.purse.spent < plan.wanted_cost < 2.5 * story.purse.spent
+        story.tracker.spent < plan.wanted_cost < 2.5 * story.tracker.spent
     )  # a preview that ends a climb saves the rest
-    assert story.purse.spent <= story.wanted_cost < 1.5 * story.purse.spent  # as of the last stage
+    assert story.tracker.spent <= story.wanted_cost < 1.5 * story.tracker.spent  # as of the last stage
     assert len(landscape.tasks) <= story.wanted * 1.1
 
 
 def test_hours_and_money_are_hard_and_depend_on_stored_seconds_alone(tmp_path: Path) -> None:
     free, _ = spend(tmp_path / "free", seconds=0.1)
-    hours = free.purse.seconds / 3600
+    hours = free.tracker.seconds / 3600
     half, first = spend(tmp_path / "half", seconds=0.1, max_hours=0.7 * hours)
-    assert half.purse.seconds / 3600 <= 0.7 * hours
+    assert half.tracker.seconds / 3600 <= 0.7 * hours
     assert half.outcome is not None
     assert half.outcome.winner is not None
     priced, _ = spend(tmp_path / "priced", seconds=0.1, max_price=1.4 * hours, price_per_hour=2.0)
     assert priced.outcome is not None
     assert priced.outcome.winner is not None
     assert priced.outcome.winner.allocation == half.outcome.winner.allocation
-    assert "`budget.max_price`" in str(priced.purse.refusal)
+    assert "`budget.max_price`" in str(priced.tracker.refusal)
     again, second = spend(
         tmp_path / "half", seconds=9.9, max_hours=0.7 * hours
     )  # a slower machine, all stored
@@ -399,7 +404,7 @@ def test_hours_and_money_are_hard_and_depend_on_stored_seconds_alone(tmp_path: P
     assert first.tasks
     assert not second.tasks
     more, third = spend(tmp_path / "half", seconds=0.1, max_hours=hours * 2)  # raised, it goes on
-    assert more.purse.refusal is None
+    assert more.tracker.refusal is None
     assert third.tasks
 
 

@@ -1,0 +1,177 @@
+"""The third stage: every strategy's sparsest total, then those that learn from one measurement to the next."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from raysense.allocation import Allocation
+from raysense.names import EVOPRESS, ITERATIVE, JOINT, OWL, RANDOM, SOLVER, SWITCHES, TPE
+from raysense.pruning.allocation_rules import AllocationRule
+from raysense.records import CALIBRATION, Evaluation, Question, Task
+from raysense.strategies.asking import asked_for, judged
+from raysense.strategies.context import (
+    Candidate,
+    Findings,
+    SearchContext,
+    best_of,
+    candidate_of,
+    headline_of,
+    utilisation_of,
+)
+from raysense.strategies.curves import Curve
+from raysense.strategies.joint import Learned, Proposer, Random, Switches, Tpe, evopress
+from raysense.strategies.rules import outlier_weighed, solved
+from raysense.strategies.runner import Coroutine, OutOfBudget, Stage, StrategyRunner
+
+
+def rules_of(
+    context: SearchContext, dense: Mapping[str, Evaluation], curves: Sequence[Curve]
+) -> dict[str, AllocationRule]:
+    """The allocation rules of the study's strategies, by name."""
+    strategies = context.study.search.strategies
+    rules = {name: context.rules[name] for name in strategies if name not in (SOLVER, OWL, *ITERATIVE)}
+    if OWL in strategies:
+        rules[OWL] = outlier_weighed(context.inventory, context.grid, dense[CALIBRATION])
+    if curves:
+        rules[SOLVER] = _solver(context, curves, {})
+    return rules
+
+
+def climb(
+    runner: StrategyRunner[Findings], context: SearchContext, rules: Mapping[str, AllocationRule]
+) -> Stage[list[Candidate]]:
+    """Bisect every rule for the sparsest total inside the budget; gives all candidates."""
+    runner.headline = "climbing: the sparsest total of every strategy"
+    climbed: list[list[Candidate]] = yield [_climb(context, name, rule) for name, rule in rules.items()]
+    return [candidate for candidates in climbed for candidate in candidates]
+
+
+def search_jointly(
+    runner: StrategyRunner[Findings],
+    context: SearchContext,
+    curves: Sequence[Curve],
+    climbed: Sequence[Candidate],
+) -> Stage[list[Candidate]]:
+    """Let the strategies that learn propose, side by side; gives their candidates."""
+    search = context.study.search
+    runner.headline = "searching jointly: " + headline_of(context, climbed)
+    coroutines: list[Coroutine] = []
+    for name, proposer in _proposers(context, curves).items():
+        # Everybody starts from what the closed forms gave; the joint search also from the solver's climb.
+        for known in climbed:
+            if name == JOINT or known.strategy != SOLVER:
+                proposer.tell(known.allocation, utilisation_of(known, context.bounds))
+        left = itertools.count()
+        coroutines += [
+            _lane(context, name, proposer, left)
+            for _ in range(min(search.lookahead, search.rounds * search.offspring))
+        ]
+    start = best_of([candidate for candidate in climbed if candidate.strategy not in (SOLVER, JOINT)])
+    if EVOPRESS in search.strategies and start is not None:
+        coroutines.append(_evopress(context, start.allocation))
+    if not coroutines:
+        return []
+    found: list[list[Candidate]] = yield coroutines
+    return [candidate for candidates in found if candidates for candidate in candidates]
+
+
+def _proposers(context: SearchContext, curves: Sequence[Curve]) -> dict[str, Proposer]:
+    study, grid, groups = context.study, context.grid, context.groups
+    strategies, seeds = study.search.strategies, {n: [study.seed, i] for i, n in enumerate(ITERATIVE)}
+    proposers: dict[str, Proposer] = {}
+    if curves and study.search.rounds:
+        proposers[JOINT] = _learned(context, curves)
+    if RANDOM in strategies:
+        proposers[RANDOM] = Random(grid, groups, seeds[RANDOM])
+    if SWITCHES in strategies:
+        proposers[SWITCHES] = Switches(grid, seeds[SWITCHES])
+    if TPE in strategies:
+        proposers[TPE] = Tpe(grid, groups, study.seed)
+    return proposers
+
+
+def _climb(context: SearchContext, strategy: str, family: AllocationRule) -> Coroutine:
+    """Bisect for the sparsest total of a family that stays inside the budget; returns all candidates."""
+    tried: list[Candidate] = []
+    low, high = 0.0, context.grid.max_zeros / context.grid.n
+    try:
+        for number in range(context.study.search.bisections):
+            middle = (low + high) / 2
+            candidate = yield from judged(
+                context, strategy, f"{strategy}/{number}", family(context.zeros(middle))
+            )
+            tried.append(candidate)
+            low, high = (middle, high) if candidate.feasible else (low, middle)
+    except OutOfBudget:
+        pass
+    return tried
+
+
+def _lane(context: SearchContext, strategy: str, proposer: Proposer, left: Iterator[int]) -> Coroutine:
+    """Proposes, has it judged, tells, again and again; as many lanes side by side as may be outstanding.
+
+    There are no generations: a lane goes on as soon as its own candidate is judged. Returns its candidates.
+    """
+    found: list[Candidate] = []
+    try:
+        while (number := next(left)) < context.study.search.rounds * context.study.search.offspring:
+            allocation = proposer.propose()
+            candidate: Candidate = yield from judged(context, strategy, f"{strategy}/{number}", allocation)
+            proposer.tell(allocation, utilisation_of(candidate, context.bounds))
+            found.append(candidate)
+    except OutOfBudget:
+        pass
+    return found
+
+
+def _evopress(context: SearchContext, start: Allocation) -> Coroutine:
+    """EvoPress's procedure on the study's rungs, for what the other iterative strategies may cost at most."""
+    study, found, spent = context.study, list[Candidate](), 0
+    allowed = study.search.rounds * study.search.offspring * context.costs.climb
+    procedure = evopress(context.grid, start, [study.seed, len(ITERATIVE)])
+    stage, pool = next(procedure)
+    try:
+        for number in itertools.count():
+            if spent >= allowed:
+                break
+            rung = ("probe", "preview", "score")[stage]
+            name = f"search/{EVOPRESS}/{number}"
+            tasks = tuple(Task(a, rung) for a in pool)
+            evaluations = yield from asked_for(context, Question(name, "search", tasks))
+            spent += sum(evaluation.cost for evaluation in evaluations)
+            if rung == "probe":
+                losses = [math.inf if e.failed else e.measures["probe_error"].value for e in evaluations]
+            else:
+                candidates = [
+                    candidate_of(context, EVOPRESS, a, e) for a, e in zip(pool, evaluations, strict=True)
+                ]
+                found += candidates if rung == "score" else []
+                losses = [utilisation_of(candidate, context.bounds) for candidate in candidates]
+            stage, pool = procedure.send(losses)
+    except OutOfBudget:
+        pass
+    return found
+
+
+def _solver(context: SearchContext, curves: Sequence[Curve], weights: Mapping[str, float]) -> AllocationRule:
+    objective = context.study.search.objective
+    return solved(curves, context.groups, context.inventory, context.grid, weights, objective)
+
+
+def _learned(context: SearchContext, curves: Sequence[Curve]) -> Learned:
+    """The joint search on the study's curves."""
+    grid, groups = context.grid, context.groups
+    fine = [curve.refined() for curve in curves]
+
+    def damages(allocation: Allocation) -> list[float]:
+        zeros = [sum(grid.zeros_at(a, allocation[a]) for a in groups[c.group]) for c in fine]
+        return [float(np.interp(z, c.zeros, c.damage)) for z, c in zip(zeros, fine, strict=True)]
+
+    def solve(zeros: int, weights: Mapping[str, float]) -> Allocation:
+        return _solver(context, curves, weights)(zeros)
+
+    return Learned(grid, damages, [c.group for c in fine], solve, [context.study.seed, 0])
