@@ -161,7 +161,7 @@ def run(study: Study, folder: Path) -> list[dict[str, Any]]:
     from raysense.evaluation.calibration import calibration_cost
     from raysense.evaluation.evaluator import Evaluator
     from raysense.execution.local import run_in_process
-    from raysense.pipelines.load import load_pipeline, modules_of
+    from raysense.pipelines.load import load_for, modules_of
     from raysense.search.job import begin_store
     from raysense.strategies.rules import closed_forms
     from raysense.strategies.schedule import make_strategy
@@ -169,7 +169,7 @@ def run(study: Study, folder: Path) -> list[dict[str, Any]]:
     evaluator = Evaluator(study, str(folder))
     inventory, grid = evaluator.inventory, evaluator.grid
     # The evaluator's own weights are pruned most of the time; closed forms read dense ones, as a driver does.
-    dense = load_pipeline(study.pipeline, revision=study.revision, dtype=study.dtype)
+    dense = load_for(study)
     modules = modules_of(dense)
     learning = calibration_cost(study, inventory, grid, modules)
     families = closed_forms(inventory, grid, modules, study.search.proportions)

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
+from raysense.errors import RaysenseError
+
 DEFAULT = "https://huggingface.co"
 
 
@@ -29,7 +31,7 @@ def settle_hub() -> str:
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "10")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return ""
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or DEFAULT
+    endpoint = hub_address()
     problem = silence(endpoint, float(patience) if patience.isdecimal() else 10.0)
     if not problem:
         return ""
@@ -39,6 +41,49 @@ def settle_hub() -> str:
     return (
         f"the hub {endpoint} cannot be reached ({problem}); only what is in its cache on this machine is used"
     )
+
+
+def pipeline_index(repository: str, revision: str | None) -> str:
+    """The file ``model_index.json`` of a pipeline on the hub, from this machine's cache or fetched.
+
+    Raises:
+        RaysenseError: It cannot be had; says why and what to do.
+    """
+    silent = settle_hub()
+    from huggingface_hub import errors, hf_hub_download
+
+    token = "bring your token (HF_TOKEN, or `hf auth login`)"
+    try:
+        return str(hf_hub_download(repository, "model_index.json", revision=revision))
+    except errors.GatedRepoError:
+        why = f"`{repository}` is gated on the hub: accept its licence at {hub_address()}/{repository} and {token}"
+    except errors.RevisionNotFoundError:
+        why = f"`revision`: `{repository}` has no {revision!r}; give a commit, branch or tag that it has"
+    except errors.RepositoryNotFoundError:
+        why = (
+            f"the hub {hub_address()} has no repository `{repository}`, or it is private: check the name (withdrawn "
+            f"ones are gone), or {token}"
+        )
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        why = (
+            "must be `bundled`, a folder in diffusers' format, a single .safetensors file or a hub id within reach, "
+            f"but there is no folder `{repository}`, as a hub id it is not in this machine's cache, and "
+            f"{silent or 'the hub is not asked (HF_HUB_OFFLINE)'}: check the name and the network, or run `raysense "
+            "prepare` where there is one"
+        )
+    except errors.EntryNotFoundError:
+        why = (
+            f"`{repository}` has no model_index.json, so it is no pipeline in diffusers' format; give one that is, or "
+            "download a single .safetensors file of it and give that"
+        )
+    except (errors.HfHubHTTPError, OSError, ValueError) as error:
+        why = f"the hub could not give `{repository}`: {' '.join(str(error).split())[:160]}"
+    raise RaysenseError(why if why.startswith("`revision`") else f"`pipeline`: {why}")
+
+
+def hub_address() -> str:
+    """Where the hub is."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or DEFAULT
 
 
 def silence(endpoint: str, seconds: float) -> str:

@@ -20,7 +20,7 @@ from raysense.allocation import Allocation
 from raysense.evaluation.evaluator import Evaluator
 from raysense.export.pack import load_compressed, weight_bytes
 from raysense.export.write import export
-from raysense.pipelines.load import pipeline_folder
+from raysense.pipelines.origin import pipeline_folder
 from raysense.pipelines.sample import call_pipeline
 from raysense.prompts.sets import load_prompts
 from raysense.records import Task

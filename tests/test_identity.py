@@ -24,7 +24,8 @@ from raysense.evaluation.inputs import inputs_of, pipeline_content, refuse_other
 from raysense.evaluation.scoring import ImageScorer
 from raysense.export.write import export
 from raysense.hashing import file_hash
-from raysense.pipelines.load import load_pipeline, pipeline_folder
+from raysense.pipelines.load import load_pipeline
+from raysense.pipelines.origin import pipeline_folder
 from raysense.prompts.sets import load_prompts
 from raysense.records import Evaluation
 from raysense.results.page import write_page

@@ -26,8 +26,9 @@ def run(args: argparse.Namespace) -> int:
     warn([settle(study)])
     from raysense.evaluation.identity import inventory_and_grid
     from raysense.pipelines.load import load_pipeline
+    from raysense.pipelines.origin import Origin
     from raysense.pruning.layers import render_tree
 
-    pipeline = load_pipeline(study.pipeline, revision=study.revision)
+    pipeline = load_pipeline(Origin.of(study))
     print(render_tree(inventory_and_grid(study, pipeline.components)[0]))
     return 0

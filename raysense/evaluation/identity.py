@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
+from torch import nn
+
 from raysense.allocation import LevelGrid
 from raysense.errors import RaysenseError
 from raysense.evaluation.inputs import inputs_of
 from raysense.evaluation.scoring import ImageScorer
 from raysense.hashing import content_key
 from raysense.names import UPDATING
+from raysense.pipelines.idle import foreseen_for, idle_in
 from raysense.prompts.sets import PromptSets
 from raysense.pruning.layers import Inventory, take_inventory
 from raysense.pruning.patterns import Pattern, pattern_grid
@@ -76,12 +79,14 @@ class Identity:
 
 def inventory_and_grid(study: Study, components: Mapping[str, object]) -> tuple[Inventory, LevelGrid]:
     """The layers that `study` selects from `components`, and their levels."""
+    modules = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
     inventory = take_inventory(
         components,
         select=study.prune.components,
         include=study.prune.include,
         exclude=study.prune.exclude,
         kinds=study.prune.kinds,
+        idle=idle_in(modules, foreseen_for(study).order),
     )
     if study.prune.pattern:
         return inventory, pattern_grid(inventory, Pattern.parse(study.prune.pattern))

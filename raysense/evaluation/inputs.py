@@ -61,9 +61,18 @@ def inputs_of(study: Study, prompts: PromptSets, scorer: ImageScorer, device: st
 def taken_away(study: Study) -> dict[str, Any]:
     """The part that an export depends on: what is pruned, and how weights are chosen."""
     return {
-        "pipeline": pipeline_content(study.pipeline, study.revision),
+        "pipeline": pipeline_content(study.pipeline, study.revision) | _beside(study),
         "plugins": {name: plugins.sources(name).hash for name in plugins.named_by(study)},
     }
+
+
+def _beside(study: Study) -> dict[str, str]:
+    """What else weights follow from: adapters, and the configuration that a single file is read by."""
+    found = {f"lora {number}": file_hash(Path(lora.path)) for number, lora in enumerate(study.lora)}
+    if study.config is not None and Path(study.config).is_dir():
+        own = [file for file in visible_files(Path(study.config)) if file.suffix == ".json"]
+        found["config"] = files_hash(Path(study.config), own)
+    return found
 
 
 def prompts_content(prompts: PromptSets) -> str:

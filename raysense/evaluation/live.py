@@ -16,7 +16,7 @@ from raysense.evaluation.inputs import taken_away, versions
 from raysense.evaluation.memory import release_memory
 from raysense.evaluation.method_selection import components_of
 from raysense.hashing import content_key
-from raysense.pipelines.load import compile_denoiser, load_pipeline
+from raysense.pipelines.load import compile_denoiser, load_for
 from raysense.pipelines.text_cache import TextCache
 from raysense.prompts.sets import PromptSets
 from raysense.pruning.masks import Pruner
@@ -51,13 +51,7 @@ class LivePipeline:
     def __init__(self, study: Study, directory: str, prompts: PromptSets) -> None:
         self.study, self.prompts = study, prompts
         self.device = "cuda" if study.cluster.gpus_per_evaluator > 0 else "cpu"
-        self.pipeline = load_pipeline(
-            study.pipeline,
-            revision=study.revision,
-            dtype=study.dtype,
-            device=self.device,
-            channels_last=study.channels_last,
-        )
+        self.pipeline = load_for(study, self.device)
         self.inventory, self.grid = inventory_and_grid(study, self.pipeline.components)
         self.calibration = Calibration(
             study,

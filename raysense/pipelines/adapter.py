@@ -1,160 +1,143 @@
-"""What differs from family to family of pipelines: what denoises, and what one image takes of it.
+"""What differs from family to family of pipelines: what denoises, what steps, how a call is made, what it gives.
 
-Nothing here asks for a class by name. The pipeline's own code is run for one image with *hollow* components: their
-forward passes compute shapes only (torch's fake tensors) and give zeros, so that the scheduler, the guidance and
-the number of calls are the real ones, and neither weights nor time are needed.
+Nothing here asks for a class by name: what a pipeline's call takes, and what its components and their configurations
+say, decides. Nothing else in raysense knows any of it.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-import logging
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 from raysense.errors import RaysenseError
-from raysense.pipelines.cost import Cost, assumed
-from raysense.pipelines.load import (
-    SAFETY,
-    empty_components,
-    modules_of,
-    pipeline_folder,
-    quiet_loaders,
-)
+from raysense.pipelines.load import modules_of
 from raysense.study import Sampling
 
-logger = logging.getLogger(__name__)
+NO_GUIDANCE = (0.0, 1.0)
+"""Strengths that run no guidance."""
 
-METHODS = ("forward", "encode", "decode")
-"""What a pipeline calls on its components."""
-
-CONFIGURATION = ["*.json", "*.txt", "*.model", "*.jinja"]
-"""Files of a pipeline on the hub that hold no weights."""
+NULL_PROMPT = " "
+"""What guidance leads away from, where a pipeline has no prompt of its own for that."""
 
 
-@dataclass(frozen=True)
-class Foreseen:
-    """What is known of a pipeline before any weight is loaded.
-
-    Attributes:
-        cost: Of an image.
-        order: The modules that ran, as ``component:path``, in the order of their first call; empty if unknown.
-        why_not: Why the dry run failed, or an empty text; `cost` is then an assumption.
-    """
-
-    cost: Cost
-    order: tuple[str, ...] = ()
-    why_not: str = ""
-
-
-def foresee(source: str, sampling: Sampling, *, revision: str | None = None) -> Foreseen:
-    """Run a pipeline for one image without its weights, and count.
+def call_arguments(pipeline: DiffusionPipeline, sampling: Sampling) -> dict[str, Any]:
+    """The arguments of a pipeline's call, prompts and generators aside.
 
     Args:
-        source: See `raysense.pipelines.load.load_pipeline`.
+        pipeline: What is called.
         sampling: How images are made.
-        revision: A hub commit, branch or tag.
 
     Raises:
-        RaysenseError: No configuration is there, or the scheduler refuses the steps.
+        RaysenseError: The pipeline does not take what `sampling` asks for.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    try:
-        with mode:
-            modules = empty_components(source, revision=revision, device="cpu")
-        pipeline = _assembled(source, revision, modules)
-    except RaysenseError:
-        raise
-    except Exception as error:
-        return _assumed(sampling, error)
-    for module in modules.values():
-        module.eval()
-        hollow(module, mode)
-    try:
-        with watched(pipeline) as watch, torch.no_grad():
-            _call(pipeline, sampling)
-    except Exception as error:
-        _refuse_steps(pipeline, sampling, error)
-        return _assumed(sampling, error, pipeline)
-    if not watch.forwards or not watch.steps:
-        return _assumed(sampling, ValueError("no denoiser was called"), pipeline)
-    cost = Cost(watch.forwards, watch.steps, "counted on a dry run of the pipeline without weights")
-    return Foreseen(cost, tuple(watch.order))
+    known = inspect.signature(pipeline.__call__).parameters
+    kind = type(pipeline).__name__
+    wishes = ("height", "width", "max_sequence_length")
+    wanted = {name: getattr(sampling, name) for name in wishes if getattr(sampling, name) is not None}
+    # By name: many pipelines also swallow what they do not know.
+    for name in wanted.keys() - known.keys():
+        raise RaysenseError(f"`sampling.{name}` is {wanted[name]}, but {kind} takes no {name}; leave it out")
+    for name in sampling.call.keys() - known.keys():
+        others = sorted(known.keys() - {"prompt", "args", "kwargs"})
+        raise RaysenseError(
+            f"`sampling.call` holds {name!r}, which {kind} does not take; it takes {', '.join(others)}"
+        )
+    if "num_inference_steps" not in known:
+        raise RaysenseError(f"`pipeline`: {kind} takes no number of steps; raysense cannot sample with it")
+    return {
+        "num_inference_steps": sampling.steps,
+        **_guidance(pipeline, sampling, known),
+        **wanted,
+        **sampling.call,
+        # As NumPy arrays: for tensors some families hand out what their decoder gave, on a scale of its own.
+        "output_type": "np",
+    }
 
 
-def _assembled(source: str, revision: str | None, modules: Mapping[str, nn.Module]) -> DiffusionPipeline:
-    """The pipeline around its components."""
-    folder = pipeline_folder(source)
-    if not Path(folder).is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = snapshot_download(folder, revision=revision, allow_patterns=CONFIGURATION)
-    index = DiffusionPipeline.load_config(folder)
-    given: dict[str, Any] = dict(modules)
-    if SAFETY in index:
-        given[SAFETY] = None
-    if "requires_safety_checker" in index:
-        given["requires_safety_checker"] = False
-    diffusers_logging.disable_progress_bar()
-    with quiet_loaders():
-        pipeline = DiffusionPipeline.from_pretrained(folder, **given)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+def set_guiders(pipeline: DiffusionPipeline, strength: float) -> None:
+    """Tell the components that combine predictions how strongly, where a pipeline has such instead of an argument."""
+    for name, part in getattr(pipeline, "components", {}).items():
+        is_guider = hasattr(part, "guidance_scale") and callable(getattr(part, "new", None))
+        if is_guider and part.guidance_scale != strength:
+            pipeline.register_modules(**{name: part.new(guidance_scale=strength)})
 
 
-def _call(pipeline: DiffusionPipeline, sampling: Sampling) -> None:
-    size = {k: v for k, v in (("height", sampling.height), ("width", sampling.width)) if v is not None}
-    pipeline(
-        prompt=["a picture"],
-        generator=[torch.Generator("cpu").manual_seed(0)],
-        num_inference_steps=sampling.steps,
-        guidance_scale=sampling.guidance,
-        output_type="pt",
-        **size,
+def _guidance(pipeline: DiffusionPipeline, sampling: Sampling, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The argument that sets how strongly an image follows its prompt.
+
+    Raises:
+        RaysenseError: There is none, and guidance is wanted.
+    """
+    strength = sampling.guidance
+    if "true_cfg_scale" in known and not _knows_guidance(pipeline):
+        # Its `guidance_scale` is for distilled siblings, which are told their guidance, and does nothing here.
+        if "true_cfg_scale" in sampling.call or strength in NO_GUIDANCE:
+            return {} if "true_cfg_scale" in sampling.call else {"true_cfg_scale": 1.0}
+        return {"true_cfg_scale": strength, "negative_prompt": NULL_PROMPT}
+    for name in ("guidance_scale", "prior_guidance_scale"):
+        if name in known:
+            return {} if name in sampling.call else {name: strength}
+    if "distilled_guidance_scale" in known:  # siblings that are not distilled have guiders, see `set_guiders`
+        is_told = _knows_guidance(pipeline) and "distilled_guidance_scale" not in sampling.call
+        return {"distilled_guidance_scale": strength} if is_told else {}
+    if strength not in NO_GUIDANCE:
+        raise RaysenseError(
+            f"`sampling.guidance` is {strength:g}, but {type(pipeline).__name__} takes none; set it to 1"
+        )
+    return {}
+
+
+def _knows_guidance(pipeline: DiffusionPipeline) -> bool:
+    """Whether a denoiser was distilled with guidance as one of its inputs."""
+    return any(
+        getattr(getattr(module, "config", None), "guidance_embeds", False)
+        for module in denoisers_of(pipeline).values()
     )
 
 
-def _refuse_steps(pipeline: DiffusionPipeline, sampling: Sampling, error: Exception) -> None:
-    """Say it where it is the scheduler that fails: it works on real tensors, so it would fail in the study too.
+def images_in(pipeline: DiffusionPipeline, output: object, count: int) -> Tensor:
+    """The images that a call gave: float32 (count, 3, height, width), on the CPU.
 
     Raises:
-        RaysenseError: It is.
+        RaysenseError: It gave something else.
     """
-    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    if any(Path(file).name.startswith("scheduling_") for file in files):
+    found = getattr(output, "images", None)
+    found = getattr(output, "image", None) if found is None else found
+    if isinstance(found, Sequence) and found and all(isinstance(image, np.ndarray) for image in found):
+        found = np.stack(list(found))
+    if not isinstance(found, np.ndarray) or found.ndim != 4 or (len(found), found.shape[-1]) != (count, 3):
+        got = f"shape {found.shape}" if isinstance(found, np.ndarray) else type(found).__name__
         raise RaysenseError(
-            f"`sampling.steps`: {type(pipeline.scheduler).__name__} cannot sample in {sampling.steps} steps "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:160]}); give another number of steps"
-        ) from None
+            f"`pipeline`: {type(pipeline).__name__} gives no images for output_type='np' but {got}, where "
+            f"({count}, height, width, 3) is wanted; raysense measures text-to-image pipelines only"
+        )
+    return torch.from_numpy(found).float().movedim(-1, 1).contiguous()
 
 
-def _assumed(sampling: Sampling, error: Exception, pipeline: DiffusionPipeline | None = None) -> Foreseen:
-    """What can be said without a dry run: the scheduler's own number of steps, and two samples for guidance."""
-    why = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-    logger.info("dry run: %s", why)
-    plain = assumed(sampling)
-    steps = plain.steps
-    scheduler = getattr(pipeline, "scheduler", None)
-    if scheduler is not None:
-        try:
-            scheduler.set_timesteps(sampling.steps)
-            steps = len(scheduler.timesteps)
-        except Exception:  # some want more arguments, which only the pipeline knows
-            pass
-    told = f"assumed: one denoiser call a step of the scheduler (no dry run: {why})"
-    return Foreseen(Cost(plain.step * steps, steps, told), why_not=why)
+def schedulers_of(pipeline: DiffusionPipeline) -> dict[str, Any]:
+    """The components that turn a prediction into the next latents, by name; more than one where stages follow.
+
+    Raises:
+        RaysenseError: The pipeline has none.
+    """
+    found = {
+        name: part
+        for name, part in pipeline.components.items()
+        if not isinstance(part, nn.Module) and callable(getattr(part, "step", None))
+    }
+    if not found:
+        raise RaysenseError(
+            f"`pipeline`: {type(pipeline).__name__} has no scheduler, so raysense cannot follow its steps"
+        )
+    return found
 
 
 def denoisers_of(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
@@ -164,7 +147,7 @@ def denoisers_of(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
         RaysenseError: The pipeline has none.
     """
     modules = modules_of(pipeline)
-    found = {name: module for name, module in modules.items() if _takes_timestep(type(module))}
+    found = {name: module for name, module in modules.items() if takes_timestep(type(module))}
     found = found or {
         name: module for name, module in modules.items() if name in ("unet", "transformer", "prior")
     }
@@ -175,7 +158,8 @@ def denoisers_of(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
     return found
 
 
-def _takes_timestep(cls: type[nn.Module]) -> bool:
+def takes_timestep(cls: type[nn.Module]) -> bool:
+    """Whether a component of this class denoises: it is told how noisy its input is."""
     return any(
         name == "t" or name.startswith("timestep") for name in inspect.signature(cls.forward).parameters
     )
@@ -209,83 +193,3 @@ def wrapped(
             delattr(owner, name)
         else:
             setattr(owner, name, before)
-
-
-@dataclass
-class Watch:
-    """What was seen of a pipeline at work: sample-forwards, scheduler steps, modules in order of their first call."""
-
-    forwards: int
-    steps: int
-    order: dict[str, None]
-
-
-@contextmanager
-def watched(pipeline: DiffusionPipeline) -> Iterator[Watch]:
-    """Count and list while the context is open."""
-    watch = Watch(0, 0, {})
-    handles = []
-
-    def lists(address: str) -> Callable[..., None]:
-        return lambda *_: watch.order.setdefault(address)
-
-    def counts(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        watch.forwards += samples_in(args, kwargs)
-
-    def stepping(step: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            watch.steps += 1
-            return step(*args, **kwargs)
-
-        return counted
-
-    for name, component in modules_of(pipeline).items():
-        for path, module in component.named_modules():
-            handles.append(module.register_forward_pre_hook(lists(f"{name}:{path}")))
-    for denoiser in denoisers_of(pipeline).values():
-        handles.append(denoiser.register_forward_pre_hook(counts, with_kwargs=True))
-    try:
-        with wrapped(pipeline.scheduler, "step", stepping):
-            yield watch
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def hollow(module: nn.Module, mode: FakeTensorMode) -> None:
-    """Let a component made of fake tensors compute shapes and give zeros; the same shapes are computed once."""
-    for name in METHODS:
-        if callable(getattr(module, name, None)):
-            setattr(
-                module, name, functools.wraps(getattr(module, name))(_hollow(getattr(module, name), mode))
-            )
-
-
-def _hollow(method: Callable[..., Any], mode: FakeTensorMode) -> Callable[..., Any]:
-    known: dict[Any, Any] = {}
-
-    def fake(value: Any) -> Any:
-        is_real = isinstance(value, Tensor) and not isinstance(value, FakeTensor)
-        return mode.from_tensor(value) if is_real else value
-
-    def zeros(value: Any) -> Any:
-        return torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(leaf, FakeTensor) for leaf in tree_flatten((args, kwargs))[0]):
-            return method(*args, **kwargs)  # one component inside another
-        key = _shapes((args, kwargs))
-        if key not in known:
-            given, named = tree_map(fake, (args, kwargs))
-            with mode:
-                known[key] = method(*given, **named)
-        return tree_map(zeros, known[key])
-
-    return call
-
-
-def _shapes(arguments: Any) -> Any:
-    leaves, structure = tree_flatten(arguments)
-    return str(structure), tuple(
-        (tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves
-    )

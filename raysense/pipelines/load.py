@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 import os
 import warnings
@@ -13,24 +14,39 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import logging as diffusers_logging
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from raysense.errors import RaysenseError
 from raysense.hashing import refuse_odd_files
-from raysense.hub import settle_hub
-from raysense.names import BUNDLED
-from raysense.study import bundled_pipeline
+from raysense.hub import pipeline_index
+from raysense.pipelines.lora import fuse
+from raysense.pipelines.origin import (
+    Origin,
+    configuration_folder,
+    local_folder,
+    pipeline_folder,
+    single_file_config,
+    why_not_loaded,
+)
+from raysense.study import SchedulerChoice, Study
+from raysense.study import weight_files as files
 
 logger = logging.getLogger(__name__)
 
 
-def pipeline_folder(source: str) -> str:
-    """The folder or hub id behind `source`, which may be ``bundled``."""
-    return str(bundled_pipeline()) if source == BUNDLED else source
+def load_for(study: Study, device: str = "cpu") -> DiffusionPipeline:
+    """The pipeline as a study samples it: its weights, type, adapters and scheduler; see `load_pipeline`."""
+    return load_pipeline(
+        Origin.of(study),
+        dtype=study.dtype,
+        device=device,
+        channels_last=study.channels_last,
+        scheduler=study.sampling.scheduler,
+    )
 
 
 SAFETY = "safety_checker"
@@ -41,48 +57,42 @@ NAMES_SHOWN = 4
 
 
 def load_pipeline(
-    source: str,
+    source: str | Origin,
     *,
-    revision: str | None = None,
     dtype: str = "float32",
     device: str = "cpu",
     channels_last: bool = False,
+    scheduler: SchedulerChoice | None = None,
 ) -> DiffusionPipeline:
     """Load a pipeline for inference; what departs from the plain case is said by `notes_of`.
 
     Args:
-        source: ``bundled``, a folder in diffusers' format, or a hub id.
-        revision: A hub commit, branch or tag.
+        source: Where from; see `Origin`.
         dtype: ``float32``, ``bfloat16`` or ``float16``, for every component.
         device: A torch device.
         channels_last: Lay out the weights of two-dimensional convolutions with channels innermost.
+        scheduler: What takes the place of the pipeline's own scheduler.
 
     Raises:
         RaysenseError: Nothing loadable is there; weights are missing, left over, of another shape or not finite; a
-            component is of a class that is neither diffusers' nor transformers'.
+            component is quantised, or of a class that is neither diffusers' nor transformers'; an adapter does not fit.
     """
     # Progress bars of the loaders would break up the study's own live view.
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    origin = source if isinstance(source, Origin) else Origin(source)
     kind = getattr(torch, dtype)
     try:
         with quiet_loaders():
-            pipeline, index = _assembled(source, revision, kind)
+            pipeline, index = _single(origin, kind) if origin.is_file else _assembled(origin, kind)
     except RaysenseError:
         raise
     except Exception as error:  # whatever the libraries raise: they could not read what is there
-        reason = " ".join(str(error).split())[:200]
-        looked = (
-            "as a folder"
-            if os.path.exists(pipeline_folder(source))
-            else "as a folder (there is none) and as a hub id"
-        )
-        raise RaysenseError(
-            f"`pipeline` must be `bundled`, a folder in diffusers' format or a hub id within reach, but "
-            f"`{source}` could not be loaded {looked}: {reason}"
-        ) from None
-    pipeline.to(device)
+        raise RaysenseError(why_not_loaded(origin, error)) from None
+    if scheduler is not None:
+        use_scheduler(pipeline, scheduler)
     pipeline.set_progress_bar_config(disable=True)
+    notes = []
     for name, module in modules_of(pipeline).items():
         module.requires_grad_(False)
         module.eval()
@@ -91,9 +101,12 @@ def load_pipeline(
                 if weight.ndim == 4:
                     weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         _refuse_broken(name, module)
-    notes = [
-        note for name, module in modules_of(pipeline).items() if (note := _dtype_note(name, module, kind))
-    ]
+        if note := _dtype_note(name, module, kind):
+            notes.append(note)
+            bridge_types(module, kind)
+    for lora in origin.lora:
+        notes.append(fuse(type(pipeline), modules_of(pipeline), lora))
+    pipeline.to(device)
     if is_component(index.get(SAFETY)):
         notes.append("the safety checker is switched off: it would blacken images, and is in no denominator")
     for note in notes:
@@ -102,23 +115,131 @@ def load_pipeline(
     return pipeline
 
 
-def _assembled(
-    source: str, revision: str | None, dtype: torch.dtype
-) -> tuple[DiffusionPipeline, Mapping[str, Any]]:
+def _assembled(origin: Origin, dtype: torch.dtype) -> tuple[DiffusionPipeline, Mapping[str, Any]]:
     """The pipeline from its components, each loaded and checked by itself; and its ``model_index.json``."""
-    folder = local_folder(source, revision)
-    _refuse_odd_files(source, folder)
+    folder = local_folder(origin)
+    _refuse_odd_files(origin.source, folder)
     index = DiffusionPipeline.load_config(folder)
     classes = module_classes(index)
-    refuse_foreign(source, classes)
-    given: dict[str, Any] = {name: load_component(folder, name, cls, dtype) for name, cls in classes.items()}
+    refuse_foreign(origin.source, classes)
+    if mistakes := list(files.mistakes_in(Path(folder), classes, origin.variant, origin.pickled)):
+        raise RaysenseError("; ".join(mistakes))
+    given: dict[str, Any] = {
+        name: load_component(folder, name, cls, dtype, origin) for name, cls in classes.items()
+    }
+    return DiffusionPipeline.from_pretrained(folder, dtype=dtype, **given, **left_out(index)), index
+
+
+def left_out(index: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments for what a pipeline is loaded without: components that were not saved, and a safety checker."""
     # What was saved without a component, such as Stable Diffusion 3 without T5, loads only where that is said.
-    given |= {name: None for name, entry in index.items() if entry in ([None, None], (None, None))}
+    given: dict[str, Any] = {
+        name: None for name, entry in index.items() if entry in ([None, None], (None, None))
+    }
     if SAFETY in index:
         given[SAFETY] = None
     if "requires_safety_checker" in index:
         given["requires_safety_checker"] = False
-    return DiffusionPipeline.from_pretrained(folder, dtype=dtype, **given), index
+    return given
+
+
+def _single(origin: Origin, dtype: torch.dtype) -> tuple[DiffusionPipeline, Mapping[str, Any]]:
+    """The pipeline from a single file, by diffusers' own converters; and its ``model_index.json``."""
+    folder = single_file_config(origin)
+    index = DiffusionPipeline.load_config(folder)
+    classes = module_classes(index)
+    refuse_foreign(folder, classes)
+    kind = index["_class_name"]
+    cls = getattr(diffusers, kind, None)
+    if cls is None or not hasattr(cls, "from_single_file"):
+        raise RaysenseError(
+            f"`pipeline`: diffusers cannot read a {kind} from a single file; give the pipeline's folder or hub id"
+        )
+    given = {"config": folder, "local_files_only": True, **left_out(index)}
+    misfit = f"`pipeline`: the single file `{origin.source}` is no {kind} as `{folder}` describes one"
+    remedy = "set `config` to the pipeline that it belongs to"
+    with _complaints() as left_over:
+        try:
+            pipeline = cls.from_single_file(origin.source, dtype=dtype, **given)
+        except NotImplementedError:  # tensors that got no values cannot change their type
+            raise RaysenseError(f"{misfit}: it lacks weights; {remedy}") from None
+    if left_over:
+        raise RaysenseError(f"{misfit}: it holds tensors too many ({left_over[0][:200]}); {remedy}")
+    for name, module in modules_of(pipeline).items():
+        missing = [path for path, weight in module.named_parameters() if weight.is_meta]
+        if missing:
+            raise RaysenseError(f"{misfit}: it lacks {_listed(missing)} of `{name}`; {remedy}")
+    return pipeline, index
+
+
+@contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """What diffusers warns of while it reads a single file: tensors that found no place."""
+    found: list[str] = []
+    reader = logging.getLogger("diffusers.loaders.single_file_model")
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: found.append(" ".join(record.getMessage().split()))  # type: ignore[method-assign]
+    before = reader.level, reader.propagate
+    reader.setLevel(logging.WARNING)
+    reader.propagate = False
+    reader.addHandler(handler)
+    try:
+        yield found
+    finally:
+        reader.removeHandler(handler)
+        reader.level, reader.propagate = before
+
+
+def use_scheduler(pipeline: DiffusionPipeline, choice: SchedulerChoice) -> None:
+    """Give a pipeline another scheduler, with what its own one was configured to.
+
+    Raises:
+        RaysenseError: There is no such scheduler, it has no such options, or cannot be made with them.
+    """
+    cls: Any = getattr(diffusers, choice.kind, None)
+    if not inspect.isclass(cls) or not issubclass(cls, SchedulerMixin):
+        raise RaysenseError(
+            f"`sampling.scheduler.class` {choice.kind!r} is no scheduler of the installed diffusers"
+        )
+    known = inspect.signature(cls).parameters
+    for name in choice.options:
+        if name not in known:
+            raise RaysenseError(
+                f"`sampling.scheduler.options`: {choice.kind} has no {name!r}; it has "
+                f"{', '.join(sorted(known))}"
+            )
+    maker: Any = cls
+    try:
+        made = maker.from_config(pipeline.scheduler.config, **choice.options)
+    except Exception as error:  # whatever its constructor refuses
+        raise RaysenseError(
+            f"`sampling.scheduler`: {choice.kind} cannot be made ({' '.join(str(error).split())[:160]})"
+        ) from None
+    pipeline.register_modules(scheduler=made)
+
+
+def bridge_types(module: nn.Module, dtype: torch.dtype) -> None:
+    """Let layers that their class keeps in another type take and give the type around them.
+
+    Most classes cast by themselves; then their inputs come in the layer's own type, and nothing is done.
+    """
+
+    def cast(layer: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if args and isinstance(args[0], Tensor) and args[0].dtype == dtype:
+            layer._raysense_cast = True
+            return (args[0].to(layer.weight.dtype), *args[1:])
+        return args
+
+    def back(layer: Any, args: tuple[Any, ...], output: Any) -> Any:
+        given = layer.__dict__.pop("_raysense_cast", False)
+        return output.to(dtype) if given and isinstance(output, Tensor) else output
+
+    for layer in module.modules():
+        weight = getattr(layer, "weight", None)
+        is_map = isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        if is_map and isinstance(weight, Tensor) and weight.dtype != dtype:
+            layer.register_forward_pre_hook(cast)
+            layer.register_forward_hook(back)
 
 
 @contextmanager
@@ -140,15 +261,6 @@ def notes_of(pipeline: DiffusionPipeline) -> tuple[str, ...]:
     """What departs from the plain case in a pipeline that `load_pipeline` gave, a sentence each."""
     notes: tuple[str, ...] = getattr(pipeline, "loading_notes", ())
     return notes
-
-
-def local_folder(source: str, revision: str | None) -> str:
-    """The folder of a pipeline on this machine; what is on the hub is downloaded first."""
-    folder = pipeline_folder(source)
-    if os.path.isdir(folder):
-        return folder
-    settle_hub()
-    return str(DiffusionPipeline.download(folder, revision=revision))
 
 
 def is_component(entry: object) -> bool:
@@ -202,15 +314,23 @@ def refuse_foreign(source: str, classes: Mapping[str, type]) -> None:
             )
 
 
-def load_component(folder: str, name: str, cls: Any, dtype: torch.dtype) -> nn.Module:
+def load_component(
+    folder: str, name: str, cls: Any, dtype: torch.dtype, origin: Origin | None = None
+) -> nn.Module:
     """One component with its weights, each of them from the file.
 
     Raises:
         RaysenseError: Tensors of the component that the file lacks, has too much, or has in another shape.
     """
-    options: dict[str, Any] = {"torch_dtype": dtype}
+    origin = origin or Origin(folder)
+    options: dict[str, Any] = {
+        "torch_dtype": dtype,
+        "variant": files.chosen_variant(Path(folder) / name, origin.variant),
+        "use_safetensors": None if origin.pickled else True,
+    }
     if issubclass(cls, PreTrainedModel):  # it names tensors of another shape only where these are let pass
-        options = {"dtype": dtype, "ignore_mismatched_sizes": True}
+        options["dtype"] = options.pop("torch_dtype")
+        options["ignore_mismatched_sizes"] = True
     try:
         module, info = cls.from_pretrained(folder, subfolder=name, output_loading_info=True, **options)
     except Exception as error:  # the libraries' messages do not say which component it is
@@ -278,14 +398,11 @@ def _dtype_note(name: str, module: nn.Module, wanted: torch.dtype) -> str:
     )
 
 
-def empty_components(
-    source: str, *, revision: str | None = None, device: str = "meta"
-) -> dict[str, nn.Module]:
+def empty_components(source: str | Origin, *, device: str = "meta") -> dict[str, nn.Module]:
     """A pipeline's modules as its configuration describes them, without weights: nothing large is downloaded.
 
     Args:
-        source: See `load_pipeline`.
-        revision: See `load_pipeline`.
+        source: See `Origin`.
         device: Where; another one than ``meta`` is for callers that make tensors fake.
 
     Returns:
@@ -295,15 +412,19 @@ def empty_components(
     Raises:
         RaysenseError: No configuration is there, or it cannot be read.
     """
-    folder = pipeline_folder(source)
-    _refuse_odd_files(source, folder)
+    origin = source if isinstance(source, Origin) else Origin(source)
+    _refuse_odd_files(origin.source, pipeline_folder(origin.source))
     try:
-        index = DiffusionPipeline.load_config(folder, revision=revision)
+        folder = configuration_folder(origin)
+        if not os.path.isdir(folder):
+            pipeline_index(folder, origin.revision)
+        index = DiffusionPipeline.load_config(folder, revision=origin.revision)
         classes = module_classes(index)
-        return {name: _empty(folder, name, cls, revision, device) for name, cls in classes.items()}
+        return {name: _empty(folder, name, cls, origin.revision, device) for name, cls in classes.items()}
     except (OSError, ValueError, ImportError, AttributeError, KeyError) as error:
         raise RaysenseError(
-            f"`pipeline`: the configuration of `{source}` could not be read: {' '.join(str(error).split())[:200]}"
+            f"`pipeline`: the configuration of `{origin.source}` could not be read: "
+            f"{' '.join(str(error).split())[:200]}"
         ) from None
 
 

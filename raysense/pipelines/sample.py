@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,14 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from raysense.errors import RaysenseError
-from raysense.pipelines.adapter import denoisers_of, samples_in, wrapped
+from raysense.pipelines.adapter import (
+    call_arguments,
+    denoisers_of,
+    images_in,
+    samples_in,
+    set_guiders,
+    wrapped,
+)
 from raysense.prompts.sets import Prompt
 from raysense.study import Sampling
 
@@ -55,7 +61,7 @@ def call_pipeline(
         pipeline: What samples.
         prompts: The prompts.
         seeds: One seed a prompt.
-        sampling: Steps, guidance, size and tokens.
+        sampling: How images are made.
 
     Returns:
         Float32 tensor of shape (len(prompts), 3, height, width) in [0, 1], on the CPU; NaN where it broke down.
@@ -63,22 +69,13 @@ def call_pipeline(
     Raises:
         RaysenseError: The pipeline gives something else than such images, or does not take what `sampling` asks for.
     """
-    wishes = ("height", "width", "max_sequence_length")
-    wanted = {name: getattr(sampling, name) for name in wishes if getattr(sampling, name) is not None}
-    # By name: many pipelines also swallow what they do not know.
-    for name in wanted.keys() - inspect.signature(pipeline.__call__).parameters.keys():
-        raise RaysenseError(
-            f"`sampling.{name}` is {wanted[name]}, but {type(pipeline).__name__} takes no {name}; leave it out"
-        )
+    set_guiders(pipeline, sampling.guidance)
     output = pipeline(
         prompt=[prompt.text for prompt in prompts],
         generator=generators(prompts, seeds),
-        num_inference_steps=sampling.steps,
-        guidance_scale=sampling.guidance,
-        output_type="pt",
-        **wanted,
+        **call_arguments(pipeline, sampling),
     )
-    images = _checked(pipeline, getattr(output, "images", None), len(prompts))
+    images = images_in(pipeline, output, len(prompts))
     _refuse_other_size(pipeline, images, sampling)
     return images
 
@@ -105,18 +102,6 @@ def _refuse_other_size(pipeline: DiffusionPipeline, images: Tensor, sampling: Sa
             )
 
 
-def _checked(pipeline: DiffusionPipeline, images: object, count: int) -> Tensor:
-    """What a pipeline gave, if these are images."""
-    kind = type(pipeline).__name__
-    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[:2] != (count, 3):
-        got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise RaysenseError(
-            f"`pipeline`: {kind} gives no images for output_type='pt' but {got}, where ({count}, 3, height, width) is "
-            "wanted; raysense measures text-to-image pipelines only"
-        )
-    return images.float().cpu()
-
-
 def refuse_other_scale(pipeline: DiffusionPipeline, images: Tensor) -> None:
     """Refuse a pipeline whose dense images leave [0, 1]: every metric would judge other images than people see.
 
@@ -127,7 +112,7 @@ def refuse_other_scale(pipeline: DiffusionPipeline, images: Tensor) -> None:
     if finite.numel() and (finite.min() < -RANGE_SLACK or finite.max() > 1 + RANGE_SLACK):
         raise RaysenseError(
             f"`pipeline`: {type(pipeline).__name__} gives pixels from {finite.min():.4g} to {finite.max():.4g} for "
-            "output_type='pt', where [0, 1] is meant; raysense does not know how to bring them there"
+            "output_type='np', where [0, 1] is meant; raysense does not know how to bring them there"
         )
 
 

@@ -4,6 +4,9 @@ A text encoder's call is answered row by row. Each row (one tokenised prompt, th
 encoded alone, so its embedding depends on nothing but the encoder's weights and the prompt: not on the batch it
 came in, and therefore not on whether it was remembered. The memory is this process's own: encoding a prompt
 anew costs less than a thousandth of sampling its image, so nothing is written to disk.
+
+It is exact or off: the first call of each shape is also answered as it came, and where the rows put together are
+something else than that answer, rounding aside, calls of that shape are never cut into rows.
 """
 
 from __future__ import annotations
@@ -19,10 +22,14 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from raysense.pipelines.adapter import takes_timestep
 from raysense.pipelines.load import modules_of
 
 LIMIT = 256 << 20
 """Bytes of embeddings that are kept; the longest unused go first."""
+
+ROUNDING = 1e-3
+"""What another batch size may change of an embedding, as a share of its largest value; a wrong cut changes it all."""
 
 State = Callable[[str], Hashable]
 """Component name -> what its weights are determined by, e.g. its part of the allocation."""
@@ -34,7 +41,7 @@ class TextCache:
     Installing it changes the encoders' `forward`; while gradients are wanted it steps aside.
 
     Args:
-        pipeline: Whose text encoders: every component whose `forward` takes ``input_ids``.
+        pipeline: Whose text encoders: every component but denoisers whose `forward` takes ``input_ids``.
         state: What each encoder's weights are determined by at the time of a call.
         limit: Bytes to keep.
 
@@ -48,6 +55,7 @@ class TextCache:
         self._state, self._limit, self._size = state, limit, 0
         self._rows: OrderedDict[Hashable, Any] = OrderedDict()
         self._bypassed = False
+        self._exact: dict[Hashable, bool] = {}
         for name, module in text_encoders(pipeline).items():
             module.forward = self._remembering(name, module.forward)
 
@@ -65,26 +73,41 @@ class TextCache:
             call = (input_ids, args, kwargs)
             if self._bypassed or torch.is_grad_enabled() or not _is_plain(call):
                 return encode(input_ids, *args, **kwargs)
-            state, rows = self._state(name), []
-            for index in range(len(input_ids)):
-                row = _row(call, index)
-                key = (name, state, _content(row))
-                if key in self._rows:
-                    self.hits += 1
-                    self._rows.move_to_end(key)
-                else:
-                    self.misses += 1
-                    ids, more, named = row
-                    output = encode(ids, *more, **named)
-                    if not _is_plain(output):
-                        return encode(input_ids, *args, **kwargs)
-                    self._rows[key] = output
-                    self._size += _bytes(output)
-                rows.append(self._rows[key])
-            self._shrink()
-            return _stacked(rows)
+            shape = (name, _shapes(call))
+            if not self._exact.get(shape, True):
+                return encode(input_ids, *args, **kwargs)
+            answer = self._by_rows(name, call, encode)
+            if shape not in self._exact:
+                whole = encode(input_ids, *args, **kwargs)
+                self._exact[shape] = answer is not None and _alike(answer, whole)
+                return answer if self._exact[shape] else whole
+            return encode(input_ids, *args, **kwargs) if answer is None else answer
 
         return forward
+
+    def _by_rows(self, name: str, call: Any, encode: Callable[..., Any]) -> Any:
+        """The answer to a call put together from its rows; None where it is not made of plain tensors."""
+        state, rows = self._state(name), []
+        for index in range(len(call[0])):
+            row = _row(call, index)
+            key = (name, state, _content(row))
+            if key in self._rows:
+                self.hits += 1
+                self._rows.move_to_end(key)
+            else:
+                self.misses += 1
+                ids, more, named = row
+                try:
+                    output = encode(ids, *more, **named)
+                except (RuntimeError, ValueError, IndexError):  # arguments that no row has for itself
+                    return None
+                if not _is_plain(output):
+                    return None
+                self._rows[key] = output
+                self._size += _bytes(output)
+            rows.append(self._rows[key])
+        self._shrink()
+        return _stacked(rows)
 
     def _shrink(self) -> None:
         while self._size > self._limit and self._rows:
@@ -96,7 +119,7 @@ def text_encoders(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in modules_of(pipeline).items()
-        if "input_ids" in inspect.signature(module.forward).parameters
+        if "input_ids" in inspect.signature(module.forward).parameters and not takes_timestep(type(module))
     }
 
 
@@ -152,6 +175,30 @@ def _stacked(rows: list[Any]) -> Any:
     columns = zip(*(leaves for leaves, _ in flat), strict=True)
     joined = [torch.cat(same) if isinstance(same[0], Tensor) else same[0] for same in columns]
     return tree_unflatten(joined, flat[0][1])
+
+
+def _shapes(call: Any) -> Hashable:
+    leaves, structure = tree_flatten(call)
+    return str(structure), tuple(tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+
+
+def _alike(rows: Any, whole: Any) -> bool:
+    """Whether two answers are the same but for the rounding of another batch size."""
+    (ours, form), (theirs, other) = tree_flatten(rows), tree_flatten(whole)
+    return form == other and all(_close(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _close(one: Any, other: Any) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return type(one) is type(other)
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    allowed = (
+        max(ROUNDING, 32 * torch.finfo(one.dtype).eps) * float(other.abs().amax()) if other.numel() else 0.0
+    )
+    return torch.allclose(one.float(), other.float(), rtol=0, atol=allowed, equal_nan=True)
 
 
 def _bytes(output: Any) -> int:

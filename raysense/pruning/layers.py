@@ -7,7 +7,7 @@ architecture that `diffusers` and `transformers` build from these modules is cov
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -65,7 +65,7 @@ class Inventory:
         layers: The selected layers, in network order.
         n_selected: Weights of the selected layers.
         n_prunable: Weights of all Linear and convolution layers of the study's components, selected or not.
-        n_components: All parameters of those components, shared ones once.
+        n_components: All parameters of those components that take part in making an image, shared ones once.
         n_pipeline: All parameters of the pipeline, shared ones once.
         zeros_before: Zeros that the selected layers have before pruning (0 for weights without values, on
             the meta device).
@@ -114,6 +114,7 @@ def take_inventory(
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     kinds: Sequence[str] | None = None,
+    idle: Collection[str] = (),
 ) -> Inventory:
     """List the prunable layers of some components and count all denominators.
 
@@ -127,6 +128,8 @@ def take_inventory(
             layer's address, without one against its path.
         exclude: Globs; a layer that one matches is left out.
         kinds: Keys of `KINDS`; all of them by default.
+        idle: Addresses of modules that never run when an image is made: their weights are in no denominator but the
+            whole pipeline's.
 
     Raises:
         RaysenseError: An unknown component or kind, a glob that matches nothing, a quantised weight, or
@@ -142,7 +145,8 @@ def take_inventory(
     for kind in kinds or ():
         if kind not in KINDS:
             raise RaysenseError(f"kinds: {kind!r} is unknown; choose from {', '.join(KINDS)}")
-    found = list(find_layers({name: modules[name] for name in select}))
+    chosen_modules = {name: modules[name] for name in select}
+    found = [(layer, weight) for layer, weight in find_layers(chosen_modules) if layer.address not in idle]
     if not found:
         raise RaysenseError(
             f"components: nothing prunable in {', '.join(select) or 'an empty selection'}; "
@@ -172,7 +176,7 @@ def take_inventory(
         layers=tuple(layer for layer, _ in chosen),
         n_selected=sum(layer.n for layer, _ in chosen),
         n_prunable=sum(layer.n for layer, _ in found),
-        n_components=_count_parameters(modules[name] for name in dict.fromkeys(select)),
+        n_components=sum(parameters_at_work(chosen_modules, idle).values()),
         n_pipeline=_count_parameters(modules.values()),
         zeros_before=sum(count_zeros(weight) for _, weight in chosen if not weight.is_meta),
     )
@@ -244,6 +248,24 @@ def render_tree(inventory: Inventory) -> str:
 
 def _matches(layer: Layer, glob: str) -> bool:
     return fnmatchcase(layer.address if ":" in glob else layer.path, glob)
+
+
+def parameters_at_work(modules: Mapping[str, nn.Module], idle: Collection[str] = ()) -> dict[str, int]:
+    """Parameters of each component without those that only idle modules hold; shared ones once, where they are first.
+
+    Args:
+        modules: Components.
+        idle: Addresses of modules that never run.
+    """
+    seen: set[int] = set()
+    counts = dict.fromkeys(modules, 0)
+    for name, component in modules.items():
+        for path, part in component.named_modules():
+            for weight in part.parameters(recurse=False):
+                if f"{name}:{path}" not in idle and id(weight) not in seen:
+                    seen.add(id(weight))
+                    counts[name] += weight.numel()
+    return counts
 
 
 def _count_parameters(parts: Iterable[nn.Module]) -> int:

@@ -26,8 +26,8 @@ from raysense.execution.progress import Snapshot
 from raysense.execution.ray.driver import run_on_ray
 from raysense.execution.tracking import Tracker, check_track
 from raysense.names import ITERATIVE, OWL, SOLVER
-from raysense.pipelines.adapter import foresee
-from raysense.pipelines.load import load_pipeline, modules_of
+from raysense.pipelines.idle import foreseen_for
+from raysense.pipelines.load import load_for, modules_of
 from raysense.prompts.sets import load_prompts
 from raysense.pruning.layers import Inventory
 from raysense.results.failures import failures, refuse_if_nothing_was_measured
@@ -79,10 +79,10 @@ def run_study(
         found = f"{done['sparsity_components']:.1%} removed" if done["feasible"] else "nothing passed"
         say(console, f"Finished already ({found}); nothing to do. Page: {page_of(out)}", whole=True)
         return done
-    pipeline = load_pipeline(study.pipeline, revision=study.revision, dtype=study.dtype)
+    pipeline = load_for(study)
     inventory, grid = inventory_and_grid(study, pipeline.components)
     modules = modules_of(pipeline)
-    foreseen = foresee(study.pipeline, study.sampling, revision=study.revision)
+    foreseen = foreseen_for(study)
     learning = calibration_cost(study, inventory, grid, modules, foreseen.cost)
     families = closed_forms(inventory, grid, modules, study.search.proportions)
     check_strategies(study.search.strategies, (*families, OWL, SOLVER, *ITERATIVE[1:]))

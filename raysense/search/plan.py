@@ -10,9 +10,10 @@ from rich.console import Console
 from raysense.evaluation.calibration import calibration_cost
 from raysense.evaluation.identity import inventory_and_grid
 from raysense.evaluation.speed import Measured, measure_speed
-from raysense.pipelines.adapter import foresee
 from raysense.pipelines.cost import Cost
+from raysense.pipelines.idle import foreseen_for
 from raysense.pipelines.load import empty_components, refuse_foreign
+from raysense.pipelines.origin import Origin
 from raysense.results.forecast import render
 from raysense.strategies.dry_run import Estimate, Speed, estimate
 from raysense.strategies.noise import foretold
@@ -49,10 +50,10 @@ def forecast(
     Raises:
         RaysenseError: The pipeline cannot be had, or does not fit.
     """
-    empty = empty_components(study.pipeline, revision=study.revision)
+    empty = empty_components(Origin.of(study))
     refuse_foreign(study.pipeline, {name: type(module) for name, module in empty.items()})
     inventory, grid = inventory_and_grid(study, empty)
-    foreseen = foresee(study.pipeline, study.sampling, revision=study.revision)
+    foreseen = foreseen_for(study)
     cost = foreseen.cost
     learning = calibration_cost(study, inventory, grid, empty, cost)
     wanted = study.cluster.evaluators

@@ -12,7 +12,7 @@ from raysense.evaluation.identity import external_key, inventory_and_grid
 from raysense.evaluation.inputs import hub_commit, inputs_of
 from raysense.evaluation.scoring import ImageScorer
 from raysense.metrics import frechet
-from raysense.pipelines.load import load_pipeline, modules_of
+from raysense.pipelines.load import load_for, modules_of
 from raysense.pipelines.text_cache import cut_off
 from raysense.prompts.sets import PromptSets, load_prompts
 from raysense.store.disk import Disk
@@ -53,7 +53,7 @@ def prepare(study: Study, out: str) -> Iterator[Found]:
     prompts = load_prompts(study.prompts)
     yield Found("prompts", f"{len(prompts.search):,} for the search, {len(prompts.validation):,} held out")
 
-    pipeline = load_pipeline(study.pipeline, revision=study.revision, dtype=study.dtype)
+    pipeline = load_for(study)
     inventory, _ = inventory_and_grid(study, pipeline.components)
     commit = hub_commit(study.pipeline, study.revision)
     where = f" at commit {commit}" if commit else ""

@@ -201,8 +201,9 @@ def _denominators(study: Study) -> dict[str, int]:
     """The denominators of other components, from the pipeline's configuration."""
     from raysense.evaluation.identity import inventory_and_grid
     from raysense.pipelines.load import empty_components
+    from raysense.pipelines.origin import Origin
 
-    components = empty_components(study.pipeline, revision=study.revision)
+    components = empty_components(Origin.of(study))
     inventory, _ = inventory_and_grid(study, components)
     return {f"n_{name}": getattr(inventory, f"n_{name}") for name in _DENOMINATORS}
 

@@ -12,7 +12,7 @@ from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import calibration_cost
 from raysense.evaluation.evaluator import Evaluator
 from raysense.names import OWL
-from raysense.pipelines.adapter import foresee
+from raysense.pipelines.idle import foreseen_for
 from raysense.pipelines.load import modules_of, notes_of
 from raysense.records import CALIBRATION, Task
 from raysense.strategies.rules import check_strategies, closed_forms, outlier_weighed
@@ -43,7 +43,7 @@ def try_once(study: Study, strategy: str, share: float, rung: str, directory: st
         RaysenseError: The study, the strategy or the method cannot be used.
     """
     study = with_strategy(study, strategy)
-    foresee(study.pipeline, study.sampling, revision=study.revision)  # steps that the scheduler refuses
+    foreseen_for(study)  # steps that the scheduler refuses
     evaluator = Evaluator(study, directory)
     inventory = evaluator.inventory
     calibration_cost(study, inventory, evaluator.grid, modules_of(evaluator.pipeline))

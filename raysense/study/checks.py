@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import os
 import re
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raysense import names, plain_file
+from raysense import names
 from raysense.errors import RaysenseError
 from raysense.hashing import refuse_odd_files
 from raysense.names import BUNDLED
 from raysense.prompts.sets import check_counts
 from raysense.study import Examined, Study, bundled_pipeline, bundled_scorer
+from raysense.study import weight_files as files
 from raysense.study.callables import EXTRACTOR, METRIC, SALIENCY, fault
-from raysense.study.known import clip_models, extractors
+from raysense.study.known import arguments_of, clip_models, extractors
 
-_LARGEST_CONFIGURATION = 1 << 24
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
 
 
@@ -64,15 +63,18 @@ def _prompts(study: Study, doubt: Doubt) -> Iterator[str]:
 
 
 def _pipeline(study: Study, doubt: Doubt) -> Iterator[str]:
-    """The pipeline's folder, its components and sizes, as far as configurations tell."""
+    """The pipeline's folder or file, its components, sizes and call, as far as configurations tell."""
+    yield from _single(study)
+    yield from _adapters(study)
     try:
         folder = _folder(study)
         if folder is not None:
             refuse_odd_files(folder)
-        index = None if folder is None else configuration(folder / "model_index.json")
+        index = None if folder is None else files.configuration(folder / "model_index.json")
     except RaysenseError as error:
         yield f"`pipeline`: {error}"
         return
+    yield from _call(study, index)
     if folder is None or index is None:
         return
     named = {
@@ -92,8 +94,66 @@ def _pipeline(study: Study, doubt: Doubt) -> Iterator[str]:
         if name in named and name not in study.prune.components:
             doubt(f"`search.proportions` has {name!r}, which `prune.components` leaves alone")
     yield from _sizes(study, folder, named)
+    yield from files.mistakes_in(folder, named, study.variant, study.pickled)
     if study.revision is not None:
         doubt(f"`revision` is of no use: {study.pipeline} is a folder here")
+
+
+def _single(study: Study) -> Iterator[str]:
+    """A single file of weights, and the configuration that goes with it."""
+    path = study.pipeline
+    if not os.path.isfile(path):
+        if study.config is not None:
+            yield f"`config` belongs to a single file of weights, but `pipeline` is {path:.200}; leave it out"
+        return
+    try:
+        files.single_file(Path(path), study.pickled)
+    except RaysenseError as error:
+        yield str(error)
+    is_path = study.config is not None and os.path.isabs(study.config)
+    if is_path and not os.path.isfile(os.path.join(str(study.config), "model_index.json")):
+        yield f"`config`: there is no {study.config:.200} with a model_index.json"
+
+
+def _adapters(study: Study) -> Iterator[str]:
+    for number, lora in enumerate(study.lora):
+        if not os.path.isfile(lora.path):
+            yield f"`lora.{number}.path`: there is no file {lora.path:.200}; give a .safetensors file"
+            continue
+        try:
+            if lora.path.lower().endswith(files.SAFE):
+                files.tensor_names(Path(lora.path))
+            else:
+                yield f"`lora.{number}.path` must be a .safetensors file, but is {lora.path:.200}"
+        except RaysenseError as error:
+            yield f"`lora.{number}.path`: {error}"
+
+
+def _call(study: Study, index: Mapping[str, Any] | None) -> Iterator[str]:
+    """What `sampling` hands to the pipeline's call and to a scheduler, by their own signatures."""
+    sampling = study.sampling
+    if sampling.scheduler is not None:
+        options = arguments_of(sampling.scheduler.kind, "schedulers", "__init__")
+        if options is None:
+            yield f"`sampling.scheduler.class` {sampling.scheduler.kind!r} is no scheduler of the installed diffusers"
+        for name in sampling.scheduler.options:
+            if options is not None and name not in options:
+                yield (
+                    f"`sampling.scheduler.options`: {sampling.scheduler.kind} has no {name!r}; it has "
+                    f"{', '.join(sorted(options))}"
+                )
+    kind = None if index is None else index.get("_class_name")
+    wanted = [*sampling.call, *(["max_sequence_length"] if sampling.max_sequence_length is not None else [])]
+    if (
+        not wanted
+        or not isinstance(kind, str)
+        or (known := arguments_of(kind, "pipelines", "__call__")) is None
+    ):
+        return
+    for name in wanted:
+        if name not in known:
+            field = "sampling.call" if name in sampling.call else "sampling"
+            yield f"`{field}.{name}`: {kind} takes no {name}; it takes {', '.join(sorted(known - {'prompt'}))}"
 
 
 def _without_weights(study: Study) -> Iterator[str]:
@@ -118,14 +178,14 @@ def too_long(study: Study, texts: Sequence[str]) -> dict[str, int]:
     try:
         folder = _folder(study)
         for tokenizer in sorted(folder.glob("tokenizer*/tokenizer.json")) if folder else ():
-            limit = configuration(tokenizer.with_name("tokenizer_config.json")).get("model_max_length")
+            limit = files.configuration(tokenizer.with_name("tokenizer_config.json")).get("model_max_length")
             if isinstance(limit, int):
                 readers[f"the pipeline's `{tokenizer.parent.name}`"] = (tokenizer, limit)
         model = study.metrics.clip.model
         scorer = bundled_scorer() if model == BUNDLED else Path(model.removeprefix(names.LOCAL))
         if model == BUNDLED or model.startswith(names.LOCAL):
             settings = (
-                configuration(scorer / "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
+                files.configuration(scorer / "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
             )
             readers["the CLIP model"] = (scorer / "tokenizer.json", settings.get("context_length", 77))
     except RaysenseError:
@@ -149,7 +209,7 @@ def _longer(tokenizer: Path, limit: int, texts: Sequence[str]) -> int:
 
 
 def _folder(study: Study) -> Path | None:
-    """The pipeline's folder, or None for a hub id."""
+    """The folder with the pipeline's configuration, or None where it is on the hub, or not known before loading."""
     if study.pipeline == BUNDLED:
         return bundled_pipeline()
     path = study.pipeline
@@ -160,29 +220,12 @@ def _folder(study: Study) -> Path | None:
             )
         return Path(path)
     if os.path.exists(path):
-        raise RaysenseError(f"`{path}` is a file; give a folder in diffusers' format, or a hub id")
+        return None
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", path, re.ASCII) or len(path) > 96:
         raise RaysenseError(
             f"there is no folder `{path:.200}`, and it is no hub id (`organisation/name`) either"
         )
     return None
-
-
-def configuration(file: Path) -> dict[str, Any]:
-    """A pipeline's or a component's configuration.
-
-    Raises:
-        RaysenseError: It cannot be read, or is no JSON object.
-    """
-    try:
-        content = json.loads(plain_file.read(file, _LARGEST_CONFIGURATION))
-    except OSError as error:
-        raise RaysenseError(f"`{file}` cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise RaysenseError(f"`{file}` is damaged: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(content, dict):
-        raise RaysenseError(f"`{file}` is damaged: it holds no JSON object")
-    return content
 
 
 def _is_model(folder: Path) -> bool:
@@ -216,7 +259,7 @@ def _sizes(study: Study, folder: Path, named: Container[str]) -> Iterator[str]:
 
 def _unit(folder: Path, named: Container[str]) -> int:
     """What heights and widths are multiples of: the VAE's factor, and the transformer's patches of latents."""
-    vae = configuration(folder / "vae/config.json") if "vae" in named else {}
+    vae = files.configuration(folder / "vae/config.json") if "vae" in named else {}
     stages = next(
         (
             len(vae[key]) - 1
@@ -230,7 +273,7 @@ def _unit(folder: Path, named: Container[str]) -> int:
         return math.lcm(8, factor) if vae else 1  # diffusers' U-Net pipelines refuse what 8 does not divide
     if "transformer" not in named or not vae:
         return 1
-    transformer = configuration(folder / "transformer/config.json")
+    transformer = files.configuration(folder / "transformer/config.json")
     patch, latent = transformer.get("patch_size"), vae.get("latent_channels")
     if not isinstance(patch, int) or patch < 1:
         return factor

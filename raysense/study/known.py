@@ -46,6 +46,37 @@ def clip_models() -> dict[str, tuple[str, ...]]:
     return found
 
 
+@cache
+def arguments_of(kind: str, room: str, function: str) -> frozenset[str] | None:
+    """The arguments of a method of one of diffusers' classes, or None if there is no such class.
+
+    Args:
+        kind: The class.
+        room: ``pipelines`` or ``schedulers``: diffusers' folder that defines it.
+        function: The method.
+    """
+    wanted = f"class {kind}("
+    for file in sorted((_folder("diffusers") / room).rglob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        if wanted not in text:
+            continue
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.ClassDef) and node.name == kind:
+                for method in node.body:
+                    if isinstance(method, ast.FunctionDef) and method.name == function:
+                        args = method.args
+                        return frozenset(
+                            a.arg
+                            for a in (*args.posonlyargs, *args.args, *args.kwonlyargs)
+                            if a.arg != "self"
+                        )
+                inherited = (
+                    arguments_of(b.id, room, function) for b in node.bases if isinstance(b, ast.Name)
+                )
+                return next((found for found in inherited if found is not None), None)
+    return None
+
+
 def _folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)  # of a package's top, which imports nothing
     assert spec is not None

@@ -51,6 +51,11 @@ def make_absolute(data: dict[str, Any], base: Path, *, of_file: bool) -> None:
         return change
 
     _change(data, "pipeline", lambda text: path("pipeline", text, must=False))
+    _change(data, "config", lambda text: path("config", text, must=False))
+    loras = data.get("lora")
+    for lora in loras if isinstance(loras, list) else ():
+        if isinstance(lora, dict):
+            _change(lora, "path", lambda text: path("lora.path", text, must=True))
     _change(data, "prompts", lambda text: path("prompts", text, must=True))
     _change(data, "metrics.reference.path", lambda text: path("metrics.reference.path", text, must=True))
     _change(data, "metrics.clip.model", behind(_LOCAL, "metrics.clip.model"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import operator
 import os
 import re
@@ -10,7 +11,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from raysense.metrics.spec import DERIVED, SPECS
 from raysense.names import BUNDLED
@@ -74,11 +84,25 @@ class Prune(Section):
         return self
 
 
+class SchedulerChoice(Section):
+    """Another scheduler than the pipeline's own, with the pipeline's settings as far as it knows them."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+    kind: str = Field(alias="class", pattern=r"^[A-Za-z]\w*$", description="a scheduler of diffusers")
+    options: dict[str, Any] = Field({}, description="arguments of its constructor, beside the pipeline's own")
+
+    @field_validator("options")
+    @classmethod
+    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return _plain_data(value)
+
+
 class Sampling(Section):
     """How images are made."""
 
     steps: int = Field(12, ge=1)
-    guidance: float = Field(2.0, ge=1)
+    guidance: float = Field(2.0, ge=0, description="its strength; 0 and 1 run none; turbo models want 0 or 1")
     batch: int = Field(32, ge=1)
     height: int | None = Field(None, ge=8)
     width: int | None = Field(None, ge=8)
@@ -87,6 +111,70 @@ class Sampling(Section):
         ge=1,
         description="tokens of a T5 text encoder (Stable Diffusion 3, FLUX); the pipeline's own default if null",
     )
+    call: dict[str, Any] = Field({}, description="more arguments of the pipeline's call, by its own names")
+    scheduler: SchedulerChoice | None = Field(None, description="instead of the pipeline's own")
+
+    @field_validator("call")
+    @classmethod
+    def _more(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, field in CALL_FIELDS.items():
+            if name in value:
+                raise ValueError(f"must not hold {name!r}: {field}")
+        return _plain_data(value)
+
+    @model_validator(mode="after")
+    def _once(self) -> Sampling:
+        if self.max_sequence_length is not None and "max_sequence_length" in self.call:
+            raise ValueError(
+                "call holds max_sequence_length, and so does sampling.max_sequence_length; give one of them"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return _without_new(dump(self), info, call={}, scheduler=None)
+
+
+CALL_FIELDS = {
+    "prompt": "prompts come from `prompts`",
+    "num_inference_steps": "set `sampling.steps`",
+    "guidance_scale": "set `sampling.guidance`",
+    "height": "set `sampling.height`",
+    "width": "set `sampling.width`",
+    "generator": "noise follows from `seed` and the prompts' ids",
+    "latents": "noise follows from `seed` and the prompts' ids",
+    "num_images_per_prompt": "a rung's `seeds` say how many images a prompt has",
+    "output_type": "images are always pixels in [0, 1]",
+    "return_dict": "raysense reads the pipeline's output itself",
+}
+"""Arguments of a pipeline's call that `sampling.call` must not hold -> what to do instead."""
+
+
+def _plain_data(value: dict[str, Any]) -> dict[str, Any]:
+    """`value`, if it is made of what YAML and JSON can say."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"must be plain values, lists and mappings ({error})") from None
+    return value
+
+
+def _without_new(dumped: dict[str, Any], info: SerializationInfo, **defaults: Any) -> dict[str, Any]:
+    """A section's plain data without fields that came later and are not used: the identity of older studies stays."""
+    if isinstance(info.context, dict) and info.context.get("every_field"):
+        return dumped
+    return {
+        name: value
+        for name, value in dumped.items()
+        if name not in defaults or value not in (defaults[name], ())
+    }
+
+
+class Lora(Section):
+    """A low-rank adapter that is added to the weights before anything is measured."""
+
+    path: str = Field(min_length=1, description="a .safetensors file")
+    weight: float = Field(1.0, description="its strength")
 
 
 class Clip(Section):
@@ -288,6 +376,21 @@ class Study(Section):
     pipeline: str = BUNDLED
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    variant: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_-]+$", description="weight files of this name only, such as fp16"
+    )
+    config: str | None = Field(
+        None,
+        min_length=1,
+        description="of a single file: folder or hub id of a pipeline with its configuration; diffusers' guess if null",
+    )
+    lora: tuple[Lora, ...] = Field(
+        (), strict=False, description="adapters, added to the weights in this order"
+    )
+    pickled: bool = Field(
+        False,
+        description="read weights that are pickled (.bin, .ckpt): loading them can run code of their author",
+    )
     channels_last: bool = Field(
         False, description="convolutions with channels innermost: faster on most GPUs"
     )
@@ -324,6 +427,10 @@ class Study(Section):
                     )
         return self
 
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return _without_new(dump(self), info, variant=None, config=None, lora=[], pickled=False)
+
     def measured(self) -> tuple[str, ...]:
         """The metrics of an image rung, those of `metrics.custom` left out."""
         chosen = [
@@ -349,7 +456,7 @@ class Study(Section):
 
     def to_yaml(self) -> str:
         """The study as YAML, defaults included; `load` reads it back to an equal study."""
-        return plain_yaml.dump(self.model_dump(mode="json"))
+        return plain_yaml.dump(self.model_dump(mode="json", context={"every_field": True}))
 
 
 def bundled_pipeline() -> Path:

@@ -20,7 +20,7 @@ from raysense.evaluation.inputs import hub_commit
 from raysense.evaluation.scoring import ImageScorer, ScoredImages, joined
 from raysense.metrics import frechet
 from raysense.metrics.intervals import mean_interval
-from raysense.pipelines.load import pipeline_folder
+from raysense.pipelines.origin import pipeline_folder
 from raysense.records import Evaluation, Task
 from raysense.search.prepare import prepare, without_token
 from raysense.study import Study, load

@@ -22,7 +22,7 @@ from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation.evaluator import Evaluator
 from raysense.evaluation.identity import inventory_and_grid
-from raysense.pipelines.adapter import foresee, watched
+from raysense.pipelines.foresee import foresee, watched
 from raysense.pipelines.load import empty_components, load_pipeline, modules_of
 from raysense.pipelines.sample import call_pipeline
 from raysense.prompts.sets import Prompt

@@ -26,11 +26,11 @@ from raysense.pipelines.load import (
     load_pipeline,
     modules_of,
     notes_of,
-    pipeline_folder,
 )
+from raysense.pipelines.origin import pipeline_folder
 from raysense.pipelines.sample import call_pipeline, metered, refuse_other_scale
 from raysense.prompts.sets import Prompt
-from raysense.study import Sampling
+from raysense.study import Sampling, SchedulerChoice
 from tests.pruning.families import FAMILIES
 
 
@@ -159,9 +159,21 @@ def test_images_of_another_size_than_the_study_says_are_refused() -> None:
 
 
 def test_pixels_on_another_scale_are_refused() -> None:
-    def gives(images: Any) -> Any:
-        return lambda **_: SimpleNamespace(images=images)
+    class Gives:
+        def __init__(self, images: Any) -> None:
+            self.images = images.movedim(1, -1).numpy() if isinstance(images, Tensor) else images
 
+        def __call__(
+            self,
+            prompt: Any,
+            generator: Any,
+            num_inference_steps: int,
+            guidance_scale: float,
+            output_type: str,
+        ) -> Any:
+            return SimpleNamespace(images=self.images)
+
+    gives: Any = Gives
     prompts = [Prompt("a", "a cat")]
     fine = torch.rand(1, 3, 8, 8)
     assert torch.equal(call_pipeline(gives(fine), prompts, [1], Sampling()), fine)
@@ -169,6 +181,43 @@ def test_pixels_on_another_scale_are_refused() -> None:
     for images in (fine * 2 - 1, fine * 1.1 + 0.1):
         with pytest.raises(RaysenseError, match=r"`pipeline`.* pixels from"):
             refuse_other_scale(gives(fine), images)
-    for images in (fine[:, :1], fine.numpy()):
+    for images in (fine[:, :1], fine.tolist()):
         with pytest.raises(RaysenseError, match=r"`pipeline`.* no images"):
             call_pipeline(gives(images), prompts, [1], Sampling())
+
+
+def test_layers_that_their_class_keeps_in_float32_run_among_halves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import UNet2DConditionModel
+
+    monkeypatch.setattr(UNet2DConditionModel, "_keep_in_fp32_modules", ["time_embedding"])
+    pipeline = load_pipeline("bundled", dtype="bfloat16")
+    kinds = {name: weight.dtype for name, weight in pipeline.unet.named_parameters()}
+    kept = {name for name, kind in kinds.items() if kind == torch.float32}
+    assert kept == {name for name in kinds if "time_embedding" in name}
+    assert any("unet: 4 of" in note and "are float32, not bfloat16" in note for note in notes_of(pipeline))
+    sampling = Sampling(steps=2, guidance=2.0)
+    with torch.inference_mode():
+        images = call_pipeline(pipeline, [Prompt("a", "a cat")], [1], sampling)
+        exact = call_pipeline(load_pipeline("bundled"), [Prompt("a", "a cat")], [1], sampling)
+    assert (images - exact).abs().mean() < 0.02
+
+
+def test_another_scheduler_takes_the_pipelines_settings_and_its_own_options() -> None:
+    choice = SchedulerChoice.model_validate(
+        {"class": "HeunDiscreteScheduler", "options": {"use_karras_sigmas": True}}
+    )
+    own, pipeline = load_pipeline("bundled").scheduler, load_pipeline("bundled", scheduler=choice)
+    assert type(pipeline.scheduler).__name__ == "HeunDiscreteScheduler"
+    assert pipeline.scheduler.config.beta_schedule == own.config.beta_schedule
+    assert pipeline.scheduler.config.use_karras_sigmas
+    for kind, options, told in (
+        ("Foo", {}, "is no scheduler"),
+        ("DiffusionPipeline", {}, "is no scheduler"),
+        ("DDIMScheduler", {"foo": 1}, "DDIMScheduler has no 'foo'"),
+        ("DDIMScheduler", {"beta_schedule": "no"}, "cannot be made"),
+    ):
+        choice = SchedulerChoice.model_validate({"class": kind, "options": options})
+        with pytest.raises(RaysenseError, match=rf"`sampling.scheduler.*{told}"):
+            load_pipeline("bundled", scheduler=choice)

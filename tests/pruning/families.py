@@ -5,7 +5,6 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,8 +68,10 @@ def sample(
     """Images (n, height, width, 3) in [0, 1], as the main job samples them; DiT has labels for prompts."""
     if family.prompts == "prompt":
         asked = [Prompt(text, text) for text in prompts]
-        call: Any = partial(pipeline, **family.call)
-        return call_pipeline(call, asked, seeds, SAMPLING).movedim(1, -1).numpy()
+        size = {name: value for name, value in family.call.items() if name in SIZE}
+        more = {name: value for name, value in family.call.items() if name not in SIZE}
+        sampling = SAMPLING.model_copy(update={**size, "call": more})
+        return call_pipeline(pipeline, asked, seeds, sampling).movedim(1, -1).numpy()
     images: npt.NDArray[np.float32] = pipeline(
         **{family.prompts: [len(prompt) for prompt in prompts]},
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],

@@ -167,7 +167,7 @@ def test_prompts_that_are_cut_off_are_counted(tmp_path: Path) -> None:
 
 def test_folders_that_are_no_pipelines(tmp_path: Path) -> None:
     (tmp_path / "file.safetensors").touch()
-    assert "is a file; give a folder" in _mistakes(f"pipeline={tmp_path}/file.safetensors")[0]
+    assert "its 0 bytes hold no header" in _mistakes(f"pipeline={tmp_path}/file.safetensors")[0]
     assert "has no model_index.json" in _mistakes(f"pipeline={tmp_path}")[0]
     copy = tmp_path / "copy"
     shutil.copytree(bundled_pipeline(), copy)
