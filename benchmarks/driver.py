@@ -3,7 +3,7 @@
     python -m benchmarks.driver            # 10,000 trivial evaluations
     python -m benchmarks.driver --quick    # 400
 
-Evaluators answer at once, so that everything measured is the path itself: strategy, Tune, trial, broker, store.
+Evaluators answer at once, so that everything measured is the path itself: strategy, Tune, trial, evaluator pool, store.
 The last line of the output is one JSON object.
 """
 
@@ -62,17 +62,16 @@ def pace(moments: Sequence[float]) -> float:
 
 def measure(evaluations: int) -> dict[str, Any]:
     """Runs the evaluations; the figures."""
-    from raysense.execution.evaluators import EvaluatorSpec
+    from raysense.execution.executor import EvaluatorSpec
     from raysense.execution.live import LiveView
-    from raysense.execution.ray.driver import run_on_ray
+    from raysense.execution.ray.driver import RayExecutor
     from raysense.store import Store
 
     strategy, edge = Timed(evaluations), min(1000, evaluations // 2)
     with tempfile.TemporaryDirectory() as folder, LiveView(plain_seconds=30) as view, CpuSeconds() as cpu:
-        run_on_ray(
-            strategy, EvaluatorSpec("benchmarks.driver:Instant"), folder, signature="driver", lookahead=32,
-            evaluators=2, cpus_per_evaluator=0.5, on_progress=view,
-        )  # fmt: skip
+        executor = RayExecutor(EvaluatorSpec("benchmarks.driver:Instant"), evaluators=2, cpus=0.5)
+        store = Store.open(folder, create=True)
+        executor.run(strategy, store, signature="driver", lookahead=32, on_progress=view)
         started = time.monotonic()
         rows = Store.open(folder, create=True).evaluations()
         read = time.monotonic() - started

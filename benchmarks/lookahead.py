@@ -23,9 +23,9 @@ from collections import deque
 from collections.abc import Sequence
 
 from raysense.allocation import Allocation
-from raysense.execution.evaluators import signed
-from raysense.execution.ledger import Ledger, Work
-from raysense.execution.ray.driver import ASKED_PER_EVALUATOR, RUNNING_PER_EVALUATOR
+from raysense.execution.executor import signed
+from raysense.execution.ledger import Ledger, PendingTrial
+from raysense.execution.ray.book import ASKED_PER_EVALUATOR, RUNNING_PER_EVALUATOR
 from raysense.records import Evaluation, Question, Task
 from raysense.strategies.base import Lookahead
 
@@ -65,8 +65,8 @@ def busy_share(width: int, slow: float, questions: int, seed: int = 0) -> float:
     """Measuring time divided by evaluators' time, from the start until the last evaluation begins."""
     ledger = Ledger(Lookahead(Curves(questions, seed), width), {}, "s")
     pace = [slow] + [1.0] * (EVALUATORS - 1)
-    free, events = list(range(EVALUATORS)), list[tuple[float, int, Work]]()
-    asked, tasks = deque[Work](), deque[Work]()
+    free, events = list(range(EVALUATORS)), list[tuple[float, int, PendingTrial]]()
+    asked, tasks = deque[PendingTrial](), deque[PendingTrial]()
     running, now = 0, 0.0
     spans: list[tuple[float, float]] = []
     while True:

@@ -26,7 +26,7 @@ import duckdb
 import pandas as pd
 
 from raysense.evaluation.evaluator import Evaluator
-from raysense.execution.evaluators import new_life, signed
+from raysense.execution.executor import new_life, signed
 from raysense.records import Question, Task
 from raysense.search.job import denominators, layer_rows
 from raysense.search.try_once import allocate

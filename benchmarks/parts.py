@@ -9,10 +9,10 @@ from collections import defaultdict
 import psutil
 
 _KINDS = (
-    ("Resident", "evaluators"),
+    ("EvaluatorActor", "evaluators"),
     ("ResourceTrainable", "trials"),
     ("QuestionTrial", "trials"),
-    ("Broker", "broker"),
+    ("EvaluatorPool", "evaluator pool"),
     ("gcs_server", "gcs"),
     ("raylet", "raylets"),
     ("dashboard", "dashboard and agents"),

@@ -36,7 +36,7 @@ from scipy import stats
 
 from raysense.allocation import Allocation
 from raysense.evaluation.evaluator import Evaluator
-from raysense.execution.local import run_in_process
+from raysense.execution.local import LocalExecutor
 from raysense.pipelines.load import modules_of
 from raysense.pruning import allocation_rules
 from raysense.records import Evaluation, Question, Task
@@ -195,7 +195,7 @@ def run(study: Study, out: str, each: int) -> dict[str, Any]:
         for name, allocation in chosen.items()
     ]
     strategy = Fixed([dense, *asked])
-    run_in_process(strategy, evaluator, store, signature=identity)
+    LocalExecutor(evaluator).run(strategy, store, signature=identity)
     if not strategy.done:
         raise SystemExit(STOPPED)
     answers = {name: dict(zip(RUNGS, strategy.answers[name], strict=True)) for name in chosen}
@@ -281,7 +281,7 @@ def descents(
             for band, end in ends.items()
         ]
     )
-    run_in_process(strategy, evaluator, store, signature=identity)
+    LocalExecutor(evaluator).run(strategy, store, signature=identity)
     if not strategy.done:
         raise SystemExit(STOPPED)
     found = {}

@@ -160,7 +160,7 @@ def run(study: Study, folder: Path) -> list[dict[str, Any]]:
     """One study to its end, in this process; one row a strategy."""
     from raysense.evaluation.calibration import calibration_cost
     from raysense.evaluation.evaluator import Evaluator
-    from raysense.execution.local import run_in_process
+    from raysense.execution.local import LocalExecutor
     from raysense.pipelines.load import load_for, modules_of
     from raysense.search.job import begin_store
     from raysense.strategies.rules import closed_forms
@@ -176,7 +176,7 @@ def run(study: Study, folder: Path) -> list[dict[str, Any]]:
     story = make_strategy(study, inventory, grid, families, learning)
     told = Told(story)
     store = begin_store(study, str(folder), inventory, grid, evaluator.inputs)
-    run_in_process(told, evaluator, store, signature=evaluator.signature, lookahead=study.search.lookahead)
+    LocalExecutor(evaluator).run(told, store, signature=evaluator.signature, lookahead=study.search.lookahead)
     if story.error is not None:
         raise story.error
     if story.outcome is None:

@@ -153,9 +153,9 @@ def measure(case: Case) -> dict[str, Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    from raysense.execution.evaluators import EvaluatorSpec
+    from raysense.execution.executor import EvaluatorSpec
     from raysense.execution.live import LiveView
-    from raysense.execution.ray.driver import run_on_ray
+    from raysense.execution.ray.driver import RayExecutor
     from raysense.store import Store
 
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # the name that Ray reads
@@ -188,9 +188,9 @@ def measure(case: Case) -> dict[str, Any]:
                 {"log": str(log), "load": case.load, "seconds": case.seconds, "batch": case.batch},
             )
             with LiveView(plain_seconds=30) as view, CpuSeconds() as cpu:
-                run_on_ray(
-                    strategy, spec, f"{folder}/store", signature="utilisation", lookahead=8 * case.gpus,
-                    cpus_per_evaluator=0, gpus_per_evaluator=1, on_progress=view,
+                RayExecutor(spec, cpus=0, gpus=1).run(
+                    strategy, Store.open(f"{folder}/store", create=True), signature="utilisation",
+                    lookahead=8 * case.gpus, on_progress=view,
                 )  # fmt: skip
             machine = psutil.cpu_percent(None) / 100
             rows = Store.open(f"{folder}/store", create=True).evaluations()
@@ -218,7 +218,7 @@ def bottleneck(found: dict[str, Any]) -> str:
         return f"the CPU of this machine, which all simulated nodes and the driver share ({largest})"
     return (
         f"the turnaround from an evaluation's end to the next one's beginning, {found['median_pause_s']} s in the "
-        f"median, by way of trial, Tune's loop and broker; CPU: {largest}"
+        f"median, by way of trial, Tune's loop and the evaluator pool; CPU: {largest}"
     )
 
 

@@ -41,7 +41,7 @@ REASON = "# long:"
 """Written on the line above a longer one, or on its own line, with why it stays."""
 
 STILL_LONG = {
-    "LevelGrid", "_Run", "Broker", "_card", "take_inventory", "quality", "pareto", "curves", "render",
+    "LevelGrid", "_card", "take_inventory", "quality", "pareto", "curves", "render",
     "Run", "summarise", "resolve", "Store",
 }  # fmt: skip
 """To be cut; nothing is added here."""

@@ -15,7 +15,7 @@ log = logging.getLogger("raysense")
 
 
 @dataclass
-class Work:
+class PendingTrial:
     """A question of which at least one task must be measured.
 
     Attributes:
@@ -55,7 +55,7 @@ class Ledger:
         self._known = known
         self._signature = signature
         self._new: dict[str, Evaluation] = {}
-        self._open: dict[str, Work] = {}
+        self._open: dict[str, PendingTrial] = {}
         self._stage = ""
         self._done = self._replayed = self._failed = self._images = self._cost = self._spent = 0
 
@@ -64,7 +64,7 @@ class Ledger:
         """The strategy is done and nothing is outstanding."""
         return self._strategy.done
 
-    def next(self) -> Work | None:
+    def next(self) -> PendingTrial | None:
         """The next question with something to measure; None: wait for answers, or `finished`.
 
         Raises:
@@ -76,7 +76,7 @@ class Ledger:
                 raise RaysenseError(
                     f"`{question.name}`: asks nothing, or the same task twice; give each task once."
                 )
-            work = Work(question)
+            work = PendingTrial(question)
             self._replay(work)
             if not work.settled:
                 self._open[question.name] = work
@@ -84,7 +84,7 @@ class Ledger:
             self._strategy.tell(question, work.answers)
         return None
 
-    def answer(self, work: Work, evaluation: Evaluation) -> bool:
+    def answer(self, work: PendingTrial, evaluation: Evaluation) -> bool:
         """Takes the evaluation of the question's next task; tells the strategy if that settles it.
 
         Returns:
@@ -105,7 +105,7 @@ class Ledger:
             self._strategy.tell(work.question, work.answers)
         return work.settled
 
-    def _replay(self, work: Work) -> None:
+    def _replay(self, work: PendingTrial) -> None:
         """Answer what the store answers, up to the first task that it does not."""
         tasks = work.question.tasks
         while not work.settled and (answer := self._stored(tasks[len(work.answers)])) is not None:

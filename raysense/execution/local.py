@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from raysense.errors import RaysenseError
-from raysense.execution.evaluators import ATTEMPTS, Evaluator, failure, log, new_life, signed
+from raysense.execution.executor import ATTEMPTS, Measurer, failure, log, new_life, signed
 from raysense.execution.interrupt import Interrupt
 from raysense.execution.ledger import Ledger
 from raysense.execution.progress import Clock, OnProgress, Outcome, Snapshot
@@ -19,66 +19,61 @@ TRIAL = "in-process"
 COMPACT_EVERY = 1000
 
 
-def run_in_process(
-    strategy: Strategy,
-    evaluator: Evaluator,
-    store: Store,
-    *,
-    signature: str,
-    lookahead: int = 1,
-    on_progress: OnProgress | None = None,
-) -> Outcome:
-    """Asks, measures what the store does not answer, stores, tells, until the strategy is done.
+@dataclass(frozen=True)
+class LocalExecutor:
+    """Executes in this process.
 
-    Args:
-        strategy: What to ask.
-        evaluator: Who measures.
-        store: Where evaluations are looked up and put. Its lock is held during the run.
-        signature: The study's signature, part of every evaluation's key.
-        lookahead: W of design decision 3. For the same decisions as on a cluster, give the same W.
-        on_progress: Called about twice a second, after an evaluation, and at the end.
-
-    Returns:
-        Whether the strategy is done or the run was interrupted (Ctrl-C once), and the final numbers.
-
-    Raises:
-        RaysenseError: Another driver runs on the store, or the store cannot be written.
+    Attributes:
+        measurer: Who measures.
     """
-    clock, life = Clock(0.5), new_life()
-    with store.lock(), Interrupt() as interrupt:
-        store.forget_failed()
-        ledger = Ledger(Lookahead(strategy, lookahead), store.known(), signature)
 
-        def snapshot(busy: int) -> Snapshot:
-            return replace(ledger.snapshot(), seconds=clock.seconds, busy=busy, evaluators=1)
+    measurer: Measurer
 
-        uncompacted = 0
-        try:
-            while not interrupt.asked and (work := ledger.next()) is not None:
-                while work.left and not interrupt.asked:
-                    task = work.left[0]
-                    evaluation = _measured(evaluator, work.question, task, signature, life)
-                    store.put(evaluation, task.allocation)
-                    uncompacted += 1
-                    ledger.answer(work, without_samples(evaluation))
-                    if on_progress is not None and clock.due():
-                        on_progress(snapshot(1))
-                if uncompacted >= COMPACT_EVERY:
-                    store.compact()
-                    uncompacted = 0
-        finally:
-            store.compact()
-        if on_progress is not None:
-            on_progress(snapshot(0))
-        return Outcome(finished=ledger.finished, snapshot=snapshot(0))
+    def run(
+        self,
+        strategy: Strategy,
+        store: Store,
+        *,
+        signature: str,
+        lookahead: int = 1,
+        on_progress: OnProgress | None = None,
+    ) -> Outcome:
+        """See `Executor`."""
+        clock, life = Clock(0.5), new_life()
+        with store.lock(), Interrupt() as interrupt:
+            store.forget_failed()
+            ledger = Ledger(Lookahead(strategy, lookahead), store.known(), signature)
+
+            def snapshot(busy: int) -> Snapshot:
+                return replace(ledger.snapshot(), seconds=clock.seconds, busy=busy, evaluators=1)
+
+            uncompacted = 0
+            try:
+                while not interrupt.asked and (work := ledger.next()) is not None:
+                    while work.left and not interrupt.asked:
+                        task = work.left[0]
+                        evaluation = _measured(self.measurer, work.question, task, signature, life)
+                        store.put(evaluation, task.allocation)
+                        uncompacted += 1
+                        ledger.answer(work, without_samples(evaluation))
+                        if on_progress is not None and clock.due():
+                            on_progress(snapshot(1))
+                    if uncompacted >= COMPACT_EVERY:
+                        store.compact()
+                        uncompacted = 0
+            finally:
+                store.compact()
+            if on_progress is not None:
+                on_progress(snapshot(0))
+            return Outcome(finished=ledger.finished, snapshot=snapshot(0))
 
 
-def _measured(evaluator: Evaluator, question: Question, task: Task, signature: str, life: str) -> Evaluation:
+def _measured(measurer: Measurer, question: Question, task: Task, signature: str, life: str) -> Evaluation:
     """The task's evaluation, or after `ATTEMPTS` failures one that says why it failed."""
     for attempt in range(1, ATTEMPTS + 1):
         started = time.monotonic()
         try:
-            evaluation = evaluator.evaluate(task)
+            evaluation = measurer.evaluate(task)
         except RaysenseError:
             raise  # something the user can mend: no other task would fare better
         except Exception as error:

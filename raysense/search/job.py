@@ -20,11 +20,11 @@ from raysense.evaluation.calibration import calibration_cost
 from raysense.evaluation.identity import inventory_and_grid, signature
 from raysense.evaluation.inputs import inputs_of, keep_code, keep_prompts
 from raysense.evaluation.scoring import ImageScorer
-from raysense.execution.evaluators import EvaluatorSpec
+from raysense.execution.executor import EvaluatorSpec, Executor
 from raysense.execution.live import LiveView
 from raysense.execution.progress import Snapshot
-from raysense.execution.ray.driver import run_on_ray
-from raysense.execution.tracking import Tracker, check_track
+from raysense.execution.ray.driver import RayExecutor
+from raysense.execution.ray.tracking import Tracker, check_track
 from raysense.names import ITERATIVE, OWL, SOLVER
 from raysense.pipelines.idle import foreseen_for
 from raysense.pipelines.load import load_for, modules_of
@@ -90,10 +90,9 @@ def run_study(
     store = begin_store(study, out, inventory, grid, inputs, foreseen.order)
 
     with Starts(Disk(out), address, inputs["versions"]) as starts:
-        identity = signature(study, grid, inputs)
-        search(
-            strategy, study, out, inventory, inputs, identity, address=address, starts=starts, console=console
-        )
+        executor = executor_of(study, out, inventory, inputs, address)
+        identity, lookahead = signature(study, grid, inputs), study.search.lookahead
+        search(strategy, executor, store, identity, lookahead=lookahead, starts=starts, console=console)
         assert strategy.outcome is not None  # `search` raises otherwise
         say(console, "Writing the tables and the summary …")
         store.compact()
@@ -111,49 +110,48 @@ def run_study(
 
 def search(
     strategy: StrategyRunner[Findings],
-    study: Study,
-    out: str,
-    inventory: Inventory,
-    inputs: Mapping[str, Any],
+    executor: Executor,
+    store: Store,
     identity: str,
     *,
-    address: str | None,
+    lookahead: int,
     starts: Starts,
     console: Console,
 ) -> None:
-    """Let the strategy ask, and the cluster measure, until the strategy has its outcome.
+    """Let the strategy ask, and the executor measure, until the strategy has its outcome.
 
     Raises:
         RaysenseError: See `run_study`.
         KeyboardInterrupt: The study was stopped.
     """
-    cluster = study.cluster
-    tracker = Tracker(study.track, study.name, denominators(inventory)) if study.track.wanted else None
-    with LiveView(console) as live, PageWhileRunning(out):
+    with LiveView(console) as live, PageWhileRunning(store.uri):
 
         def see(snapshot: Snapshot) -> None:
             starts.see(snapshot)
             with contextlib.suppress(OSError):  # the terminal went away
                 live(snapshot)
 
-        run_on_ray(
-            strategy,
-            evaluator_spec(study, out, inputs),
-            out,
-            signature=identity,
-            lookahead=study.search.lookahead,
-            evaluators=cluster.evaluators,
-            cpus_per_evaluator=cluster.cpus_per_evaluator,
-            gpus_per_evaluator=cluster.gpus_per_evaluator,
-            patience=cluster.patience,
-            address=address,
-            on_progress=see,
-            tracker=tracker,
-        )
+        executor.run(strategy, store, signature=identity, lookahead=lookahead, on_progress=see)
         if strategy.error is not None:
             raise strategy.error
         if strategy.outcome is None:
             raise KeyboardInterrupt
+
+
+def executor_of(
+    study: Study, out: str, inventory: Inventory, inputs: Mapping[str, Any], address: str | None
+) -> Executor:
+    """What measures for a study: the cluster at an address, or Ray on this machine."""
+    cluster = study.cluster
+    return RayExecutor(
+        evaluator_spec(study, out, inputs),
+        evaluators=cluster.evaluators,
+        cpus=cluster.cpus_per_evaluator,
+        gpus=cluster.gpus_per_evaluator,
+        address=address,
+        patience=cluster.patience,
+        tracker=Tracker(study.track, study.name, denominators(inventory)) if study.track.wanted else None,
+    )
 
 
 def finish_page(study: Study, out: str, console: Console) -> None:

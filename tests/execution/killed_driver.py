@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import sys
 
-from raysense.execution.evaluators import EvaluatorSpec
-from raysense.execution.ray.driver import run_on_ray
+from raysense.execution.executor import EvaluatorSpec
+from raysense.execution.ray.driver import RayExecutor
+from raysense.store import Store
 from tests.execution.curves import Chain
 
 LENGTH, WIDTH, LOOKAHEAD = 10, 4, 4
 
 
 def main(address: str, uri: str, log: str, gpus: str = "0") -> None:
-    run_on_ray(
-        Chain(LENGTH, WIDTH),
+    executor = RayExecutor(
         EvaluatorSpec("tests.execution.sleepers:sleeper", {"seconds": 0.15, "log": log}),
-        uri,
-        signature="s",
-        lookahead=LOOKAHEAD,
         evaluators="auto" if float(gpus) else 2,
-        gpus_per_evaluator=float(gpus),
+        gpus=float(gpus),
         address=address,
     )
+    executor.run(Chain(LENGTH, WIDTH), Store.open(uri, create=True), signature="s", lookahead=LOOKAHEAD)
 
 
 if __name__ == "__main__":

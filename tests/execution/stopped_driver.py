@@ -8,9 +8,10 @@ from types import TracebackType
 
 from raysense.errors import RaysenseError
 from raysense.execution import interrupt
-from raysense.execution.evaluators import EvaluatorSpec
+from raysense.execution.executor import EvaluatorSpec
 from raysense.execution.interrupt import stop_signals
-from raysense.execution.ray.driver import run_on_ray
+from raysense.execution.ray.driver import RayExecutor
+from raysense.store import Store
 from tests.execution.curves import Chain
 
 
@@ -36,16 +37,14 @@ def main(address: str, uri: str, log: str, seconds: str, early: str = "") -> int
     interrupt.GRACE_SECONDS, interrupt.LEAVE_SECONDS = 3.0, 12.0
     with stop_signals("left"):
         try:
-            outcome = run_on_ray(
-                Chain(50, 4),
+            executor = RayExecutor(
                 EvaluatorSpec("tests.execution.sleepers:sleeper", {"seconds": float(seconds), "log": log}),
-                uri,
-                signature="s",
-                lookahead=4,
                 evaluators=1,
                 address=address or None,
                 tracker=SignalBeforeTheFirstTrial() if early else None,  # type: ignore[arg-type]
             )
+            store = Store.open(uri, create=True)
+            outcome = executor.run(Chain(50, 4), store, signature="s", lookahead=4)
         except KeyboardInterrupt:
             print("stopped now")
             return 130

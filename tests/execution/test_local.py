@@ -11,10 +11,10 @@ import pytest
 
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
-from raysense.execution.evaluators import EvaluatorSpec, failure, signed
+from raysense.execution.executor import EvaluatorSpec, failure, signed
 from raysense.execution.interrupt import Interrupt
-from raysense.execution.ledger import Ledger, Work
-from raysense.execution.local import run_in_process
+from raysense.execution.ledger import Ledger, PendingTrial
+from raysense.execution.local import LocalExecutor
 from raysense.execution.progress import Outcome, Snapshot
 from raysense.records import Evaluation, Question, Task
 from raysense.store import Store
@@ -43,7 +43,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def run(strategy: Strategy, evaluator: Sleeper, store: Store, lookahead: int = 3) -> Outcome:
-    return run_in_process(strategy, evaluator, store, signature="s", lookahead=lookahead)
+    return LocalExecutor(evaluator).run(strategy, store, signature="s", lookahead=lookahead)
 
 
 def test_every_evaluation_is_measured_stored_and_told_once(store: Store) -> None:
@@ -132,7 +132,7 @@ def test_decisions_are_the_same_on_any_number_of_workers(workers: int, tmp_path:
     run(reference, Sleeper(), Store.open(str(tmp_path), create=True), lookahead=8)
     strategy, sleeper = Chain(40, width=2), Sleeper()
     ledger = Ledger(Lookahead(strategy, 8), {}, "s")
-    rng, running = random.Random(workers), list[Work]()
+    rng, running = random.Random(workers), list[PendingTrial]()
     while not ledger.finished:
         while len(running) < workers and (work := ledger.next()) is not None:
             running.append(work)
@@ -203,7 +203,7 @@ def test_an_evaluator_that_cannot_be_imported_is_named() -> None:
 
 def test_progress_is_reported(store: Store) -> None:
     seen: list[Snapshot] = []
-    run_in_process(Curves(2, 2), Sleeper(), store, signature="s", lookahead=2, on_progress=seen.append)
+    LocalExecutor(Sleeper()).run(Curves(2, 2), store, signature="s", lookahead=2, on_progress=seen.append)
     assert seen[-1].done == seen[-1].wanted == 4
     assert seen[-1].busy == 0
     assert seen[-1].stage == "sensitivity"

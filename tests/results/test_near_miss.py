@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from raysense.allocation import Allocation
-from raysense.execution.local import run_in_process
+from raysense.execution.local import LocalExecutor
 from raysense.records import Evaluation, Measure, Task
 from raysense.results.near_miss import at_cap, cap_in_words, miss_in_words
 from raysense.results.summary import render, summarise
@@ -63,7 +63,7 @@ def ended(
         setattr(landscape, name, value)
     store = Store.open(str(folder), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE, denominators=denominators(inventory))
-    run_in_process(story, landscape, store, signature=SIGNATURE, lookahead=4)
+    LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=4)
     assert story.error is None
     assert story.outcome is not None
     summary = summarise(study, inventory, grid, story.outcome, store, 1.0, story.tracker)

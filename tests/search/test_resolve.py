@@ -10,7 +10,7 @@ import pytest
 
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
-from raysense.execution.local import run_in_process
+from raysense.execution.local import LocalExecutor
 from raysense.pipelines.load import empty_components
 from raysense.records import Evaluation, Task
 from raysense.search.job import denominators, layer_rows
@@ -27,7 +27,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Landscape]:
     store = Store.open(str(folder), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE, denominators=denominators(inventory))
     store.write_table("layers", layer_rows(inventory, grid, study.search.granularity))
-    run_in_process(story, landscape, store, signature=SIGNATURE, lookahead=4)
+    LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=4)
     assert story.error is None
     return folder, landscape
 
@@ -70,7 +70,7 @@ def ran(folder: Path, **kind: float) -> str:
     store = Store.open(str(folder), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE, denominators=denominators(inventory))
     store.write_table("layers", layer_rows(inventory, grid, study.search.granularity))
-    run_in_process(story, landscape, store, signature=SIGNATURE, lookahead=4)
+    LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=4)
     return str(folder)
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from raysense.execution.evaluators import failure, signed
-from raysense.execution.ledger import Ledger, Work
+from raysense.execution.executor import failure, signed
+from raysense.execution.ledger import Ledger, PendingTrial
 from raysense.records import Evaluation, Question, Task
 from raysense.strategies.base import Lookahead, Strategy
 from tests.execution.curves import Chain, Curves
@@ -96,7 +96,7 @@ def execute(
             assert int(getattr(strategy, "wanted", 0)) >= 0
 
     watched: Strategy = Watched()  # type: ignore[assignment]
-    ledger, running = Ledger(Lookahead(watched, lookahead), dict(known or {}), "s"), list[Work]()
+    ledger, running = Ledger(Lookahead(watched, lookahead), dict(known or {}), "s"), list[PendingTrial]()
     while not ledger.finished:
         while len(running) < workers and (work := ledger.next()) is not None:
             running.append(work)

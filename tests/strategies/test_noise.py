@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from raysense.errors import RaysenseError
-from raysense.execution.local import run_in_process
+from raysense.execution.local import LocalExecutor
 from raysense.metrics.intervals import paired_drop
 from raysense.records import Bound, Evaluation, Measure, Task
 from raysense.store.store import Store
@@ -53,7 +53,7 @@ def refused(folder: Path, limit: float, constraints: dict[str, Any] | None = Non
         setattr(landscape, name, value)
     store = Store.open(str(folder), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
-    run_in_process(story, landscape, store, signature=SIGNATURE, lookahead=4)
+    LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=4)
     if story.error is not None:
         assert {task.rung for task in landscape.tasks} <= {"preview", "score", "validation", "part"}
         assert sum(bool(task.allocation) for task in landscape.tasks) == 1, "one preview is all it took"

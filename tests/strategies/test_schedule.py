@@ -12,7 +12,7 @@ from torch import nn
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
 from raysense.evaluation.shards import parts_of
-from raysense.execution.local import run_in_process
+from raysense.execution.local import LocalExecutor
 from raysense.pipelines.cost import Cost
 from raysense.pruning.layers import Inventory, take_inventory
 from raysense.pruning.patterns import Pattern, pattern_grid
@@ -93,7 +93,7 @@ def run(
     landscape = Landscape(inventory, grid)
     store = Store.open(str(folder), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
-    run_in_process(story, landscape, store, signature=SIGNATURE, lookahead=lookahead)
+    LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=lookahead)
     assert story.error is None
     assert story.outcome is not None
     return story.outcome, landscape
@@ -135,7 +135,7 @@ def test_whatever_passed_competes_and_the_sparsest_wins(tmp_path: Path, left: fl
     store = Store.open(str(tmp_path / "study"), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
     landscape = HeldOut(inventory, grid, int(left * best.zeros))
-    run_in_process(story, landscape, store, signature=SIGNATURE, lookahead=4)
+    LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=4)
     assert story.outcome is not None
     passed = [c for c in story.outcome.validated if c.feasible]
     assert ({c.strategy for c in passed} == {"uniform"}) is (left == 0.0)
@@ -246,7 +246,7 @@ def test_owl_allocates_by_what_the_calibration_found(tmp_path: Path) -> None:
     landscape = Learner(inventory, grid)
     store = Store.open(str(tmp_path), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
-    run_in_process(story, landscape, store, signature=SIGNATURE, lookahead=4)
+    LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=4)
     assert story.error is None
     assert landscape.tasks[0] == Task(Allocation(), CALIBRATION)
     assert story.outcome is not None
@@ -262,7 +262,7 @@ def test_a_pattern_study_chooses_the_layers_that_follow_it(tmp_path: Path) -> No
     story = make_strategy(study, inventory, grid, closed_forms(inventory, grid, {}))
     store = Store.open(str(tmp_path), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
-    run_in_process(story, Landscape(inventory, grid), store, signature=SIGNATURE, lookahead=4)
+    LocalExecutor(Landscape(inventory, grid)).run(story, store, signature=SIGNATURE, lookahead=4)
     assert story.error is None
     assert story.outcome is not None
     winner = story.outcome.winner
@@ -277,7 +277,7 @@ def test_impossible_bound_is_refused_with_the_dense_value(tmp_path: Path) -> Non
     landscape = Landscape(inventory, grid, noise=0.5)
     store = Store.open(str(tmp_path), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
-    run_in_process(story, landscape, store, signature=SIGNATURE, lookahead=4)
+    LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=4)
     assert story.error is not None
     assert "`constraints.clip_score.max_drop` is 0.2, but the dense pipeline itself has" in str(story.error)
     assert all(not task.allocation for task in landscape.tasks)
@@ -293,7 +293,7 @@ def spend(
     landscape = Timed(inventory, grid, plain, seconds)
     store = Store.open(str(folder), create=True)
     store.begin(limited.model_dump(mode="json"), signature=SIGNATURE, extensions=("budget",))
-    run_in_process(story, landscape, store, signature=SIGNATURE, lookahead=4)
+    LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=4)
     assert story.done
     assert story.error is None
     return story, landscape
@@ -361,7 +361,7 @@ def test_a_budget_that_is_called_enough_ends_with_an_answer(
     landscape.story_image = counted
     for _ in range(2):
         story = story_of(enough, None)
-        run_in_process(story, landscape, store, signature=SIGNATURE, lookahead=4)
+        LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=4)
         assert story.tracker.spent <= enough
         if story.error is None:
             break

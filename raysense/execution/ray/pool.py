@@ -1,6 +1,6 @@
-"""The broker: an actor between the thin trials and the evaluators that hold the pipeline.
+"""The pool of evaluators: an actor between the thin trials and the evaluators that hold the pipeline.
 
-Trials come and go in seconds; an evaluator stays as long as its GPU. The broker keeps as many evaluators
+Trials come and go in seconds; an evaluator stays as long as its GPU. The pool keeps as many evaluators
 as the cluster has room for, replaces those that die, uses nodes that join, waits for none that left, and gives
 the next waiting task to whichever evaluator is free. A candidate that climbs to its next rung stays where it is: the
 evaluator has sampled a part of that rung's images already. An evaluator that raised, or took far longer than foreseen,
@@ -11,32 +11,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-import raysense
 from raysense.errors import RaysenseError
-from raysense.execution.evaluators import ATTEMPTS, Evaluator, EvaluatorSpec, failure, new_life, signed
+from raysense.execution.executor import ATTEMPTS, failure
+from raysense.execution.ray.actor import PoolSpec, Reply, evaluator_actor
 from raysense.execution.ray.connection import in_short
-from raysense.records import CALIBRATION, Evaluation, Question, Task
-from raysense.store.rows import without_samples
+from raysense.execution.ray.limits import TimeLimits
+from raysense.execution.ray.places import FreePlaces, Place
+from raysense.records import Evaluation, Question, Task
 from raysense.store.store import Store
 
 LOOK_SECONDS = 1.0
 LOADS = 3
-
-SLOWER = 20.0
-"""An evaluation is given so many times what the slowest one so far would have taken."""
-
-UNKNOWN_SECONDS = 86_400.0
-"""What is given to an evaluation of which nothing is foreseen: the first ones of a study, a calibration."""
-
-KEEP_SECONDS = 2.0
-"""How long an evaluator is kept for the next rung of a candidate: the way through Tune and back takes some 50 ms."""
 
 
 Costs = tuple[int, ...]
@@ -44,38 +35,11 @@ Costs = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the broker needs to know.
+class PoolStatus:
+    """What the driver asks the pool about once a second.
 
     Attributes:
-        spec: How to make an evaluator.
-        store_uri: Where evaluators put their evaluations.
-        signature: The study's.
-        count: Evaluators to keep, or None: as many as the nodes have room for.
-        cpus: CPU cores an evaluator reserves.
-        gpus: GPUs, or the fraction of one, that an evaluator reserves.
-        version: The driver's version of raysense.
-        begun: Whether the driver has written the study's definition to the store.
-        patience: Seconds that every evaluation is given at least.
-    """
-
-    spec: EvaluatorSpec
-    store_uri: str
-    signature: str
-    count: int | None
-    cpus: float
-    gpus: float
-    version: str
-    begun: bool
-    patience: float = 600.0
-
-
-@dataclass(frozen=True)
-class Status:
-    """What the driver asks the broker about once a second.
-
-    Attributes:
-        wanted: Evaluators that the broker tries to keep.
+        wanted: Evaluators that the pool tries to keep.
         evaluators: Of these, loaded.
         busy: Of these, measuring.
         loading: Starting or loading.
@@ -95,55 +59,6 @@ class Status:
     fatal: str = ""
 
 
-@dataclass(frozen=True)
-class Reply:
-    """An evaluator's answer: the evaluation, or why there is none.
-
-    Attributes:
-        evaluation: What was measured.
-        error: Why this attempt failed.
-        fatal: Why no attempt can succeed, which the user can mend.
-        sound: Whether the evaluator can go on; after a failure of another kind than want of memory it is replaced.
-    """
-
-    evaluation: Evaluation | None = None
-    error: str = ""
-    fatal: str = ""
-    sound: bool = True
-
-
-class Limits:
-    """How long an evaluation may take, from what evaluations have taken so far. Generous: for those that hang.
-
-    Args:
-        least: Seconds that every evaluation is given.
-    """
-
-    def __init__(self, least: float) -> None:
-        self._least = least
-        self._slowest: dict[str, float] = {}  # by rung
-        self._pace = 0.0
-
-    def seen(self, evaluation: Evaluation) -> None:
-        """Learn from an evaluation."""
-        rung = evaluation.rung
-        self._slowest[rung] = max(self._slowest.get(rung, 0.0), evaluation.seconds)
-        if evaluation.cost and rung != CALIBRATION:
-            self._pace = max(self._pace, evaluation.seconds / evaluation.cost)
-
-    def seconds(self, task: Task, cost: int) -> float:
-        """What a task is given.
-
-        Args:
-            task: The task.
-            cost: Its sample-forwards by the plan; 0 if unknown.
-        """
-        foreseen = self._pace * cost
-        if task.rung == CALIBRATION or not (foreseen or (task.rung in self._slowest and not cost)):
-            return UNKNOWN_SECONDS
-        return max(self._least, SLOWER * max(foreseen, self._slowest.get(task.rung, 0.0)))
-
-
 def room(nodes: list[dict[str, Any]], cpus: float, gpus: float) -> int:
     """How many evaluators fit on the nodes that are alive, by `ray.nodes()`."""
     total = 0
@@ -158,98 +73,18 @@ def room(nodes: list[dict[str, Any]], cpus: float, gpus: float) -> int:
     return total
 
 
-class Resident:
-    """An evaluator's life, as a Ray actor: loads once, measures until it ends."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._life = new_life()
-        self._evaluator: Evaluator | None = None
-
-    def load(self) -> Reply:
-        """Makes the evaluator."""
-        if self._plan.version != raysense.__version__:
-            return Reply(
-                fatal=f"worker {self._life} runs raysense {raysense.__version__}, the driver {self._plan.version}. "
-                "Install the same version on every node."
-            )
-        try:
-            self._store = Store.open(self._plan.store_uri, create=True)
-            seen = (self._store.study or {}).get("signature")
-            if self._plan.begun and seen != self._plan.signature:
-                return Reply(
-                    fatal=f"evaluator {self._life}: {self._plan.store_uri} is not the driver's folder there: its rows "
-                    "would be lost. Give `--out` a folder that every machine sees under the same path, or s3://…"
-                )
-            self._evaluator = self._plan.spec.build()
-        except RaysenseError as error:
-            return Reply(fatal=f"evaluator {self._life}: {error}")
-        except Exception as error:
-            return Reply(error=f"{type(error).__name__}: {error}")
-        return Reply()
-
-    def where(self) -> tuple[str, str]:
-        """The life's name and its node; also tells that it has not ended."""
-        return self._life, ray.get_runtime_context().get_node_id()
-
-    def measure(self, question: Question, task: Task, trial: str) -> Reply:
-        """Measures and stores, unless an evaluator that died after storing already did."""
-        assert self._evaluator is not None  # the broker hands out loaded evaluators only
-        try:
-            stored = self._store.get_object(task.key(self._plan.signature))
-            if stored is not None:
-                return Reply(stored)
-            evaluation = signed(
-                self._evaluator.evaluate(task),
-                question,
-                task,
-                signature=self._plan.signature,
-                trial=trial,
-                life=self._life,
-            )
-            self._store.put(evaluation, task.allocation)
-        except RaysenseError as error:
-            return Reply(
-                fatal=f"{question.name}, allocation {task.allocation.key}, rung {task.rung}: {error}"
-            )
-        except Exception as error:
-            # Torch is not loaded here: its out-of-memory error is known by name.
-            fits = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
-            return Reply(error=f"{type(error).__name__}: {error}", sound=fits)
-        return Reply(without_samples(evaluation))
-
-
-def resident(plan: Plan) -> Any:
-    """Starts an evaluator's life. The broker sees to it that a dead one is replaced, so Ray need not."""
-    return ray.remote(Resident).options(num_cpus=plan.cpus, num_gpus=plan.gpus, max_restarts=0).remote(plan)
-
-
-@dataclass(eq=False)
-class _Place:
-    """An evaluator as the broker sees it."""
-
-    actor: Any
-    created: float
-    started: bool = False
-    loaded: bool = False
-    life: str = ""
-    node: str = ""
-
-
-class Broker:
+class EvaluatorPool:
     """See the module. An async Ray actor: its methods run in one event loop, so they need no locks."""
 
-    def __init__(self, plan: Plan, first: list[Any]) -> None:
-        self._plan = plan
+    def __init__(self, spec: PoolSpec, first: list[Any]) -> None:
+        self._spec = spec
         self._first = first
-        self._places: set[_Place] = set()
-        self._idle: deque[_Place] = deque()
-        self._kept: dict[str, tuple[_Place, asyncio.TimerHandle]] = {}  # by trial
-        self._waiters: deque[asyncio.Future[_Place | None]] = deque()
+        self._places: set[Place] = set()
+        self._free = FreePlaces()
         self._trials: dict[str, tuple[Question, Costs, dict[int, asyncio.Task[Evaluation | None]]]] = {}
-        self._limits = Limits(plan.patience)
+        self._limits = TimeLimits(spec.patience)
         self._measuring: dict[str, asyncio.Task[Evaluation | None]] = {}
-        self._store = Store.open(plan.store_uri, create=True)
+        self._store = Store.open(spec.store_uri, create=True)
         self._busy = self._lives = self._failed_loads = 0
         self._wanted = len(first)
         self._notices: list[str] = []
@@ -267,7 +102,7 @@ class Broker:
     async def end(self, trial: str) -> None:
         """The trial is over."""
         self._trials.pop(trial, None)
-        self._let_go(trial)
+        self._free.let_go(trial)
 
     async def start(self) -> None:
         """Begins to keep evaluators."""
@@ -278,17 +113,14 @@ class Broker:
     async def drain(self) -> None:
         """Finishes what is being measured; whoever still waits for an evaluator is sent home."""
         self._draining = True
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
+        self._free.drain()
 
-    async def status(self) -> Status:
+    async def status(self) -> PoolStatus:
         """How things stand."""
         unplaced = [time.monotonic() - place.created for place in self._places if not place.started]
         loaded = sum(place.loaded for place in self._places)
         notices, self._notices = tuple(self._notices), []
-        return Status(
+        return PoolStatus(
             wanted=self._wanted,
             evaluators=loaded,
             busy=self._busy,
@@ -318,7 +150,7 @@ class Broker:
 
     async def _once(self, question: Question, task: Task, trial: str, cost: int) -> Evaluation | None:
         """Two questions that want the same evaluation at the same time share it."""
-        key = task.key(self._plan.signature)
+        key = task.key(self._spec.signature)
         if key not in self._measuring:
             self._measuring[key] = asyncio.get_running_loop().create_task(
                 self._measured(question, task, trial, cost)
@@ -332,7 +164,7 @@ class Broker:
     async def _measured(self, question: Question, task: Task, trial: str, cost: int) -> Evaluation | None:
         why, lives = "", list[str]()
         while len(lives) < ATTEMPTS:
-            place = await self._free_place(trial, lives)
+            place = await self._free.take(trial, lives)
             if place is None:
                 return None
             life = place.life
@@ -349,9 +181,9 @@ class Broker:
                 if not reply.sound:
                     self._lost(place)
                 elif reply.evaluation is not None and _climbs(question, task):
-                    self._keep_for(trial, place)
+                    self._free.keep_for(trial, place)
                 else:
-                    self._release(place)
+                    self._free.release(place)
             finally:
                 self._busy -= 1
             if reply.evaluation is not None:
@@ -366,7 +198,7 @@ class Broker:
                 f"{question.name}: allocation {task.allocation.key} on rung {task.rung} failed on {life} "
                 f"(attempt {len(lives)} of {ATTEMPTS}): {why}"
             )
-        evaluation = failure(question, task, why, signature=self._plan.signature, trial=trial, life=lives[-1])
+        evaluation = failure(question, task, why, signature=self._spec.signature, trial=trial, life=lives[-1])
         try:
             await asyncio.to_thread(self._store.put, evaluation, task.allocation)
         except RaysenseError as error:
@@ -377,7 +209,7 @@ class Broker:
     # --- evaluators -----------------------------------------------------------------------------------
 
     async def _within(
-        self, place: _Place, question: Question, task: Task, trial: str, seconds: float
+        self, place: Place, question: Question, task: Task, trial: str, seconds: float
     ) -> Reply:
         """An evaluator's answer, or that it took too long.
 
@@ -391,48 +223,9 @@ class Broker:
             return Reply(error=f"no answer within {seconds:,.0f} s, the evaluator is replaced", sound=False)
         return answer.result()
 
-    async def _free_place(self, trial: str, not_on: Sequence[str] = ()) -> _Place | None:
-        """An evaluator for a trial's task; of several free ones not one of those on which it has failed."""
-        kept = self._taken_back(trial)
-        if self._draining:
-            return None
-        if kept is not None:
-            return kept
-        if self._idle:
-            place = next((place for place in self._idle if place.life not in not_on), self._idle[0])
-            self._idle.remove(place)
-            return place
-        waiter: asyncio.Future[_Place | None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        return await waiter
-
-    def _release(self, place: _Place) -> None:
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(place)
-                return
-        self._idle.append(place)
-
-    def _keep_for(self, trial: str, place: _Place) -> None:
-        timer = asyncio.get_running_loop().call_later(KEEP_SECONDS, self._let_go, trial)
-        self._kept[trial] = place, timer
-
-    def _taken_back(self, trial: str) -> _Place | None:
-        if trial not in self._kept:
-            return None
-        place, timer = self._kept.pop(trial)
-        timer.cancel()
-        return place
-
-    def _let_go(self, trial: str) -> None:
-        if (place := self._taken_back(trial)) is not None:
-            self._release(place)
-
-    def _lost(self, place: _Place) -> None:
+    def _lost(self, place: Place) -> None:
         self._places.discard(place)
-        if place in self._idle:
-            self._idle.remove(place)
+        self._free.remove(place)
         ray.kill(place.actor)
 
     async def _give_up(self, why: str) -> None:
@@ -444,23 +237,23 @@ class Broker:
         """Once a second: as many evaluators as there is room for, each of them alive."""
         while not self._draining:
             nodes: list[dict[str, Any]] = await asyncio.to_thread(ray.nodes)
-            self._wanted = self._plan.count or room(nodes, self._plan.cpus, self._plan.gpus)
+            self._wanted = self._spec.count or room(nodes, self._spec.cpus, self._spec.gpus)
             for place in [p for p in self._places if not p.started][
                 : max(0, len(self._places) - self._wanted)
             ]:
                 self._lost(place)  # its node left before it began
             for _ in range(self._wanted - len(self._places)):
-                self._add(resident(self._plan))
-            await asyncio.gather(*(self._check(place) for place in list(self._idle)))
+                self._add(evaluator_actor(self._spec))
+            await asyncio.gather(*(self._check(place) for place in self._free.idle))
             await asyncio.sleep(LOOK_SECONDS)
 
     def _add(self, actor: Any) -> None:
-        place = _Place(actor, time.monotonic())
+        place = Place(actor, time.monotonic())
         self._places.add(place)
         self._tasks.add(task := asyncio.get_running_loop().create_task(self._bring_up(place)))
         task.add_done_callback(self._tasks.discard)
 
-    async def _bring_up(self, place: _Place) -> None:
+    async def _bring_up(self, place: Place) -> None:
         patience = LOADS
         try:
             place.life, place.node = await place.actor.where.remote()
@@ -476,7 +269,7 @@ class Broker:
         if not (reply.error or reply.fatal):
             self._failed_loads = 0
             place.loaded = True
-            self._release(place)
+            self._free.release(place)
             return
         self._lost(place)
         self._failed_loads += 1
@@ -484,7 +277,7 @@ class Broker:
         if reply.fatal or (self._failed_loads >= patience and not any(p.loaded for p in self._places)):
             await self._give_up(reply.fatal or f"no evaluator can be loaded: {reply.error}")
 
-    async def _check(self, place: _Place) -> None:
+    async def _check(self, place: Place) -> None:
         """An idle evaluator that died is noticed here; a busy one where its answer is awaited."""
         try:
             await place.actor.where.remote()

@@ -6,22 +6,22 @@ Trials run in processes of their own, many of them: keep this module's imports f
 from __future__ import annotations
 
 import contextlib
-import json
 from typing import Any
 
 import ray
 from ray import tune
 
+from raysense.execution.figures import figures
 from raysense.records import Evaluation
-from raysense.store.rows import to_fields
 
-EVALUATION = "raysense_evaluation"
+EVALUATION = "evaluation"
+"""Key of the evaluation itself in a trial's result, beside its figures; None: the study is stopping."""
 
 
 class QuestionTrial(tune.Trainable):
     """Works through a question's tasks; the evaluators do the work, Tune's scheduler may stop it early.
 
-    Its configuration names the broker actor, the trial and how many tasks its question has.
+    Its configuration names the pool of evaluators, the trial and how many tasks its question has.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -34,22 +34,22 @@ class QuestionTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """The next evaluation; an empty one means that the study is stopping."""
+        """The next evaluation and its figures; None means that the study is stopping."""
         index = self._next
         self._next += 1
         evaluation: Evaluation | None = None
-        # The driver sees for itself when the broker has died, and says so once.
+        # The driver sees for itself when the pool has died, and says so once.
         with contextlib.suppress(ray.exceptions.RayActorError):
-            if self._broker is not None:
-                evaluation = ray.get(self._broker.answer.remote(self._trial, index))
+            if self._pool is not None:
+                evaluation = ray.get(self._pool.answer.remote(self._trial, index))
         if evaluation is None:
-            return {EVALUATION: "", "done": True}
-        return {EVALUATION: json.dumps(to_fields(evaluation)), "done": self._next == self._tasks}
+            return {EVALUATION: None, "done": True}
+        return {**figures(evaluation), EVALUATION: evaluation, "done": self._next == self._tasks}
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self._broker: Any = None
+        self._pool: Any = None
         with contextlib.suppress(ValueError):  # there is none of this name any more
-            self._broker = ray.get_actor(config["broker"], namespace=config["namespace"])
+            self._pool = ray.get_actor(config["pool"], namespace=config["namespace"])
         self._trial: str = config["trial"]
         self._tasks: int = config["tasks"]
         self._next = 0

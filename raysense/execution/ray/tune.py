@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from raysense.execution.ray.book import TrialBook
+from raysense.execution.ray.tracking import Tracker
 from raysense.execution.ray.trial import EVALUATION
-from raysense.store.rows import from_fields
-
-if TYPE_CHECKING:
-    from raysense.execution.ray.driver import _Run
-    from raysense.execution.tracking import Tracker
 
 
 class _NotSaved:
@@ -24,17 +21,17 @@ class _NotSaved:
         return {}
 
 
-class Asker(_NotSaved, Searcher):
+class StrategySearcher(_NotSaved, Searcher):
     """Suggests one trial per question."""
 
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, book: TrialBook) -> None:
         super().__init__()
-        self._run = run
+        self._book = book
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next question's trial; None while the strategy waits."""
-        config = self._run.suggest(trial_id)
-        if config is None and self._run.finished:
+        config = self._book.suggest(trial_id)
+        if config is None and self._book.finished:
             finished: Any = Searcher.FINISHED  # a text, against the signature that Tune declares
             return finished  # type: ignore[no-any-return]
         return config
@@ -44,8 +41,8 @@ class Asker(_NotSaved, Searcher):
     ) -> None:
         """The trial is over."""
         if result is not None:
-            self._run.report(trial_id, result.get(EVALUATION, ""))
-        self._run.end(trial_id, error=error)
+            self._book.report(trial_id, result.get(EVALUATION))
+        self._book.end(trial_id, error=error)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save."""
@@ -54,12 +51,12 @@ class Asker(_NotSaved, Searcher):
         """Nothing to restore."""
 
 
-class StopOnRule(_NotSaved, FIFOScheduler):
+class StopRuleScheduler(_NotSaved, FIFOScheduler):
     """Stops a trial as soon as its question is settled; keeps trial processes warm."""
 
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, book: TrialBook) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._run = run
+        self._book = book
         self._kept: tuple[Any, int] | None = None  # resources, idle processes
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
@@ -70,7 +67,7 @@ class StopOnRule(_NotSaved, FIFOScheduler):
         processes knows a least number to keep, though not by a public name: a Ray without it runs, only slower.
         """
         cache = getattr(tune_controller, "_actor_cache", None)
-        wanted = (trial.placement_group_factory, self._run.running)
+        wanted = (trial.placement_group_factory, self._book.running)
         if cache is None or wanted == self._kept:
             return
         if self._kept is not None:  # nodes have joined: a trial's share is another now
@@ -85,38 +82,38 @@ class StopOnRule(_NotSaved, FIFOScheduler):
         trials shorter than a start, no second process would ever come up, and each try costs seconds of CPU. Until
         then Tune itself gives idle processes to trials that have none.
         """
-        if not self._run.warm:
+        if not self._book.warm:
             return None
         live = {trial.trial_id: trial for trial in tune_controller.get_live_trials()}
-        asked = (live[name] for name in self._run.asked if name in live)
+        asked = (live[name] for name in self._book.asked if name in live)
         return next((trial for trial in asked if trial.status == trial.PENDING), None)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Takes the evaluation and says whether the trial goes on."""
-        self._run.report(trial.trial_id, result.get(EVALUATION, ""))
-        decision = TrialScheduler.STOP if self._run.settled(trial.trial_id) else TrialScheduler.CONTINUE
+        self._book.report(trial.trial_id, result.get(EVALUATION))
+        decision = TrialScheduler.STOP if self._book.settled(trial.trial_id) else TrialScheduler.CONTINUE
         return str(decision)
 
 
-class Watcher(_NotSaved, tune.Callback):
+class ProgressCallback(_NotSaved, tune.Callback):
     """Gives the run a turn at every step of Tune's loop."""
 
-    def __init__(self, run: _Run) -> None:
-        self._run = run
+    def __init__(self, book: TrialBook, turn: Callable[[], None]) -> None:
+        self._book, self._turn = book, turn
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """One turn."""
-        self._run.tick()
+        self._turn()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """A trial's process has shown that it is up."""
-        self._run.seen(result["pid"])
+        self._book.seen(result["pid"])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's process has died: another one is started."""
-        self._run.recount()
+        self._book.recount()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Lets go of what Tune would keep of an ended trial: some 40 KB on its results, for ever."""
@@ -127,30 +124,27 @@ class Watcher(_NotSaved, tune.Callback):
             kept.last_result["config"] = trial.config
 
 
-class Show(_NotSaved, tune.Callback):
-    """Gives a tracker what Tune reports, in the study's words."""
+class TrackingCallback(_NotSaved, tune.Callback):
+    """Hands trials and their evaluations to a tracker."""
 
-    def __init__(self, run: _Run, tracker: Tracker) -> None:
-        self._run = run
+    def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A question's trial begins, or begins again."""
-        question = self._run.question(trial.trial_id)
-        if question is not None:
-            self._tracker.begin(trial.trial_id, question)
+        """A trial begins, or begins again."""
+        self._tracker.start(trial)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """One more evaluation."""
-        if fields := result.get(EVALUATION):
-            self._tracker.report(trial.trial_id, from_fields(json.loads(fields)))
+        if (evaluation := result.get(EVALUATION)) is not None:
+            self._tracker.report(trial, evaluation)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The question is settled, or the study stops."""
-        self._tracker.end(trial.trial_id, failed=False)
+        self._tracker.end(trial, failed=False)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune has given the trial up."""
-        self._tracker.end(trial.trial_id, failed=True)
+        self._tracker.end(trial, failed=True)

@@ -1,4 +1,4 @@
-"""The real path: Tune trials, broker, resident evaluators, on a local Ray."""
+"""The real path: Tune trials, evaluator pool, resident evaluators, on a local Ray."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ import raysense
 from raysense.allocation import Allocation
 from raysense.cli import main
 from raysense.errors import RaysenseError
-from raysense.execution.evaluators import EvaluatorSpec
-from raysense.execution.local import run_in_process
+from raysense.execution.executor import EvaluatorSpec
+from raysense.execution.local import LocalExecutor
 from raysense.execution.progress import Outcome, Snapshot
-from raysense.execution.ray.driver import run_on_ray
-from raysense.execution.ray.pool import SLOWER, UNKNOWN_SECONDS, Limits, Plan, Resident, room
+from raysense.execution.ray.actor import EvaluatorActor, PoolSpec
+from raysense.execution.ray.driver import RayExecutor
+from raysense.execution.ray.limits import SLOWER, UNKNOWN_SECONDS, TimeLimits
+from raysense.execution.ray.pool import room
 from raysense.records import CALIBRATION, Evaluation, Question, Task
 from raysense.store import Store
 from raysense.strategies.base import Strategy
@@ -35,13 +37,12 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def run(strategy: Strategy, uri: Path, count: int = 2, **arguments: Any) -> Outcome:
-    options = {
-        name: arguments.pop(name)
-        for name in ("gpus_per_evaluator", "on_progress", "patience")
-        if name in arguments
-    }
+    options = {name: arguments.pop(name) for name in ("gpus", "patience") if name in arguments}
+    on_progress = arguments.pop("on_progress", None)
     spec = EvaluatorSpec(arguments.pop("target", "tests.execution.sleepers:sleeper"), arguments)
-    return run_on_ray(strategy, spec, str(uri), signature="s", lookahead=6, evaluators=count, **options)
+    executor = RayExecutor(spec, evaluators=count, **options)
+    store = Store.open(str(uri), create=True)
+    return executor.run(strategy, store, signature="s", lookahead=6, on_progress=on_progress)
 
 
 def rows(uri: Path) -> list[dict[str, Any]]:
@@ -67,9 +68,8 @@ def test_rows_join_with_tunes_own_results(tmp_path: Path, monkeypatch: pytest.Mo
     outcome = run(strategy, tmp_path / "store", log=str(log), seconds=0.1, on_progress=seen.append)
     assert outcome.finished
 
-    run_in_process(
-        reference, Sleeper(), Store.open(str(tmp_path / "ref"), create=True), signature="s", lookahead=6
-    )
+    ref = Store.open(str(tmp_path / "ref"), create=True)
+    LocalExecutor(Sleeper()).run(reference, ref, signature="s", lookahead=6)
     assert strategy.told == reference.told
 
     stored = rows(tmp_path / "store")
@@ -136,7 +136,7 @@ def test_an_evaluator_that_hangs_is_replaced(tmp_path: Path) -> None:
 
 
 def test_time_limits_follow_the_plan_and_what_was_seen() -> None:
-    limits, dense = Limits(600.0), Allocation()
+    limits, dense = TimeLimits(600.0), Allocation()
     score, probe = Task(dense, "score"), Task(dense, "probe")
     assert limits.seconds(score, 1000) == UNKNOWN_SECONDS  # nothing is known yet
     limits.seen(replace(ROW, rung="probe", seconds=10.0, cost=100))
@@ -161,7 +161,7 @@ def test_want_of_memory_leaves_the_evaluator_in_place(tmp_path: Path) -> None:
     question = Question("q", "search", (Task(Allocation(), "score"),))
     sound = {}
     for error in (OutOfMemoryError("2 GiB"), MemoryError(), RuntimeError("illegal access"), ValueError()):
-        resident = Resident(Plan(SPEC, str(tmp_path), "s", 1, 1, 0, raysense.__version__, True))
+        resident = EvaluatorActor(PoolSpec(SPEC, str(tmp_path), "s", 1, 1, 0, raysense.__version__, True))
         resident._store = Store.open(str(tmp_path), create=True)
         resident._evaluator = Raises(error)
         sound[type(error).__name__] = resident.measure(question, question.tasks[0], "t").sound
@@ -194,7 +194,7 @@ def test_ctrl_c_once_finishes_what_is_in_flight(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"gpus_per_evaluator": 1.0}, "gpus_per_evaluator: 1.*no node of the cluster has them"),
+        ({"gpus": 1.0}, "gpus_per_evaluator: 1.*no node of the cluster has them"),
         ({"target": "no.such:thing"}, "no.such:thing.*importable on every worker"),
         ({"load_seconds": "soon"}, "no evaluator can be loaded: TypeError"),
     ],
@@ -209,7 +209,7 @@ def test_bad_input_is_one_clear_error(tmp_path: Path, arguments: dict[str, Any],
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "cluster.gpus_per_evaluator=1"], "gpus_per_evaluator: 1"),
+        (["--set", "cluster.gpus=1"], "gpus_per_evaluator: 1"),
         (["--out", "/proc/nobody/run"], "cannot be written"),
     ],
 )
@@ -248,10 +248,12 @@ def test_a_candidate_climbs_to_its_next_rung_on_the_same_evaluator(tmp_path: Pat
 def test_a_worker_that_sees_another_folder_than_the_driver_is_refused(tmp_path: Path) -> None:
     """A node whose `--out` is a folder of its own would keep its rows to itself."""
     spec = EvaluatorSpec("tests.execution.sleepers:sleeper", {})
-    plan = Plan(spec, str(tmp_path), "s", count=1, cpus=1, gpus=0, version=raysense.__version__, begun=True)
-    assert "a folder that every machine sees" in Resident(plan).load().fatal
+    plan = PoolSpec(
+        spec, str(tmp_path), "s", count=1, cpus=1, gpus=0, version=raysense.__version__, begun=True
+    )
+    assert "a folder that every machine sees" in EvaluatorActor(plan).load().fatal
     Store.open(str(tmp_path), create=True).begin({}, signature="s")
-    assert not Resident(plan).load().fatal
+    assert not EvaluatorActor(plan).load().fatal
 
 
 def trial_processes() -> set[int]:

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from raysense.execution.local import run_in_process
+from raysense.execution.local import LocalExecutor
 from raysense.records import Measure
 from raysense.store import Store
 from tests.execution.conftest import node_arguments
@@ -93,7 +93,7 @@ def play(kind: str, seed: int, address: str, folder: Path, nodes: Nodes | None =
 
     reference = Chain(LENGTH, WIDTH)
     whole = Store.open(str(folder / "whole"), create=True)
-    run_in_process(reference, Sleeper(), whole, signature="s", lookahead=LOOKAHEAD)
+    LocalExecutor(Sleeper()).run(reference, whole, signature="s", lookahead=LOOKAHEAD)
     assert values(uri) == values(folder / "whole")  # the same keys with equal values: tolerance 0
     assert not list((uri / "objects").iterdir())
     # At most what was in flight (two evaluators) was measured twice.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from raysense.errors import RaysenseError
-from raysense.execution.evaluators import EvaluatorSpec
-from raysense.execution.local import run_in_process
+from raysense.execution.executor import EvaluatorSpec
+from raysense.execution.local import LocalExecutor
 from raysense.execution.progress import Outcome
-from raysense.execution.ray.driver import run_on_ray
+from raysense.execution.ray.driver import RayExecutor
 from raysense.store import Store, lock
 from tests.execution.curves import Chain
 from tests.execution.sleepers import Sleeper
@@ -17,7 +17,8 @@ from tests.s3 import s3_server
 
 def run(strategy: Chain, uri: str) -> Outcome:
     spec = EvaluatorSpec("tests.execution.sleepers:sleeper", {"seconds": 0.05})
-    return run_on_ray(strategy, spec, uri, signature="s", lookahead=6, evaluators=2)
+    store = Store.open(uri, create=True)
+    return RayExecutor(spec, evaluators=2).run(strategy, store, signature="s", lookahead=6)
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -32,7 +33,7 @@ def test_a_study_on_s3_gives_what_one_on_disk_gives_and_resumes(
         strategy, reference = Chain(8, width=2), Chain(8, width=2)
         assert run(strategy, uri).finished
         whole = Store.open(f"{tmp_path}/whole", create=True)
-        run_in_process(reference, Sleeper(), whole, signature="s", lookahead=6)
+        LocalExecutor(Sleeper()).run(reference, whole, signature="s", lookahead=6)
         assert strategy.trace == reference.trace
 
         rows = Store.open(uri).table("evaluations").to_pylist()

@@ -1,4 +1,4 @@
-"""One Ctrl-C, SIGTERM or SIGHUP ends a study within 20 s, whatever it is doing; a broker that dies is one sentence."""
+"""One Ctrl-C, SIGTERM or SIGHUP ends a study within 20 s, whatever it is doing; a pool that dies is one sentence."""
 
 from __future__ import annotations
 
@@ -98,11 +98,11 @@ def test_a_signal_while_ray_starts(tmp_path: Path, number: signal.Signals) -> No
     assert seconds < WITHIN
 
 
-def test_a_killed_broker_is_one_sentence(local_ray: str, tmp_path: Path) -> None:
+def test_a_killed_pool_is_one_sentence(local_ray: str, tmp_path: Path) -> None:
     driver = Driver(local_ray, tmp_path, seconds=0.3)
     driver.wait_for("eval")
-    (broker,) = [p for p in psutil.Process().children(recursive=True) if named(p, "ray::Broker")]
-    os.kill(broker.pid, signal.SIGKILL)
+    (pool,) = [p for p in psutil.Process().children(recursive=True) if named(p, "ray::EvaluatorPool")]
+    os.kill(pool.pid, signal.SIGKILL)
     status, said, _ = driver.end()
     assert status == 2
     assert len(said.strip().splitlines()) == 1, said

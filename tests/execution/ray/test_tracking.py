@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.tune.experiment import Trial
 
-from raysense.allocation import Allocation
 from raysense.cli import main
-from raysense.execution.evaluators import EvaluatorSpec
-from raysense.execution.ray.driver import run_on_ray
-from raysense.execution.tracking import Tracker, figures
-from raysense.records import Evaluation, Measure, Question, Task
+from raysense.execution.executor import EvaluatorSpec
+from raysense.execution.figures import figures
+from raysense.execution.ray.driver import RayExecutor, _name_of
+from raysense.execution.ray.tracking import Tracker
+from raysense.records import Evaluation, Measure
 from raysense.store import Store
 from raysense.study import Track
 from tests.execution.curves import Curves
@@ -27,16 +28,10 @@ QUESTIONS, LEVELS = 3, 4
 
 def run(folder: Path, track: Track, **arguments: Any) -> Store:
     """A small study through Ray; its store."""
-    outcome = run_on_ray(
-        Curves(QUESTIONS, LEVELS),
-        EvaluatorSpec("tests.execution.sleepers:sleeper", arguments),
-        str(folder),
-        signature="s",
-        lookahead=6,
-        evaluators=2,
-        tracker=Tracker(track, "tiny", DENOMINATORS),
-    )
-    assert outcome.finished
+    spec = EvaluatorSpec("tests.execution.sleepers:sleeper", arguments)
+    executor = RayExecutor(spec, evaluators=2, tracker=Tracker(track, "tiny", DENOMINATORS))
+    store = Store.open(str(folder), create=True)
+    assert executor.run(Curves(QUESTIONS, LEVELS), store, signature="s", lookahead=6).finished
     return Store.open(str(folder), create=True)
 
 
@@ -96,14 +91,14 @@ def test_tensorboard_shows_what_the_rows_say(tmp_path: Path) -> None:
 def test_a_package_that_cannot_be_imported_is_logged_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from raysense.execution import tracking
+    from raysense.execution.ray import tracking
 
-    def broken() -> None:
+    def broken(folder: Path) -> None:
         raise ImportError("half installed")
 
     monkeypatch.setattr(tracking, "_tensorboard", broken)
     with caplog.at_level(logging.WARNING, "raysense"), Tracker(Track(tensorboard="x"), "tiny", {}) as tracker:
-        tracker.end("1", failed=False)
+        tracker.end(trial_of("a"), failed=False)
     assert "track.tensorboard: ImportError: half installed" in caplog.text
 
 
@@ -118,13 +113,15 @@ def test_a_failure_is_logged_once_and_changes_no_row(
     (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("track.")]
     assert line.startswith("track.tensorboard: ")
     assert "The study goes on" in line
-    plain = run_on_ray(
-        Curves(QUESTIONS, LEVELS), EvaluatorSpec("tests.execution.sleepers:sleeper"), str(tmp_path / "plain"),
-        signature="s", lookahead=6, evaluators=2,
-    )  # fmt: skip
-    assert plain.finished
     other = Store.open(str(tmp_path / "plain"), create=True)
+    plain = RayExecutor(EvaluatorSpec("tests.execution.sleepers:sleeper"), evaluators=2)
+    assert plain.run(Curves(QUESTIONS, LEVELS), other, signature="s", lookahead=6).finished
     assert values(store) == values(other)
+
+
+def trial_of(question: str) -> Trial:
+    """A trial of Tune's that works through a question."""
+    return Trial("x", stub=True, config={"question": question}, trial_name_creator=_name_of)
 
 
 def values(store: Store) -> set[tuple[str, float]]:
@@ -134,25 +131,27 @@ def values(store: Store) -> set[tuple[str, float]]:
 def test_a_server_that_hangs_holds_nothing_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from raysense.execution import tracking
+    from raysense.execution.ray import tracking
 
     let_go = threading.Event()
 
     class Hangs:
+        def __init__(self, folder: Path) -> None: ...
+
         def setup(self) -> None:
             let_go.wait(60)
 
     monkeypatch.setattr(tracking, "_tensorboard", Hangs)
     monkeypatch.setattr(tracking, "WAIT_SECONDS", 0.1)
-    question = Question("search/a/0", "search", (Task(Allocation({"unet:a": 1}), "score"),))
+    trial = trial_of("search/a/0")
     try:
         with (
             caplog.at_level(logging.WARNING, "raysense"),
             Tracker(Track(tensorboard=str(tmp_path)), "tiny", {}) as tracker,
         ):
-            tracker.begin("1", question)
-            tracker.report("1", EVALUATION)
-            tracker.end("1", failed=False)
+            tracker.start(trial)
+            tracker.report(trial, EVALUATION)
+            tracker.end(trial, failed=False)
     finally:
         let_go.set()
     assert "not everything is shown yet" in caplog.text
@@ -179,13 +178,13 @@ def test_what_a_restarted_trial_reports_again_is_shown_once(tmp_path: Path) -> N
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     name = "search/../../out side/0"  # a hostile name stays below the folder
-    question = Question(name, "search", (Task(Allocation({"unet:a": 1}), "score"),))
+    trial = trial_of(name)
     with Tracker(Track(tensorboard=str(tmp_path / "board")), "tiny", DENOMINATORS) as tracker:
-        tracker.begin("1", question)
-        tracker.report("1", EVALUATION)
-        tracker.begin("1", question)
-        tracker.report("1", EVALUATION)
-        tracker.end("1", failed=False)
+        tracker.start(trial)
+        tracker.report(trial, EVALUATION)
+        tracker.start(trial)
+        tracker.report(trial, EVALUATION)
+        tracker.end(trial, failed=False)
     (file,) = tmp_path.rglob("events.out.*")
     assert file.is_relative_to(tmp_path / "board" / "tiny")
     events = EventAccumulator(str(file.parent))

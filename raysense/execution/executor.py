@@ -1,4 +1,4 @@
-"""What an evaluator is, how one is built on another machine, and who signs its answers."""
+"""Who executes a strategy, what measures for it, how that is built on another machine, and who signs the answers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,47 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from raysense.errors import RaysenseError
+from raysense.execution.progress import OnProgress, Outcome
 from raysense.records import Evaluation, Question, Task
+from raysense.store.store import Store
+from raysense.strategies.base import Strategy
 
 ATTEMPTS = 3
 
 log = logging.getLogger("raysense")
 
 
-class Evaluator(Protocol):
+class Executor(Protocol):
+    """Has a strategy's questions answered: in this process, or on a Ray cluster."""
+
+    def run(
+        self,
+        strategy: Strategy,
+        store: Store,
+        *,
+        signature: str,
+        lookahead: int,
+        on_progress: OnProgress | None = None,
+    ) -> Outcome:
+        """Ask, measure what the store does not answer, store, tell, until the strategy is done.
+
+        Args:
+            strategy: What to ask. Stays in this process.
+            store: Where evaluations are looked up and put. Its lock is held during the run.
+            signature: The study's signature, part of every evaluation's key.
+            lookahead: W of design decision 3: the same W gives the same decisions, whoever executes.
+            on_progress: Called about twice a second, and at the end.
+
+        Returns:
+            Whether the strategy is done or the run was interrupted (Ctrl-C once), and the final numbers.
+
+        Raises:
+            RaysenseError: Another driver runs on the store, or the store cannot be written.
+        """
+        ...
+
+
+class Measurer(Protocol):
     """Measures. Holds the pipeline from its making to its end."""
 
     def evaluate(self, task: Task) -> Evaluation:
@@ -43,7 +76,7 @@ class EvaluatorSpec:
     target: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
-    def build(self) -> Evaluator:
+    def build(self) -> Measurer:
         """Imports the target and calls it.
 
         Raises:
@@ -56,7 +89,7 @@ class EvaluatorSpec:
             raise RaysenseError(
                 f"evaluator `{self.target}`: {error}. Give `package.module:function`, importable on every worker."
             ) from error
-        evaluator: Evaluator = function(**self.arguments)
+        evaluator: Measurer = function(**self.arguments)
         return evaluator
 
 

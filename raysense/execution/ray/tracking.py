@@ -1,28 +1,31 @@
 """Shows a study's numbers where people already look, MLflow and TensorBoard, by Ray Tune's own callbacks.
 
-A question is a run, each of its evaluations a step, and every figure's name begins with the rung that it was measured
-on. Ray's callbacks work in threads of their own: a server that is slow, wrong or gone costs a study nothing.
+A trial, which is named by its question, is a run, each of its evaluations a step, and every figure's name begins with
+the rung that it was measured on. Ray's callbacks work in threads of their own: a server that is slow, wrong or gone
+costs a study nothing.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-import math
 import queue
 import re
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import raysense
 from raysense.errors import RaysenseError
+from raysense.execution.figures import figures
 from raysense.names import TRACKERS
-from raysense.records import Evaluation, Question
+from raysense.records import Evaluation
 from raysense.study import Track
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
 
 WAIT_SECONDS = 30.0
 """How long the end of a study waits for what is still to be shown."""
@@ -54,16 +57,15 @@ class Tracker:
     """
 
     def __init__(self, track: Track, study: str, denominators: Mapping[str, int]) -> None:
-        self._study = study
         self._denominators = denominators
-        self._folder = Path(track.tensorboard or ".") / study
-        self._shown: dict[str, _Shown] = {}
+        self._reported: dict[str, set[str]] = {}  # by trial: keys of its evaluations
         self._outlets: list[_Outlet] = []
         if track.mlflow is not None:
             uri, experiment = track.mlflow, track.experiment or study
             self._outlets.append(_Outlet("mlflow", lambda: _mlflow(uri, experiment, study)))
         if track.tensorboard is not None:
-            self._outlets.append(_Outlet("tensorboard", _tensorboard))
+            folder = Path(track.tensorboard) / study
+            self._outlets.append(_Outlet("tensorboard", lambda: _tensorboard(folder)))
 
     def __enter__(self) -> Self:
         for outlet in self._outlets:
@@ -77,83 +79,30 @@ class Tracker:
         for outlet in self._outlets:
             outlet.stop(0.0 if stopped_now else WAIT_SECONDS)
 
-    def begin(self, trial: str, question: Question) -> None:
-        """A trial begins to work through a question; a restarted one goes on where it was."""
-        if trial in self._shown:
-            return
-        allocations = {task.allocation.key for task in question.tasks}
-        about = {
-            "study": self._study,
-            "stage": question.stage,
-            "question": question.name,
-            "rungs": ", ".join(dict.fromkeys(task.rung for task in question.tasks)),
-            "allocation": allocations.pop() if len(allocations) == 1 else f"{len(allocations)} of them",
-            "trial": trial,
-        }
-        shown = self._shown[trial] = _Shown(question.name, about, self._folder / _as_path(question.name))
-        self._each(lambda logger: logger.log_trial_start(shown))
+    def start(self, trial: Trial) -> None:
+        """A trial begins; a restarted one goes on where it was."""
+        if trial.trial_id not in self._reported:
+            self._reported[trial.trial_id] = set()
+            self._each(lambda logger: logger.log_trial_start(trial))
 
-    def report(self, trial: str, evaluation: Evaluation) -> None:
+    def report(self, trial: Trial, evaluation: Evaluation) -> None:
         """One more evaluation; one that a restarted trial reports again is left out."""
-        shown = self._shown.get(trial)
-        if shown is None or evaluation.key in shown.reported:
+        reported = self._reported.get(trial.trial_id)
+        if reported is None or evaluation.key in reported:
             return
-        shown.reported.add(evaluation.key)
-        step = len(shown.reported)
+        reported.add(evaluation.key)
+        step = len(reported)
         result = {"training_iteration": step, **figures(evaluation, self._denominators)}
-        self._each(lambda logger: logger.log_trial_result(step, shown, result))
+        self._each(lambda logger: logger.log_trial_result(step, trial, result))
 
-    def end(self, trial: str, *, failed: bool) -> None:
+    def end(self, trial: Trial, *, failed: bool) -> None:
         """A trial is over."""
-        shown = self._shown.pop(trial, None)
-        if shown is not None:
-            self._each(lambda logger: logger.log_trial_end(shown, failed=failed))
+        if self._reported.pop(trial.trial_id, None) is not None:
+            self._each(lambda logger: logger.log_trial_end(trial, failed=failed))
 
     def _each(self, call: Callable[[Any], None]) -> None:
         for outlet in self._outlets:
             outlet.put(call)
-
-
-def figures(evaluation: Evaluation, denominators: Mapping[str, int]) -> dict[str, float]:
-    """An evaluation's numbers by name, ``score/clip_score_drop`` say; what is not finite is left out."""
-    found: dict[str, float] = {
-        "zeros": evaluation.zeros,
-        "images": evaluation.images,
-        "cost": evaluation.cost,
-        "seconds": evaluation.seconds,
-        "collapsed": int(bool(evaluation.collapsed)),
-        "failed": int(bool(evaluation.failed)),
-    }
-    for name, n in denominators.items():
-        if name.startswith("n_") and n:
-            found[f"sparsity_{name.removeprefix('n_')}"] = evaluation.zeros / n
-    for metric, measure in evaluation.measures.items():
-        found |= {metric: measure.value, f"{metric}_low": measure.low, f"{metric}_high": measure.high}
-    return {f"{evaluation.rung}/{name}": value for name, value in found.items() if math.isfinite(value)}
-
-
-@dataclass(eq=False)
-class _Shown:
-    """What Ray's callbacks read of a trial, with a question in place of Tune's inner workings."""
-
-    name: str
-    config: dict[str, Any]
-    folder: Path
-    reported: set[str] = field(default_factory=set)
-
-    def __str__(self) -> str:
-        return self.name
-
-    @property
-    def evaluated_params(self) -> dict[str, Any]:
-        return self.config
-
-    @property
-    def local_path(self) -> str:
-        return str(self.folder)
-
-    def init_local_path(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
 
 
 class _Outlet:
@@ -216,10 +165,19 @@ def _mlflow(uri: str, experiment: str, study: str) -> Any:
     return MLflowLoggerCallback(uri, experiment_name=experiment, tags=tags)
 
 
-def _tensorboard() -> Any:
+def _tensorboard(folder: Path) -> Any:
     from ray.tune.logger import TBXLoggerCallback
 
-    return TBXLoggerCallback()  # type: ignore[no-untyped-call]
+    class Board(TBXLoggerCallback):
+        """Ray's callback, which writes below the study's folder instead of Tune's own."""
+
+        def log_trial_start(self, trial: Trial) -> None:
+            place = folder / _as_path(str(trial))
+            place.mkdir(parents=True, exist_ok=True)
+            self._trial_writer[trial] = self._summary_writer_cls(str(place), flush_secs=30)
+            self._trial_result[trial] = {}
+
+    return Board()  # type: ignore[no-untyped-call]
 
 
 def _as_path(question: str) -> Path:

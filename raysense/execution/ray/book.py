@@ -1,0 +1,170 @@
+"""Which trial works through which question: what Tune's adapters ask, and what they tell."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from raysense.errors import RaysenseError
+from raysense.execution.interrupt import Interrupt
+from raysense.execution.ledger import Ledger, PendingTrial
+from raysense.execution.ray.pool_handle import PoolHandle
+from raysense.records import Evaluation, Question
+
+RUNNING_PER_EVALUATOR = 1.5
+ASKED_PER_EVALUATOR = 3
+
+
+class TrialBook:
+    """The trials of one run.
+
+    Args:
+        ledger: Gives questions and takes answers.
+        first: The first question, which the ledger has given already.
+        pool: Measures.
+        cost_of: What a question costs by the plan, for the pool's time limits; None if the strategy does not say.
+        stored: Called once an evaluation that was measured.
+        interrupt: Says whether somebody wants the run to stop.
+
+    Attributes:
+        error: Why the run has to end, or None.
+        width: Evaluators that are kept supplied.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        first: PendingTrial,
+        pool: PoolHandle,
+        cost_of: Callable[[Question], int] | None,
+        stored: Callable[[], None],
+        interrupt: Interrupt,
+    ) -> None:
+        self._ledger, self._pool, self._cost_of, self._stored = ledger, pool, cost_of, stored
+        self._interrupt = interrupt
+        self._works: dict[str, PendingTrial] = {}  # by trial
+        self._unstarted = deque([first])  # asked, but in no trial: before the cluster is there, or again
+        self._processes: set[int] = set()  # of trials, that are up
+        self.width = 1
+        self.error: BaseException | None = None
+
+    @property
+    def stopping(self) -> bool:
+        """No further question is asked."""
+        return self.error is not None or self._interrupt.asked
+
+    def widen(self, width: int) -> None:
+        """Nodes have joined: so many evaluators are to be kept supplied."""
+        if width > self.width:
+            self.width = width
+            self.recount()  # a trial's share of the head node is another now: all start anew
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[None]:
+        """An exception inside Tune's callbacks would abort Tune untidily: keep it, stop clean, raise it then."""
+        try:
+            yield
+        except Exception as error:
+            self.error = self.error or error
+
+    # --- what Tune's adapters ask ---------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        """Tune may end once its trials have."""
+        return self._ledger.finished or self.stopping
+
+    @property
+    def running(self) -> int:
+        """Trials that run at the same time."""
+        return math.ceil(RUNNING_PER_EVALUATOR * self.width)
+
+    @property
+    def asked(self) -> Iterable[str]:
+        """The trials that are not over, the oldest first."""
+        return self._works
+
+    @property
+    def warm(self) -> bool:
+        """All trial processes are up: no trial waits for its own to start."""
+        return len(self._processes) >= self.running
+
+    def seen(self, process: int) -> None:
+        """A trial's process has reported."""
+        self._processes.add(process)
+
+    def recount(self) -> None:
+        """Which trial processes are up has to be seen anew."""
+        self._processes.clear()
+
+    def suggest(self, trial: str) -> dict[str, Any] | None:
+        """The configuration of a new trial, or None: not now."""
+        most = ASKED_PER_EVALUATOR * self.width if self.warm else self.running
+        if self.stopping or len(self._works) >= most:
+            return None
+        work: PendingTrial | None = None
+        with self.caught():
+            work = self._unstarted.popleft() if self._unstarted else self._ledger.next()
+        if work is None:
+            return None
+        self._works[trial] = work
+        left = replace(work.question, tasks=work.left)
+        self._pool.begin(trial, left, self._costs(left))
+        return {
+            **_about(work.question),
+            "pool": self._pool.name,
+            "namespace": self._pool.namespace,
+            "trial": trial,
+            "tasks": len(left.tasks),
+            # A share of the one resource that every cluster has exactly once: it lets so many trials run
+            # at the same time and keeps them on the head node, beside the driver and the pool.
+            "share": math.floor(9000 / self.running) / 10_000,
+        }
+
+    def settled(self, trial: str) -> bool:
+        """Whether the trial's question needs no further evaluation."""
+        work = self._works.get(trial)
+        return work is None or work.settled
+
+    # --- what they tell -------------------------------------------------------------------------------
+
+    def report(self, trial: str, evaluation: Evaluation | None) -> None:
+        """An evaluation that a trial reports; None: there will be no more."""
+        work = self._works.get(trial)
+        if evaluation is None or work is None:
+            return
+        with self.caught():
+            self._ledger.answer(work, evaluation)
+            self._stored()
+
+    def end(self, trial: str, *, error: bool) -> None:
+        """A trial is over."""
+        work = self._works.pop(trial, None)
+        self._pool.end(trial)
+        if error and work is not None:
+            self.error = self.error or RaysenseError(
+                f"trial {trial} of {work.question.name} failed again and again. Its question can be asked again: "
+                "resume with the same command; if it recurs, see the workers' logs of Ray."
+            )
+        elif work is not None and not work.settled:
+            self._unstarted.append(work)  # the trial ended early: another one goes on
+
+    def _costs(self, question: Question) -> tuple[int, ...]:
+        if self._cost_of is None:
+            return ()
+        return tuple(self._cost_of(replace(question, tasks=(task,))) for task in question.tasks)
+
+
+def _about(question: Question) -> dict[str, str]:
+    """A question as a trial's parameters, for people."""
+    allocations = {task.allocation.key for task in question.tasks}
+    return {
+        "question": question.name,
+        "stage": question.stage,
+        "rungs": ", ".join(dict.fromkeys(task.rung for task in question.tasks)),
+        "allocation": allocations.pop() if len(allocations) == 1 else f"{len(allocations)} of them",
+    }

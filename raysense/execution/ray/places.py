@@ -1,0 +1,93 @@
+"""Which evaluator takes the next task: free ones, those kept for a climbing candidate, those that wait for one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+KEEP_SECONDS = 2.0
+"""How long an evaluator is kept for the next rung of a candidate: the way through Tune and back takes some 50 ms."""
+
+
+@dataclass(eq=False)
+class Place:
+    """An evaluator as the pool sees it."""
+
+    actor: Any
+    created: float
+    started: bool = False
+    loaded: bool = False
+    life: str = ""
+    node: str = ""
+
+
+class FreePlaces:
+    """Evaluators without a task. For one event loop."""
+
+    def __init__(self) -> None:
+        self._idle: deque[Place] = deque()
+        self._kept: dict[str, tuple[Place, asyncio.TimerHandle]] = {}  # by trial
+        self._waiters: deque[asyncio.Future[Place | None]] = deque()
+        self._draining = False
+
+    @property
+    def idle(self) -> list[Place]:
+        """Those that nobody has taken."""
+        return list(self._idle)
+
+    def drain(self) -> None:
+        """No place is given any more; whoever still waits for one is sent home."""
+        self._draining = True
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def remove(self, place: Place) -> None:
+        """The evaluator is gone."""
+        if place in self._idle:
+            self._idle.remove(place)
+
+    async def take(self, trial: str, not_on: Sequence[str] = ()) -> Place | None:
+        """An evaluator for a trial's task; of several free ones not one of those on which it has failed."""
+        kept = self._taken_back(trial)
+        if self._draining:
+            return None
+        if kept is not None:
+            return kept
+        if self._idle:
+            place = next((place for place in self._idle if place.life not in not_on), self._idle[0])
+            self._idle.remove(place)
+            return place
+        waiter: asyncio.Future[Place | None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        return await waiter
+
+    def release(self, place: Place) -> None:
+        """The evaluator is free again: whoever has waited longest gets it."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(place)
+                return
+        self._idle.append(place)
+
+    def keep_for(self, trial: str, place: Place) -> None:
+        """Keep an evaluator for the next task of a trial, for a moment."""
+        timer = asyncio.get_running_loop().call_later(KEEP_SECONDS, self.let_go, trial)
+        self._kept[trial] = place, timer
+
+    def _taken_back(self, trial: str) -> Place | None:
+        if trial not in self._kept:
+            return None
+        place, timer = self._kept.pop(trial)
+        timer.cancel()
+        return place
+
+    def let_go(self, trial: str) -> None:
+        """The trial needs no evaluator any more."""
+        if (place := self._taken_back(trial)) is not None:
+            self.release(place)
