@@ -79,8 +79,14 @@ class Identity:
 
 def inventory_and_grid(study: Study, components: Mapping[str, object]) -> tuple[Inventory, LevelGrid]:
     """The layers that `study` selects from `components`, and their levels."""
+    inventory = inventory_of(study, components)
+    return inventory, grid_of(study, inventory)
+
+
+def inventory_of(study: Study, components: Mapping[str, object]) -> Inventory:
+    """The layers that `study` selects from `components`."""
     modules = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
-    inventory = take_inventory(
+    return take_inventory(
         components,
         select=study.prune.components,
         include=study.prune.include,
@@ -88,11 +94,15 @@ def inventory_and_grid(study: Study, components: Mapping[str, object]) -> tuple[
         kinds=study.prune.kinds,
         idle=idle_in(modules, foreseen_for(study).order),
     )
+
+
+def grid_of(study: Study, inventory: Inventory) -> LevelGrid:
+    """The levels of the layers that `study` selects."""
     if study.prune.pattern:
-        return inventory, pattern_grid(inventory, Pattern.parse(study.prune.pattern))
+        return pattern_grid(inventory, Pattern.parse(study.prune.pattern))
     if study.prune.saliency in UPDATING:
-        return inventory, LevelGrid(inventory.sizes, study.prune.cap, study.prune.calibration.levels)
-    return inventory, LevelGrid(inventory.sizes, study.prune.cap)
+        return LevelGrid(inventory.sizes, study.prune.cap, study.prune.calibration.levels)
+    return LevelGrid(inventory.sizes, study.prune.cap)
 
 
 def dense_identity(study: Study, inputs: Mapping[str, Any]) -> str:

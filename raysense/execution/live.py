@@ -12,7 +12,7 @@ from rich.text import Text
 from raysense.execution.progress import Clock, Snapshot
 from raysense.terminal import say
 
-PLAIN_SECONDS = 10.0
+PLAIN_SECONDS = 8.0
 
 
 def duration(seconds: float) -> str:

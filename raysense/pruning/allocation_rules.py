@@ -24,6 +24,8 @@ from raysense.pruning.saliency import Known, wanda_tensor
 AllocationRule = Callable[[int], Allocation]
 """Wanted zeros in the selected layers -> allocation."""
 
+Counts = npt.NDArray[np.int64]
+
 _BUCKETS = 1 << 15
 """One per bfloat16 value of a score that is not negative."""
 
@@ -96,7 +98,7 @@ def global_magnitude(
     inventory: Inventory, grid: LevelGrid, modules: Mapping[str, nn.Module]
 ) -> AllocationRule:
     """One magnitude threshold for all selected layers (thresholds to bfloat16, then to levels)."""
-    return _one_threshold(inventory, grid, modules, _magnitudes_below)
+    return one_threshold(inventory, grid, cache(lambda: counts_below("global", inventory, modules)))
 
 
 def lamp(inventory: Inventory, grid: LevelGrid, modules: Mapping[str, nn.Module]) -> AllocationRule:
@@ -104,7 +106,7 @@ def lamp(inventory: Inventory, grid: LevelGrid, modules: Mapping[str, nn.Module]
 
     Source: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning" (ICLR 2021), eq. 4.
     """
-    return _one_threshold(inventory, grid, modules, _lamp_below)
+    return one_threshold(inventory, grid, cache(lambda: counts_below("lamp", inventory, modules)))
 
 
 def owl(
@@ -160,28 +162,48 @@ def lamp_scores(weight: Tensor) -> Tensor:
     return scores.view(weight.shape)
 
 
-def _one_threshold(
+def counts_below(
+    rule: str,
     inventory: Inventory,
-    grid: LevelGrid,
     modules: Mapping[str, nn.Module],
-    below_in: Callable[[Tensor], npt.NDArray[np.int64]],
-) -> AllocationRule:
+    tell: Callable[[int], None] | None = None,
+) -> Counts:
+    """What `one_threshold` needs to know of the weights, which must be dense.
+
+    Args:
+        rule: A key of `BY_THRESHOLD`.
+        inventory: The selected layers.
+        modules: Component name -> module.
+        tell: Called after each layer with how many are counted.
+
+    Returns:
+        int64 (layers, buckets): how many of a layer's scores fall into a bfloat16 bucket or a lower one, for
+        the buckets that any score falls into, and once more for all of them.
+    """
+    below = []
+    for number, layer in enumerate(inventory.layers, 1):
+        below.append(BY_THRESHOLD[rule](weight_of(modules, layer).data))
+        if tell is not None:
+            tell(number)
+    counts = np.stack(below)
+    steps = np.flatnonzero(np.diff(counts, axis=1, prepend=0).max(axis=0))
+    return counts[:, [*steps.tolist(), -1]]
+
+
+def one_threshold(inventory: Inventory, grid: LevelGrid, counts: Callable[[], Counts]) -> AllocationRule:
     """The zeros of each layer below the one threshold that gives the total, each layer up to its cap.
 
-    `below_in` gives, of a weight, how many of its scores fall into each bfloat16 bucket or a lower one.
-
-    The weights are read once, when the first allocation is asked for: they must be dense then.
+    Args:
+        inventory: The selected layers.
+        grid: Their levels.
+        counts: Gives what `counts_below` gave; called when an allocation is asked for.
     """
     limits = np.array([grid.limit(layer.address) for layer in inventory.layers], dtype=np.int64)
-
-    @cache
-    def counts() -> npt.NDArray[np.int64]:
-        return np.stack([below_in(weight_of(modules, layer).data) for layer in inventory.layers])
 
     def family(zeros: int) -> Allocation:
         below = counts()
         totals = np.minimum(below, limits[:, None]).sum(axis=0)
-        last = min(int(np.searchsorted(totals, zeros)), _BUCKETS - 1)
+        last = min(int(np.searchsorted(totals, zeros)), below.shape[1] - 1)
         upper = np.minimum(below[:, last], limits)
         lower = np.minimum(below[:, last - 1], limits) if last else np.zeros_like(upper)
         # Inside the bucket that the threshold falls into, every layer gives the same share.
@@ -194,14 +216,14 @@ def _one_threshold(
     return family
 
 
-def _magnitudes_below(weight: Tensor) -> npt.NDArray[np.int64]:
+def _magnitudes_below(weight: Tensor) -> Counts:
     if weight.element_size() == 2:
         values, counts = magnitude_counts(weight)
         return _cumulative(values, counts)
     return _cumulative(weight.float().abs().flatten().cpu().numpy())
 
 
-def _lamp_below(weight: Tensor) -> npt.NDArray[np.int64]:
+def _lamp_below(weight: Tensor) -> Counts:
     """From the histogram of 16-bit weights, which is a hundredth of the work of sorting them."""
     if weight.element_size() != 2:
         return _cumulative(lamp_scores(weight).flatten().cpu().numpy())
@@ -216,6 +238,10 @@ def _lamp_below(weight: Tensor) -> npt.NDArray[np.int64]:
     place = np.arange(repeats.sum()) - np.repeat(repeats.cumsum() - repeats, repeats)
     spread = 1 / (np.repeat(rest[is_spread] / np.maximum(squares[is_spread], 1e-300), repeats) - place)
     return _cumulative(first[~is_spread], counts[~is_spread]) + _cumulative(spread)
+
+
+BY_THRESHOLD: dict[str, Callable[[Tensor], Counts]] = {"global": _magnitudes_below, "lamp": _lamp_below}
+"""Rules of one threshold -> how many scores of a weight fall into each bfloat16 bucket or a lower one."""
 
 
 def _bucket(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:

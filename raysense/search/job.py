@@ -17,9 +17,10 @@ from raysense import plugins
 from raysense.allocation import LevelGrid
 from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import calibration_cost
-from raysense.evaluation.identity import inventory_and_grid, signature
+from raysense.evaluation.identity import grid_of, signature
 from raysense.evaluation.inputs import inputs_of, keep_code, keep_prompts
 from raysense.evaluation.scoring import ImageScorer
+from raysense.evaluation.weights import Weights
 from raysense.execution.executor import EvaluatorSpec, Executor
 from raysense.execution.live import LiveView
 from raysense.execution.progress import Snapshot
@@ -27,12 +28,14 @@ from raysense.execution.ray.driver import RayExecutor
 from raysense.execution.ray.tracking import Tracker, check_track
 from raysense.names import ITERATIVE, OWL, SOLVER
 from raysense.pipelines.idle import foreseen_for
-from raysense.pipelines.load import load_for, modules_of
+from raysense.pipelines.load import empty_components
+from raysense.pipelines.origin import Origin
 from raysense.prompts.sets import load_prompts
 from raysense.pruning.layers import Inventory
 from raysense.results.failures import failures, refuse_if_nothing_was_measured
 from raysense.results.page import NAME as PAGE
 from raysense.results.page import is_finished_page, page_of, write_page
+from raysense.results.painted import write_painted_page
 from raysense.results.refresh import PageWhileRunning
 from raysense.results.summary import render, summarise
 from raysense.search.starts import Starts, stored_starts
@@ -79,16 +82,33 @@ def run_study(
         found = f"{done['sparsity_components']:.1%} removed" if done["feasible"] else "nothing passed"
         say(console, f"Finished already ({found}); nothing to do. Page: {page_of(out)}", whole=True)
         return done
-    pipeline = load_for(study)
-    inventory, grid = inventory_and_grid(study, pipeline.components)
-    modules = modules_of(pipeline)
-    foreseen = foreseen_for(study)
-    learning = calibration_cost(study, inventory, grid, modules, foreseen.cost)
-    families = closed_forms(inventory, grid, modules, study.search.proportions)
-    check_strategies(study.search.strategies, (*families, OWL, SOLVER, *ITERATIVE[1:]))
-    strategy = make_strategy(study, inventory, grid, families, learning, foreseen.cost)
-    store = begin_store(study, out, inventory, grid, inputs, foreseen.order)
+    with Weights(study, out, inputs, lambda text: say(console, text)) as weights:
+        inventory = weights.inventory()
+        grid = grid_of(study, inventory)
+        foreseen = foreseen_for(study)
+        empty = empty_components(Origin.of(study))
+        learning = calibration_cost(study, inventory, grid, empty, foreseen.cost)
+        families = closed_forms(inventory, grid, {}, study.search.proportions, weights.counts)
+        check_strategies(study.search.strategies, (*families, OWL, SOLVER, *ITERATIVE[1:]))
+        strategy = make_strategy(study, inventory, grid, families, learning, foreseen.cost)
+        store = begin_store(study, out, inventory, grid, inputs, foreseen.order)
+        summary = _searched(study, out, strategy, store, inventory, grid, inputs, address, console)
+    finish_page(study, out, console)
+    return summary
 
+
+def _searched(
+    study: Study,
+    out: str,
+    strategy: StrategyRunner[Findings],
+    store: Store,
+    inventory: Inventory,
+    grid: LevelGrid,
+    inputs: Mapping[str, Any],
+    address: str | None,
+    console: Console,
+) -> dict[str, Any]:
+    """Search, then write and show the summary."""
     with Starts(Disk(out), address, inputs["versions"]) as starts:
         executor = executor_of(study, out, inventory, inputs, address)
         identity, lookahead = signature(study, grid, inputs), study.search.lookahead
@@ -104,7 +124,6 @@ def run_study(
     render(summary, out, console)
     if failed := failures(evaluations):
         say(console, failed)
-    finish_page(study, out, console)
     return summary
 
 
@@ -162,7 +181,7 @@ def finish_page(study: Study, out: str, console: Console) -> None:
         say(console, "Writing the page …")
         say(console, f"Page:    {write_page(out, paint=False)}", whole=True)
         if can_paint:
-            write_page(out, tell=lambda text: say(console, text))
+            write_painted_page(out, lambda text: say(console, text))
     except RaysenseError as error:
         say(console, f"The page could not be written: {error}")
     except KeyboardInterrupt:

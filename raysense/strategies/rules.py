@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 
 from torch import nn
 
@@ -10,7 +11,7 @@ from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
 from raysense.names import UNIFORM
 from raysense.pruning import allocation_rules
-from raysense.pruning.allocation_rules import AllocationRule
+from raysense.pruning.allocation_rules import AllocationRule, Counts
 from raysense.pruning.layers import Inventory, Layer
 from raysense.records import OUTLIERS, Evaluation
 from raysense.strategies.curves import Curve
@@ -22,6 +23,7 @@ def closed_forms(
     grid: LevelGrid,
     modules: Mapping[str, nn.Module],
     proportions: Mapping[str, float] | None = None,
+    counts: Callable[[str], Counts] | None = None,
 ) -> dict[str, AllocationRule]:
     """The allocations that need no measurement, by name.
 
@@ -30,7 +32,10 @@ def closed_forms(
         grid: Their levels.
         modules: Component name -> module, dense when the first allocation is asked for.
         proportions: Component -> its part in the ratios of ``per_component`` and ``recipe``; 1 where missing.
+        counts: Rule -> what `allocation_rules.counts_below` gave, for callers that hold no weights: `modules` is not
+            looked at then.
     """
+    of_rule = counts or cache(lambda rule: allocation_rules.counts_below(rule, inventory, modules))
     linear = tuple(layer for layer in inventory.layers if layer.kind == "linear")
     parts = dict(proportions or {})
 
@@ -42,8 +47,10 @@ def closed_forms(
         "per_component": in_proportion(inventory.layers),
         "recipe": in_proportion(linear),
         "erk": lambda zeros: allocation_rules.erk(inventory, grid, zeros),
-        "global": allocation_rules.global_magnitude(inventory, grid, modules),
-        "lamp": allocation_rules.lamp(inventory, grid, modules),
+        **{
+            rule: allocation_rules.one_threshold(inventory, grid, partial(of_rule, rule))
+            for rule in allocation_rules.BY_THRESHOLD
+        },
     }
 
 

@@ -182,3 +182,20 @@ def test_more_than_the_caps_allow_is_refused():
     inventory, grid = setting(network((100, 100)), cap=0.5)
     with pytest.raises(RaysenseError, match=r"zeros: 6,000 cannot be removed; with cap 0\.5"):
         allocation_rules.uniform(inventory, grid, 6_000)
+
+
+@pytest.mark.parametrize("rule", ["lamp", "global"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_buckets_without_scores_say_nothing(rule: str, dtype: torch.dtype) -> None:
+    modules = {"unet": nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 50), nn.Linear(50, 8)).to(dtype)}
+    inventory = take_inventory(modules, select=["unet"])
+    grid = LevelGrid(inventory.sizes, 0.9)
+    some = allocation_rules.counts_below(rule, inventory, modules)
+    all_buckets = np.stack(
+        [allocation_rules.BY_THRESHOLD[rule](weight_of(modules, layer).data) for layer in inventory.layers]
+    )
+    assert some.shape[1] < all_buckets.shape[1] == 1 << 15
+    sparse = allocation_rules.one_threshold(inventory, grid, lambda: some)
+    dense = allocation_rules.one_threshold(inventory, grid, lambda: all_buckets)
+    for zeros in range(0, grid.max_zeros, 97):
+        assert sparse(zeros) == dense(zeros)
