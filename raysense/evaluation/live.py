@@ -13,7 +13,7 @@ from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import Calibration
 from raysense.evaluation.identity import inventory_and_grid
 from raysense.evaluation.inputs import taken_away, versions
-from raysense.evaluation.memory import release_memory
+from raysense.evaluation.memory import decode_in_slices, release_memory
 from raysense.evaluation.method_selection import components_of
 from raysense.hashing import content_key
 from raysense.pipelines.load import compile_denoiser, load_for
@@ -69,6 +69,7 @@ class LivePipeline:
         self._masker: Pruner | None = None
         self.begin()
         self.texts = TextCache(self.pipeline, self._state)
+        decode_in_slices(self.pipeline, lambda text: self.notes.append(text))
         if study.compile:
             compile_denoiser(self.pipeline)
 
