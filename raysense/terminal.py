@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import sys
+import threading
+import time
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -81,3 +86,31 @@ def say(console: Console, text: str = "", *, style: str = "", whole: bool = Fals
     from rich.text import Text  # not at once: `--help` prints without it
 
     console.print(Text(text, style=style), soft_wrap=whole, highlight=False)
+
+
+@contextmanager
+def patient(console: Console, text: str, seconds: float = 5.0) -> Iterator[threading.Event]:
+    """Say every few seconds what goes on, for how long already: nobody has to wonder whether it hangs.
+
+    Args:
+        console: Where.
+        text: What goes on.
+        seconds: Between two lines; what is over sooner says nothing.
+
+    Yields:
+        Set it, and nothing more is said.
+    """
+    over, began = threading.Event(), time.monotonic()
+
+    def repeat() -> None:
+        while not over.wait(seconds):
+            with contextlib.suppress(OSError):  # the terminal went away
+                say(console, f"{text} {time.monotonic() - began:.0f} s")
+
+    thread = threading.Thread(target=repeat, daemon=True, name="says what goes on")
+    thread.start()
+    try:
+        yield over
+    finally:
+        over.set()
+        thread.join()

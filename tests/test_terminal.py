@@ -6,10 +6,12 @@ import io
 import os
 import subprocess
 import sys
+import time
 
 import pytest
+from rich.console import Console
 
-from raysense.terminal import accept_any_text, plain
+from raysense.terminal import accept_any_text, patient, plain
 
 ENVIRONMENTS = {
     "ascii": {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
@@ -53,3 +55,19 @@ def test_signs_keep_their_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert buffer.getvalue() == b"+- e <= 3 x 2 ... ? ?\n"
     assert plain("└") == "+"
     assert plain("ﬁ") == "fi"
+
+
+def test_what_takes_long_is_said_again_and_again_and_what_is_over_soon_is_not() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=100)
+    with patient(console, "Reading …", seconds=30):
+        pass
+    assert out.getvalue() == ""
+    with patient(console, "Reading …", seconds=0.05) as over:
+        while out.getvalue().count("Reading …") < 3:
+            time.sleep(0.01)
+        over.set()
+        time.sleep(0.2)
+        said = out.getvalue()
+        time.sleep(0.2)
+        assert out.getvalue() == said

@@ -48,7 +48,7 @@ from raysense.strategies.runner import StrategyRunner
 from raysense.strategies.schedule import make_strategy
 from raysense.strategies.verdict import quality_budget
 from raysense.study import EXTENSIONS, PLACES, Study
-from raysense.terminal import say
+from raysense.terminal import patient, say
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,8 @@ def run_study(
     """
     check_track(study.track)
     refuse_to_overwrite(out, resume)
-    inputs = inputs_of(study, load_prompts(study.prompts), ImageScorer(study), device_of(study))
+    with patient(console, "Reading what the study is measured on …"):
+        inputs = inputs_of(study, load_prompts(study.prompts), ImageScorer(study), device_of(study))
     if resume and (done := finished_already(study, out, inputs)) is not None:
         found = f"{done['sparsity_components']:.1%} removed" if done["feasible"] else "nothing passed"
         say(console, f"Finished already ({found}); nothing to do. Page: {page_of(out)}", whole=True)
@@ -85,8 +86,9 @@ def run_study(
     with Weights(study, out, inputs, lambda text: say(console, text)) as weights:
         inventory = weights.inventory()
         grid = grid_of(study, inventory)
-        foreseen = foreseen_for(study)
-        empty = empty_components(Origin.of(study))
+        with patient(console, "Trying the pipeline without its weights …"):
+            foreseen = foreseen_for(study)
+            empty = empty_components(Origin.of(study))
         learning = calibration_cost(study, inventory, grid, empty, foreseen.cost)
         families = closed_forms(inventory, grid, {}, study.search.proportions, weights.counts)
         check_strategies(study.search.strategies, (*families, OWL, SOLVER, *ITERATIVE[1:]))
@@ -143,9 +145,11 @@ def search(
         RaysenseError: See `run_study`.
         KeyboardInterrupt: The study was stopped.
     """
-    with LiveView(console) as live, PageWhileRunning(store.uri):
+    starting = patient(console, "Starting …")
+    with LiveView(console) as live, PageWhileRunning(store.uri), starting as started:
 
         def see(snapshot: Snapshot) -> None:
+            started.set()
             starts.see(snapshot)
             with contextlib.suppress(OSError):  # the terminal went away
                 live(snapshot)
