@@ -25,10 +25,12 @@ def run(args: argparse.Namespace) -> int:
     study = load(args.study, overrides)
     warn([settle(study)])
     from raysense.evaluation.identity import inventory_and_grid
-    from raysense.pipelines.load import load_pipeline
+    from raysense.pipelines.load import empty_components, refuse_foreign
     from raysense.pipelines.origin import Origin
     from raysense.pruning.layers import render_tree
 
-    pipeline = load_pipeline(Origin.of(study))
-    print(render_tree(inventory_and_grid(study, pipeline.components)[0]))
+    # Shapes are all that is printed: the configuration says them, and nothing large is read or downloaded.
+    empty = empty_components(Origin.of(study))
+    refuse_foreign(study.pipeline, {name: type(module) for name, module in empty.items()})
+    print(render_tree(inventory_and_grid(study, empty)[0]))
     return 0

@@ -237,8 +237,7 @@ def render_tree(inventory: Inventory) -> str:
             lines += [f"│  ├─ {_describe(layer, layer.address[len(block) + 1 :])}" for layer in layers]
     lines += [
         "",
-        f"selected    {inventory.n_selected:>15,} weights in {len(inventory.layers)} layers, "
-        f"{inventory.zeros_before:,} already zero",
+        f"selected    {inventory.n_selected:>15,} weights in {len(inventory.layers)} layers",
         f"prunable    {inventory.n_prunable:>15,} weights (Linear and convolutions of the components)",
         f"components  {inventory.n_components:>15,} parameters (the objective's denominator)",
         f"pipeline    {inventory.n_pipeline:>15,} parameters",
