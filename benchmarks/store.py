@@ -66,8 +66,8 @@ def filled(uri: str, evaluations: int) -> list[str]:
         "measures": pa.table([of[name] for name in TABLES["measures"].names], schema=TABLES["measures"]),
     }
     with store.lock():
-        files = {name: [store._write_parquet(name, table)] for name, table in tables.items()}
-        store._switch(files, {"generation": 0})
+        files = {name: [store._files.write(name, table)] for name, table in tables.items()}
+        store._files.switch(files, {"generation": 0})
     return keys
 
 

@@ -72,6 +72,58 @@ def block_of(address: str) -> str:
     return f"{component}:{'.'.join(head[: numbers[-1] + 1] if numbers else head[:1])}"
 
 
+class _Steps:
+    """Which steps a grid's layers get, see `LevelGrid`."""
+
+    def __init__(self, sizes: Mapping[str, int], cap: float, max_levels: int) -> None:
+        self._n, self._cap, self._max_levels = sizes, cap, max_levels
+
+    def limit(self, n: int) -> int:
+        """The most weights that a layer of so many can lose."""
+        # The product may fall just short of a whole number (0.29 * 100), which must not cost a weight.
+        return min(n, math.floor(self._cap * n + 1e-9))
+
+    def step_for(self, n: int, base: int) -> int:
+        """Weights of a step of a layer with so many."""
+        step = base
+        while self.limit(n) // step > self._max_levels:
+            step *= 2
+        return step
+
+    def least_base(self) -> int:
+        """The smallest base for which every total can be met."""
+        smallest = min(self._n.values())
+        base = max(1, -(-self.limit(smallest) // self._max_levels))
+        while not self._every_total_reachable(base):
+            base *= 2
+        return base
+
+    def _every_total_reachable(self, base: int) -> bool:
+        """Whether the layers with small steps can always make up what a large step leaves open."""
+        hosts = self.find_hosts(base)
+        pairs = sorted((self.step_for(n, base), self.limit(n)) for a, n in self._n.items() if hosts[a] == a)
+        reach = 0
+        for step, group in groupby(pairs, key=lambda pair: pair[0]):
+            if reach < step - base:
+                return False
+            reach += sum(limit // step * step for _, limit in group)
+        return True
+
+    def find_hosts(self, base: int) -> dict[str, str]:
+        """Layer -> the layer whose level moves it."""
+        enough = min(FEW_STEPS, (self._max_levels + 1) // 2)
+        few = {a for a, n in self._n.items() if self.limit(n) // self.step_for(n, base) < enough}
+        largest: dict[str, str] = {}
+        for address in (a for a in self._n if a not in few):
+            for place in (block_of(address), address.split(":", 1)[0]):
+                if place not in largest or self._n[address] > self._n[largest[place]]:
+                    largest[place] = address
+        return {
+            a: a if a not in few else largest.get(block_of(a), largest.get(a.split(":", 1)[0], a))
+            for a in self._n
+        }
+
+
 class LevelGrid:
     """The levels of every layer of a study.
 
@@ -104,13 +156,15 @@ class LevelGrid:
             raise RaysenseError(f"cap: must be above 0 and at most 1, but is {cap}")
         if not 1 <= self.max_levels <= MAX_LEVELS:
             raise RaysenseError(f"max_levels: must be 1 to {MAX_LEVELS}, but is {max_levels}")
-        self.base = self._least_base()
-        self._hosts = self._find_hosts(self.base)
+        steps = _Steps(self._n, self.cap, self.max_levels)
+        self._limit = steps.limit
+        self.base = steps.least_base()
+        self._hosts = steps.find_hosts(self.base)
         self._units = {
             host: tuple(a for a in self._n if self._hosts[a] == host)
             for host in dict.fromkeys(self._hosts[a] for a in self._n)
         }
-        self._steps = {host: self._step_for(self._n[host], self.base) for host in self._units}
+        self._steps = {host: steps.step_for(self._n[host], self.base) for host in self._units}
         self._tops = {host: self._limit(self._n[host]) // self._steps[host] for host in self._units}
 
     @classmethod
@@ -284,48 +338,6 @@ class LevelGrid:
         """A hash of everything that gives a level its meaning."""
         parts = [list(self._n.items()), self.cap, self._steps, self._tops]
         return hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()[:16]
-
-    def _limit(self, n: int) -> int:
-        # The product may fall just short of a whole number (0.29 * 100), which must not cost a weight.
-        return min(n, math.floor(self.cap * n + 1e-9))
-
-    def _step_for(self, n: int, base: int) -> int:
-        step = base
-        while self._limit(n) // step > self.max_levels:
-            step *= 2
-        return step
-
-    def _least_base(self) -> int:
-        smallest = min(self._n.values())
-        base = max(1, -(-self._limit(smallest) // self.max_levels))
-        while not self._every_total_reachable(base):
-            base *= 2
-        return base
-
-    def _every_total_reachable(self, base: int) -> bool:
-        """Whether the layers with small steps can always make up what a large step leaves open."""
-        hosts = self._find_hosts(base)
-        pairs = sorted((self._step_for(n, base), self._limit(n)) for a, n in self._n.items() if hosts[a] == a)
-        reach = 0
-        for step, group in groupby(pairs, key=lambda pair: pair[0]):
-            if reach < step - base:
-                return False
-            reach += sum(limit // step * step for _, limit in group)
-        return True
-
-    def _find_hosts(self, base: int) -> dict[str, str]:
-        """Layer -> the layer whose level moves it."""
-        enough = min(FEW_STEPS, (self.max_levels + 1) // 2)
-        few = {a for a, n in self._n.items() if self._limit(n) // self._step_for(n, base) < enough}
-        largest: dict[str, str] = {}
-        for address in (a for a in self._n if a not in few):
-            for place in (block_of(address), address.split(":", 1)[0]):
-                if place not in largest or self._n[address] > self._n[largest[place]]:
-                    largest[place] = address
-        return {
-            a: a if a not in few else largest.get(block_of(a), largest.get(a.split(":", 1)[0], a))
-            for a in self._n
-        }
 
     def _check_level(self, address: str, level: int) -> None:
         self._require(address)

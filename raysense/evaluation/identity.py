@@ -18,7 +18,7 @@ from raysense.pipelines.idle import foreseen_for, idle_in
 from raysense.prompts.sets import PromptSets
 from raysense.pruning.layers import Inventory, take_inventory
 from raysense.pruning.patterns import Pattern, pattern_grid
-from raysense.store.store import contents_differ
+from raysense.store.differences import contents_differ
 from raysense.study import Study
 
 

@@ -20,9 +20,9 @@ from raysense.errors import RaysenseError
 from raysense.hashing import DIGITS, content_key, file_hash, files_hash, visible_files
 from raysense.names import BUNDLED
 from raysense.prompts.sets import Prompt, PromptSets, load_prompts
+from raysense.store.differences import contents_differ
 from raysense.store.disk import Disk, read_sealed
 from raysense.store.sealed import seal
-from raysense.store.store import contents_differ
 from raysense.study import Reference, Study
 
 if TYPE_CHECKING:

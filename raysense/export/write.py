@@ -22,7 +22,8 @@ import raysense
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation.evaluator import Evaluator
-from raysense.export.pack import RECORD, ZSTD_LEVEL, compress, weight_bytes, zstd_bytes
+from raysense.export.card import model_card
+from raysense.export.pack import RECORD, compress, weight_bytes, zstd_bytes
 from raysense.pipelines.load import modules_of
 from raysense.pruning.layers import weight_of
 from raysense.results.pictures import evaluator_of
@@ -85,7 +86,7 @@ def export(
         record = _record(run, evaluator, chosen, zeros, sizes)
         finished = small if compressed else pruned
         (finished / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        (finished / "README.md").write_text(_card(run, record, compressed), encoding="utf-8")
+        (finished / "README.md").write_text(model_card(run, record, compressed), encoding="utf-8")
         if out.exists():
             shutil.rmtree(out)
         finished.rename(out)
@@ -160,102 +161,3 @@ def _record(
         },
         "bytes": dict(sizes),
     }
-
-
-def _card(run: Run, record: Mapping[str, Any], compressed: bool) -> str:
-    """The model card. Texts that users chose stand in code spans, so that none of them is read as Markdown or HTML."""
-    where = {
-        "validation": "held-out prompts that the search never saw",
-        None: "nothing: this allocation was not judged by images",
-    }.get(record["rung"], "the search's own prompts")
-    verdict = {True: "inside the quality budget", False: "**outside** the quality budget", None: "not judged"}
-    load = (
-        'from raysense.export import load_compressed\n\npipeline = load_compressed("THIS_FOLDER")'
-        if compressed
-        else 'from diffusers import DiffusionPipeline\n\npipeline = DiffusionPipeline.from_pretrained("THIS_FOLDER")'
-    )
-    measures = "\n".join(
-        f"| {name} | {m['value']:.4g} | {m['low']:.4g} to {m['high']:.4g} | {m['n']} | {_code(m['extractor'])} |"
-        for name, m in record["measures"].items()
-    )
-    bounds = "\n".join(
-        f"- `{bound.field}`: {'at most' if bound.is_upper else 'at least'} {bound.limit:g}"
-        for bound in run.bounds
-    )
-    dense = record["bytes"]["dense"]
-    sizes = "\n".join(f"| {form} | {size:,} | {size / dense:.3f} |" for form, size in record["bytes"].items())
-    by_component: dict[str, int] = {}
-    for layer, count in record["zeros_by_layer"].items():
-        by_component[layer.split(":")[0]] = by_component.get(layer.split(":")[0], 0) + count
-    method = " ".join(part for part in (record["saliency"], record["pattern"]) if part)
-    kernels = (
-        "\nOn a CUDA device of capability 8.0 or more, `raysense.export.semi_structured.load_semi_structured` puts the "
-        "layers that can on 2:4 kernels; `python -m benchmarks.semi_structured` measures what that buys.\n"
-        if record["pattern"] == "2:4"
-        else ""
-    )
-    removed = "\n".join(f"- {_code(name)}: {count:,} zeros" for name, count in by_component.items())
-    return f"""---
-library_name: diffusers
-tags: [text-to-image, pruned, raysense]
----
-# {_code(run.study.pipeline)}, pruned by raysense
-
-**{record["sparsity_components"]:.2%}** of the parameters of the studied components are zero
-({record["sparsity_prunable"]:.2%} of their Linear and Conv weights, {record["sparsity_pipeline"]:.2%} of the whole
-pipeline; {record["zeros"]:,} zeros, counted in the weights of this folder). Verdict: {verdict[record["feasible"]]}.
-Nothing was retrained. Zeros make the files smaller, not the pipeline faster: no speed was measured.
-
-```python
-{load}
-```
-
-## What was pruned
-
-{removed}
-
-By {_code(method)}; every layer's level and its zeros stand in `{RECORD}`.
-{kernels}
-## Measured quality
-
-On {where}. Names ending in `_drop` and `_rise` are differences to the dense pipeline from the same noise.
-
-| measure | value | 95 % interval | images | extractor |
-|---|---|---|---|---|
-{measures}
-
-The budget:
-
-{bounds}
-
-## Size of the weight files
-
-| form | bytes | of dense |
-|---|---|---|
-{sizes}
-
-zstd at level {ZSTD_LEVEL}. “compressed” is a bit mask and the values that stay; `raysense.export.expand` turns it
-back into this pipeline bit for bit.
-
-## How to reproduce
-
-Study {_code(run.study.name)}, signature `{record["signature"]}`, allocation `{record["allocation"]}`, raysense
-{record["raysense_version"]}. Save the lines below as `study.yaml`, then
-
-```
-python -m raysense.search study.yaml --out run
-raysense export run --allocation {record["allocation"]} --out pruned
-```
-
-{_indented(run.study.to_yaml())}"""
-
-
-def _code(text: str) -> str:
-    """Any text as a Markdown code span on one line."""
-    flat = " ".join(str(text).split()).replace("`", "'").replace("|", "¦")
-    return f"`{flat}`"
-
-
-def _indented(text: str) -> str:
-    """A text as a Markdown code block that no fence inside it can end."""
-    return "".join(f"    {line}\n" for line in text.splitlines())

@@ -152,6 +152,28 @@ def take_inventory(
             f"components: nothing prunable in {', '.join(select) or 'an empty selection'}; "
             f"the pipeline has {', '.join(modules)}"
         )
+    chosen = _chosen(found, include, exclude, kinds)
+    return Inventory(
+        layers=tuple(layer for layer, _ in chosen),
+        n_selected=sum(layer.n for layer, _ in chosen),
+        n_prunable=sum(layer.n for layer, _ in found),
+        n_components=sum(parameters_at_work(chosen_modules, idle).values()),
+        n_pipeline=_count_parameters(modules.values()),
+        zeros_before=sum(count_zeros(weight) for _, weight in chosen if not weight.is_meta),
+    )
+
+
+def _chosen(
+    found: Sequence[tuple[Layer, Tensor]],
+    include: Sequence[str],
+    exclude: Sequence[str],
+    kinds: Sequence[str] | None,
+) -> list[tuple[Layer, Tensor]]:
+    """The prunable layers that a study selects.
+
+    Raises:
+        RaysenseError: A glob that matches nothing, or nothing is left.
+    """
     for field, globs in (("include", include), ("exclude", exclude)):
         for glob in globs:
             if not any(_matches(layer, glob) for layer, _ in found):
@@ -172,14 +194,7 @@ def take_inventory(
             f"include, exclude, kinds: together they leave none of the {len(found)} prunable layers "
             f"(their kinds: {kinds_there}); select more"
         )
-    return Inventory(
-        layers=tuple(layer for layer, _ in chosen),
-        n_selected=sum(layer.n for layer, _ in chosen),
-        n_prunable=sum(layer.n for layer, _ in found),
-        n_components=sum(parameters_at_work(chosen_modules, idle).values()),
-        n_pipeline=_count_parameters(modules.values()),
-        zeros_before=sum(count_zeros(weight) for _, weight in chosen if not weight.is_meta),
-    )
+    return chosen
 
 
 def find_layers(modules: Mapping[str, nn.Module]) -> Iterator[tuple[Layer, Tensor]]:

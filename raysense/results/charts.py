@@ -183,18 +183,31 @@ def quality(candidates: pd.DataFrame, bound: Bound, title: str, winner: str | No
         scale=alt.Scale(domain=strategies, range=list(STRATEGIES)),
         legend=alt.Legend(orient="top", columns=4),
     )
+    encoded = {"x": _sparsity_axis(judged), "y": y, "color": color}
     search = _points(judged[judged["rung"] == "score"], measure, reach)
     held = _points(judged[judged["rung"] == "validation"], measure, reach)
+    layers = [
+        *_bound_marks(bound.limit, reach, bound.is_upper),
+        *_searched_marks(search, encoded, scale),
+        *_tested_marks(held, encoded, scale, winner),
+    ]
+    return _finish(alt.layer(*layers), 300, f"{title} against sparsity")
+
+
+def _searched_marks(
+    search: Sequence[Mapping[str, Any]], encoded: Mapping[str, Any], scale: alt.Scale
+) -> list[alt.Chart]:
+    """What the search's own prompts gave: a line and dots a strategy, with intervals; the dense pipeline."""
+    x, y, color = encoded["x"], encoded["y"], encoded["color"]
     # A line joins what was measured of its strategy and no more; the dense pipeline is a dot of its own.
     dense = [row for row in search if row["strategy"] == "dense"]
     search = [row for row in search if row["strategy"] != "dense"]
     origin = (
         alt.Chart(alt.InlineData(dense))
         .mark_point(size=60, shape="square", filled=True, color="#7f8c99")
-        .encode(x=_sparsity_axis(judged), y=y, tooltip=_TOOLTIP)
+        .encode(x=x, y=y, tooltip=_TOOLTIP)
     )
     base = alt.Chart(alt.InlineData(search))
-    x = _sparsity_axis(judged)
     line = (
         alt.Chart(alt.InlineData(search))
         .transform_aggregate(value="mean(value)", groupby=["strategy", "sparsity"])
@@ -205,6 +218,14 @@ def quality(candidates: pd.DataFrame, bound: Bound, title: str, winner: str | No
         x=x, y=alt.Y("low:Q", scale=scale), y2="high:Q", color=color
     )
     dots = base.mark_circle(size=34, opacity=0.9).encode(x=x, y=y, color=color, tooltip=_TOOLTIP)
+    return [line, origin, bars, dots]
+
+
+def _tested_marks(
+    held: Sequence[Mapping[str, Any]], encoded: Mapping[str, Any], scale: alt.Scale, winner: str | None
+) -> list[alt.Chart]:
+    """What held-out prompts gave: diamonds with intervals, a ring around the winner."""
+    x, y, color = encoded["x"], encoded["y"], encoded["color"]
     tested = alt.Chart(alt.InlineData(held))
     tested_bars = tested.mark_rule(strokeWidth=2.5, clip=True).encode(
         x=x, y=alt.Y("low:Q", scale=scale), y2="high:Q", color=color
@@ -217,20 +238,7 @@ def quality(candidates: pd.DataFrame, bound: Bound, title: str, winner: str | No
         .mark_point(size=420, shape="circle", strokeWidth=2.5, fill="transparent", color=INSIDE)
         .encode(x=x, y=y, tooltip=_TOOLTIP)
     )
-    return _finish(
-        alt.layer(
-            *_bound_marks(bound.limit, reach, bound.is_upper),
-            line,
-            origin,
-            bars,
-            dots,
-            tested_bars,
-            tested_dots,
-            star,
-        ),
-        300,
-        f"{title} against sparsity",
-    )
+    return [tested_bars, tested_dots, star]
 
 
 def pareto(candidates: pd.DataFrame, used: pd.Series[float], winner: str | None) -> Spec | None:
@@ -248,26 +256,7 @@ def pareto(candidates: pd.DataFrame, used: pd.Series[float], winner: str | None)
     frame = frame.assign(word=["inside the budget" if ok else "outside" for ok in frame["feasible"]])
     lowest = max(-0.5, float(frame["value"].min()))
     reach = [min(lowest, 0.0), 2.0]
-    rows = [
-        {
-            "sparsity": _round(row["sparsity_components"]),
-            "value": _round(min(max(row["value"], reach[0]), reach[1])),
-            "used": _round(row["value"]),
-            "strategy": row["strategy"],
-            "rung": row["rung"],
-            "word": row["word"],
-            "allocation": row["allocation"],
-        }
-        for row in frame.to_dict("records")
-    ]
-    tooltip = [
-        alt.Tooltip("strategy:N", title="found by"),
-        alt.Tooltip("rung:N", title="judged on"),
-        alt.Tooltip("sparsity:Q", title="removed", format=".1%"),
-        alt.Tooltip("used:Q", title="budget used", format=".0%"),
-        alt.Tooltip("word:N", title="whole interval"),
-        alt.Tooltip("allocation:N"),
-    ]
+    rows = _uses(frame, reach)
     x = _sparsity_axis(frame)
     y = alt.Y(
         "value:Q",
@@ -287,7 +276,7 @@ def pareto(candidates: pd.DataFrame, used: pd.Series[float], winner: str | None)
                 scale=alt.Scale(domain=["inside the budget", "outside"], range=[INSIDE, OUTSIDE]),
                 legend=alt.Legend(orient="top"),
             ),
-            tooltip=tooltip,
+            tooltip=_USE_TOOLTIP,
         )
     )
     front = (
@@ -300,9 +289,25 @@ def pareto(candidates: pd.DataFrame, used: pd.Series[float], winner: str | None)
             alt.InlineData([r for r in rows if r["allocation"] == winner and r["rung"] == "validation"])
         )
         .mark_point(size=420, shape="circle", strokeWidth=2.5, fill="transparent", color=INSIDE)
-        .encode(x=x, y=y, tooltip=tooltip)
+        .encode(x=x, y=y, tooltip=_USE_TOOLTIP)
     )
     return _finish(alt.layer(*_bound_marks(1.0, reach, True), front, dots, star), 300, "Pareto front")
+
+
+def _uses(frame: pd.DataFrame, reach: Sequence[float]) -> list[dict[str, Any]]:
+    """Allocations with the share of the quality budget that they use, and that share as far as the axis goes."""
+    return [
+        {
+            "sparsity": _round(row["sparsity_components"]),
+            "value": _round(min(max(row["value"], reach[0]), reach[1])),
+            "used": _round(row["value"]),
+            "strategy": row["strategy"],
+            "rung": row["rung"],
+            "word": row["word"],
+            "allocation": row["allocation"],
+        }
+        for row in frame.to_dict("records")
+    ]
 
 
 def curves(run: Run) -> Spec | None:
@@ -341,13 +346,7 @@ def curves(run: Run) -> Spec | None:
         axis=alt.Axis(format="~g", tickCount=5),
     )
     base = alt.Chart(alt.InlineData(rows))
-    tooltip = [
-        alt.Tooltip("group:N"),
-        alt.Tooltip("sparsity:Q", title="share removed", format=".1%"),
-        alt.Tooltip("value:Q", title="damage", format=".3~g"),
-        alt.Tooltip("low:Q", title="95 % interval from", format=".3~g"),
-        alt.Tooltip("high:Q", title="to", format=".3~g"),
-    ]
+    tooltip = _DAMAGE_TOOLTIP
     # `detail` rather than colour: with a hundred groups only the chosen one needs to stand out.
     faint = base.mark_line(opacity=0.28, color="#7f8c99", strokeWidth=1).encode(x=x, y=y, detail="group:N")
     band = (
@@ -361,6 +360,12 @@ def curves(run: Run) -> Spec | None:
         .encode(x=x, y=y, tooltip=tooltip)
     )
     dots = base.mark_circle(size=30, opacity=0.001).encode(x=x, y=y, tooltip=tooltip)
+    layers = [faint, *_cliff_marks(), band, dots.add_params(pick), shown]
+    return _finish(alt.layer(*layers), 320, "Damage curves with intervals")
+
+
+def _cliff_marks() -> list[alt.Chart]:
+    """The line at `TOLERABLE`, with what it means."""
     mark = alt.Chart(
         alt.InlineData([{"y": TOLERABLE, "text": "the cliff: above this line a part is broken"}])
     )
@@ -368,14 +373,27 @@ def curves(run: Run) -> Spec | None:
     text = mark.mark_text(align="left", dx=4, dy=-7, color=OUTSIDE, fontWeight="bold").encode(
         y="y:Q", x=alt.value(0), text="text:N"
     )
-    return _finish(
-        alt.layer(faint, rule, text, band, dots.add_params(pick), shown), 320, "Damage curves with intervals"
-    )
+    return [rule, text]
 
 
 # --- parts --------------------------------------------------------------------------------------------
 
 _UNIT = alt.Scale(domain=[0, 1], nice=False)
+_USE_TOOLTIP = [
+    alt.Tooltip("strategy:N", title="found by"),
+    alt.Tooltip("rung:N", title="judged on"),
+    alt.Tooltip("sparsity:Q", title="removed", format=".1%"),
+    alt.Tooltip("used:Q", title="budget used", format=".0%"),
+    alt.Tooltip("word:N", title="whole interval"),
+    alt.Tooltip("allocation:N"),
+]
+_DAMAGE_TOOLTIP = [
+    alt.Tooltip("group:N"),
+    alt.Tooltip("sparsity:Q", title="share removed", format=".1%"),
+    alt.Tooltip("value:Q", title="damage", format=".3~g"),
+    alt.Tooltip("low:Q", title="95 % interval from", format=".3~g"),
+    alt.Tooltip("high:Q", title="to", format=".3~g"),
+]
 _TOOLTIP = [
     alt.Tooltip("strategy:N", title="found by"),
     alt.Tooltip("rung:N", title="judged on"),

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from raysense.results.run import DENOMINATORS, Run
-from raysense.store.store import difference
+from raysense.store.differences import difference
 from raysense.terminal import say
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raysense.pruning.layers import Inventory
-from raysense.strategies.dry_run import Estimate, Speed
+from raysense.strategies.dry_run import Estimate, Speed, Stage
 from raysense.study import Budget, Study
 from raysense.terminal import say
 
@@ -82,28 +82,12 @@ def render(
     first = estimates[0]
     unit = "GPU" if study.cluster.gpus_per_evaluator else "evaluator"
     say(console, f"{study.name}: {speed.told}", style="bold")
-    stages = Table("stage", "evaluations", "images", "sample-forwards", f"{unit}-hours")
-    for name, stage in first.stages.items():
-        stages.add_row(
-            name,
-            f"{stage.evaluations:,}",
-            f"{stage.images:,}",
-            f"{stage.cost:,}",
-            f"{stage.busy / 3600:,.2f}",
-        )
-    stages.add_row(
-        "all", f"{first.evaluations:,}", f"{first.images:,}", f"{first.cost:,}", f"{first.busy / 3600:,.2f}"
-    )
-    console.print(stages)
+    console.print(_stages(first, unit))
     for limit in limits(study.budget):
         say(console, f"{limit} stops it at the latest.")
     if first.stopped:
         say(console, f"The budget is smaller than the study: {first.stopped}.")
-    walls = Table(f"{unit}s", "wall time", "busy", *(["price"] if price is not None else []))
-    for one in estimates:
-        cells = [f"{one.evaluators:,}", _duration(one.wall), f"{one.utilisation:.0%}"]
-        walls.add_row(*cells, *([f"{one.price(price):,.2f}"] if price is not None else []))
-    console.print(walls)
+    console.print(_walls(estimates, unit, price))
     width = first.evaluators * 3
     if study.search.lookahead < width:
         say(
@@ -123,6 +107,30 @@ def render(
         "Assumed: no candidate is hopeless on the preview rung, every finalist is tested, no machine is lost. "
         "The head node and storage are not in the price.",
     )
+
+
+def _stages(estimate: Estimate, unit: str) -> Table:
+    """What every stage takes, and all of them."""
+    stages = Table("stage", "evaluations", "images", "sample-forwards", f"{unit}-hours")
+    parts: list[tuple[str, Stage | Estimate]] = [*estimate.stages.items(), ("all", estimate)]
+    for name, part in parts:
+        stages.add_row(
+            name,
+            f"{part.evaluations:,}",
+            f"{part.images:,}",
+            f"{part.cost:,}",
+            f"{part.busy / 3600:,.2f}",
+        )
+    return stages
+
+
+def _walls(estimates: Sequence[Estimate], unit: str, price: float | None) -> Table:
+    """How long each number of evaluators takes, and what it costs."""
+    walls = Table(f"{unit}s", "wall time", "busy", *(["price"] if price is not None else []))
+    for one in estimates:
+        cells = [f"{one.evaluators:,}", _duration(one.wall), f"{one.utilisation:.0%}"]
+        walls.add_row(*cells, *([f"{one.price(price):,.2f}"] if price is not None else []))
+    return walls
 
 
 def limits(budget: Budget) -> list[str]:

@@ -226,33 +226,7 @@ class Run:
         not; missing if none), ``worst`` (the largest damage).
         """
         curves = self.sensitivity()
-        curves = curves[curves["metric"] == self.damage_metric()]
-        found = []
-        for group, curve in curves.groupby("group", sort=False):
-            beyond = curve[curve["high"] > tolerable]["sparsity"]
-            over = float(beyond.min()) if len(beyond) else None
-            below = curve[curve["sparsity"] < over]["sparsity"] if over is not None else curve["sparsity"]
-            head = curve.iloc[0]
-            found.append(
-                {
-                    "group": group,
-                    "component": head["component"],
-                    "layers": int(head["layers"]),
-                    "weights": int(head["weights"]),
-                    "safe": float(below.max()) if len(below) else 0.0,
-                    "over": over,
-                    "worst": float(curve["value"].max()),
-                }
-            )
-        columns = ["group", "component", "layers", "weights", "safe", "over", "worst"]
-        frame = pd.DataFrame(found, columns=columns)
-        frame["over"] = frame["over"].astype(float)
-        # To whole percents: what is beyond them is where the grid has its steps.
-        frame["edge"] = ((frame["safe"] + frame["over"]) / 2).round(2)
-        ordered = frame.sort_values(
-            ["edge", "worst", "group"], ascending=[True, False, True], na_position="last"
-        )
-        return ordered.drop(columns="edge").reset_index(drop=True)
+        return cliffs_of(curves[curves["metric"] == self.damage_metric()], tolerable)
 
     def layer_sparsity(self, allocation: Allocation) -> pd.DataFrame:
         """One row per layer in network order with the ``zeros`` and the ``sparsity`` that an allocation gives it."""
@@ -296,3 +270,31 @@ class Run:
 def views() -> str:
     """SQL of the views that the queries share."""
     return (files("raysense.results") / "views.sql").read_text(encoding="utf-8")
+
+
+def cliffs_of(curves: pd.DataFrame, tolerable: float) -> pd.DataFrame:
+    """See `Run.cliffs`; of curves of one metric."""
+    found = []
+    for group, curve in curves.groupby("group", sort=False):
+        beyond = curve[curve["high"] > tolerable]["sparsity"]
+        over = float(beyond.min()) if len(beyond) else None
+        below = curve[curve["sparsity"] < over]["sparsity"] if over is not None else curve["sparsity"]
+        head = curve.iloc[0]
+        found.append(
+            {
+                "group": group,
+                "component": head["component"],
+                "layers": int(head["layers"]),
+                "weights": int(head["weights"]),
+                "safe": float(below.max()) if len(below) else 0.0,
+                "over": over,
+                "worst": float(curve["value"].max()),
+            }
+        )
+    columns = ["group", "component", "layers", "weights", "safe", "over", "worst"]
+    frame = pd.DataFrame(found, columns=columns)
+    frame["over"] = frame["over"].astype(float)
+    # To whole percents: what is beyond them is where the grid has its steps.
+    frame["edge"] = ((frame["safe"] + frame["over"]) / 2).round(2)
+    ordered = frame.sort_values(["edge", "worst", "group"], ascending=[True, False, True], na_position="last")
+    return ordered.drop(columns="edge").reset_index(drop=True)

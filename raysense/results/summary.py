@@ -17,6 +17,7 @@ from raysense.pruning.layers import Inventory
 from raysense.records import Bound, Evaluation
 from raysense.results.near_miss import at_cap, cap_in_words, miss_in_words, nearest_miss
 from raysense.results.pareto import front
+from raysense.store.schema import DENOMINATORS
 from raysense.store.store import Store
 from raysense.strategies.budget import BudgetTracker
 from raysense.strategies.context import Candidate, Findings
@@ -63,11 +64,7 @@ def summarise(
         "levels": dict(winner.allocation) if winner else {},
         **shares,
         "zeros": zeros,
-        "zeros_before": inventory.zeros_before,
-        "n_selected": inventory.n_selected,
-        "n_prunable": inventory.n_prunable,
-        "n_components": inventory.n_components,
-        "n_pipeline": inventory.n_pipeline,
+        **{name: getattr(inventory, name) for name in DENOMINATORS},
         "constraints": _constraints(winner, bounds, held_out_stretch(study)),
         "missed": nearest_miss(study, findings, inventory),
         "at_cap": at_cap(study, grid, winner.allocation if winner else None),
@@ -84,12 +81,19 @@ def summarise(
             "validation": _fronts(findings.validated, bounds, inventory),
         },
         "strategies": _strategies(findings.tried, inventory),
+        **_spent(evaluations),
+        "seconds": round(seconds, 1),
+        "budget": _budget(study, tracker),
+    }
+
+
+def _spent(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """What all evaluations took."""
+    return {
         "evaluations": len(evaluations),
         "images": sum(e.images for e in evaluations),
         "cost": sum(e.cost for e in evaluations),
         "cost_unit": "denoiser sample-forwards",
-        "seconds": round(seconds, 1),
-        "budget": _budget(study, tracker),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,51 +47,14 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         RaysenseError: No study, no curves, something else is changed, or the dense pipeline misses a bound.
     """
-    store = Store.open(run)
-    record = store.study
-    assert record is not None
-    old = parse(record["definition"])
-    study = revise(old, overrides)
-    _check_changes(old, study)
-    layers = store.table("layers").to_pylist()
-    grid = LevelGrid([(row["layer"], row["weights"]) for row in layers], old.prune.cap)
-    if any(row["levels"] and grid.step(row["layer"]) != row["step"] for row in layers):
-        raise RaysenseError("`prune` gives layers fixed levels in this study; there is nothing to solve anew")
-    levels: dict[str, dict[str, int]] = {}
-    for row in store.table("allocations").to_pylist():
-        levels.setdefault(row["allocation"], {})[row["layer"]] = row["level"]
-    evaluations = store.evaluations()
-    own = set(grid.addresses)
-    groups: dict[str, list[str]] = {}
-    for row in layers:
-        if row["layer"] in own:
-            groups.setdefault(row["group"], []).append(row["layer"])
-    curves = _curves(evaluations, levels, groups, grid)
-    if not curves:
-        raise RaysenseError(
-            f"`{run}` has no sensitivity curves; run the study with `solver` in `search.strategies`"
-        )
-
-    allowed = set(study.prune.components)
-    fine = [curve.refined() for curve in curves]
-    free = [_up_to(c, study.prune.cap) for c in fine if c.group.split(":")[0] in allowed]
-    most = sum(max(curve.zeros) for curve in free)
-
-    def solved(zeros: int, weights: Mapping[str, float]) -> Allocation:
-        chosen = OBJECTIVES[old.search.objective](free, min(zeros, most), weights).sparsity
-        wish = {a: chosen[g] * grid.weights(a) for g in chosen for a in groups[g]}
-        return grid.nearest(wish, min(zeros, most), among=[a for g in chosen for a in groups[g]])
-
-    def damages(allocation: Allocation) -> list[float]:
-        zeros = [sum(grid.zeros_at(a, allocation[a]) for a in groups[c.group]) for c in fine]
-        return [float(np.interp(z, c.zeros, c.damage)) for z, c in zip(zeros, fine, strict=True)]
-
-    learned = Learned(grid, damages, [c.group for c in fine], solved, study.seed)
-    bounds = study.constraints.bounds()
-    _refuse_dense(run, evaluations, bounds)
-    rows = _evidence(study, grid, evaluations, levels, bounds)
+    stored = _read(run, overrides)
+    study, grid, bounds = stored.study, stored.grid, stored.study.constraints.bounds()
+    prediction = _Prediction(stored)
+    _refuse_dense(run, stored.evaluations, bounds)
+    rows = _evidence(study, grid, stored.evaluations, stored.levels, bounds)
     for row in rows:
-        learned.tell(row.allocation, utilisation_of(row, bounds))
+        prediction.learned.tell(row.allocation, utilisation_of(row, bounds))
+    allowed = set(study.prune.components)
     fitting = [
         row
         for row in rows
@@ -102,27 +66,12 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
     inside = [row for row in fitting if row.feasible]
     # Held-out rows come first: a total that passed on the search's prompts alone says less.
     measured = max(inside, key=lambda row: (row.evaluation.rung == "validation", row.zeros), default=None)
-    most = int(min(most, _ceiling(fitting)))
     # Where no stored row is inside, nothing says where the bound lies: nothing is predicted.
     supported = any(row.feasible and row.zeros for row in rows)
-
-    def load_high(allocation: Allocation) -> float:
-        load, sd = learned.predict(allocation)
-        return load + 1.96 * sd
-
-    low, high, best = 0, most if supported else 0, Allocation()
-    weights = learned.factors() if supported else {}
-    for _ in range(_BISECTIONS if supported else 0):
-        middle = (low + high + 1) // 2
-        allocation = solved(middle, weights)
-        if load_high(allocation) <= 1:
-            low, best = middle, allocation
-        else:
-            high = middle
-    denominators = record["denominators"]
-    if study.prune.components != old.prune.components:
-        denominators = _denominators(study)
-    load, sd = learned.predict(best) if best else (0.0, 0.0)
+    most = int(min(prediction.most, _ceiling(fitting)))
+    best = prediction.sparsest(most) if supported else Allocation()
+    load, sd = prediction.learned.predict(best) if best else (0.0, 0.0)
+    denominators = stored.denominators
     return {
         "study": study.name,
         "constraints": study.model_dump(mode="json")["constraints"],
@@ -136,14 +85,113 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
             "allocation": best.key,
             "levels": dict(best),
         },
-        "measured": None
-        if measured is None
-        else {
-            **_shares(measured.evaluation.zeros, denominators),
-            "rung": measured.evaluation.rung,
-            "allocation": measured.allocation.key,
-        },
+        "measured": None if measured is None else _measured(measured, denominators),
     }
+
+
+def _measured(row: Candidate, denominators: Mapping[str, int]) -> dict[str, Any]:
+    """A stored candidate as plain data."""
+    return {
+        **_shares(row.evaluation.zeros, denominators),
+        "rung": row.evaluation.rung,
+        "allocation": row.allocation.key,
+    }
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What a study has stored, and what it is asked.
+
+    Attributes:
+        study: The study with what is changed.
+        grid: Levels of its layers.
+        groups: Group -> its layers that have levels of their own.
+        levels: Allocation -> layer -> level.
+        evaluations: All of them.
+        curves: Sensitivity curves of the groups.
+        denominators: What sparsities are shares of, for the components that are asked for.
+    """
+
+    study: Study
+    grid: LevelGrid
+    groups: Mapping[str, Sequence[str]]
+    levels: Mapping[str, Mapping[str, int]]
+    evaluations: Sequence[Evaluation]
+    curves: Sequence[Curve]
+    denominators: Mapping[str, int]
+
+
+def _read(run: str, overrides: Sequence[str]) -> _Stored:
+    store = Store.open(run)
+    record = store.study
+    assert record is not None
+    old = parse(record["definition"])
+    study = revise(old, overrides)
+    _check_changes(old, study)
+    layers = store.table("layers").to_pylist()
+    grid = LevelGrid([(row["layer"], row["weights"]) for row in layers], old.prune.cap)
+    if any(row["levels"] and grid.step(row["layer"]) != row["step"] for row in layers):
+        raise RaysenseError("`prune` gives layers fixed levels in this study; there is nothing to solve anew")
+    levels: dict[str, dict[str, int]] = {}
+    for row in store.table("allocations").to_pylist():
+        levels.setdefault(row["allocation"], {})[row["layer"]] = row["level"]
+    own = set(grid.addresses)
+    groups: dict[str, list[str]] = {}
+    for row in layers:
+        if row["layer"] in own:
+            groups.setdefault(row["group"], []).append(row["layer"])
+    evaluations = store.evaluations()
+    curves = _curves(evaluations, levels, groups, grid)
+    if not curves:
+        raise RaysenseError(
+            f"`{run}` has no sensitivity curves; run the study with `solver` in `search.strategies`"
+        )
+    same = study.prune.components == old.prune.components
+    denominators = record["denominators"] if same else _denominators(study)
+    return _Stored(study, grid, groups, levels, evaluations, curves, denominators)
+
+
+class _Prediction:
+    """The joint search's model of a stored study, under other bounds.
+
+    Attributes:
+        learned: What it has learnt from candidates.
+        most: Zeros that the components and the cap allow.
+    """
+
+    def __init__(self, stored: _Stored) -> None:
+        study, grid, groups = stored.study, stored.grid, stored.groups
+        allowed = set(study.prune.components)
+        fine = [curve.refined() for curve in stored.curves]
+        self._free = [_up_to(c, study.prune.cap) for c in fine if c.group.split(":")[0] in allowed]
+        self._stored = stored
+        self.most = sum(max(curve.zeros) for curve in self._free)
+
+        def damages(allocation: Allocation) -> list[float]:
+            zeros = [sum(grid.zeros_at(a, allocation[a]) for a in groups[c.group]) for c in fine]
+            return [float(np.interp(z, c.zeros, c.damage)) for z, c in zip(zeros, fine, strict=True)]
+
+        self.learned = Learned(grid, damages, [c.group for c in fine], self._solved, study.seed)
+
+    def sparsest(self, most: int) -> Allocation:
+        """The sparsest total up to `most` whose whole predicted interval is inside the bounds."""
+        low, high, best = 0, most, Allocation()
+        weights = self.learned.factors()
+        for _ in range(_BISECTIONS):
+            middle = (low + high + 1) // 2
+            allocation = self._solved(middle, weights)
+            load, sd = self.learned.predict(allocation)
+            if load + 1.96 * sd <= 1:
+                low, best = middle, allocation
+            else:
+                high = middle
+        return best
+
+    def _solved(self, zeros: int, weights: Mapping[str, float]) -> Allocation:
+        grid, groups, zeros = self._stored.grid, self._stored.groups, min(zeros, self.most)
+        chosen = OBJECTIVES[self._stored.study.search.objective](self._free, zeros, weights).sparsity
+        wish = {a: chosen[g] * grid.weights(a) for g in chosen for a in groups[g]}
+        return grid.nearest(wish, zeros, among=[a for g in chosen for a in groups[g]])
 
 
 def _refuse_dense(run: str, evaluations: Sequence[Evaluation], bounds: Sequence[Bound]) -> None:

@@ -25,6 +25,7 @@ from raysense.results.run import Run
 from raysense.store import Store
 from raysense.store.disk import Disk, write_file
 from raysense.store.sealed import seal, unseal
+from raysense.store.table_files import TableFiles
 from tests.conftest import REFERENCE
 from tests.tables import edit
 
@@ -119,22 +120,22 @@ def test_two_compactions_that_no_lock_kept_apart_lose_no_row(
     for n in range(4, 8):
         store.put(make(n), {"unet:a": n})
     rows = sorted(e.zeros for e in store.evaluations())
-    write, writes = Store._write_parquet, 0
+    write, writes = TableFiles.write, 0
     for moment in range(4):
         uri = f"{store.uri}-{moment}"
         subprocess.run(["cp", "-r", store.uri, uri], check=True)
         first, second = Store.open(uri), Store.open(uri)
         writes = 0
 
-        def interleaved(self: Store, name: str, table: pa.Table) -> str:
+        def interleaved(self: TableFiles, name: str, table: pa.Table) -> str:
             nonlocal writes
-            if self is first:  # noqa: B023
+            if self is first._files:  # noqa: B023
                 writes += 1
                 if writes == moment + 1:  # noqa: B023
                     second._compact()  # noqa: B023
             return write(self, name, table)
 
-        monkeypatch.setattr(Store, "_write_parquet", interleaved)
+        monkeypatch.setattr(TableFiles, "write", interleaved)
         with pytest.raises(RaysenseError, match="another driver has compacted"):
             first._compact()
         assert sorted(e.zeros for e in Store.open(uri).evaluations()) == rows

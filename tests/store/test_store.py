@@ -18,6 +18,7 @@ from raysense.records import Evaluation, Measure
 from raysense.store import SCHEMA_VERSION, TABLES, DriverLock, Store
 from raysense.store import store as store_module
 from raysense.store.disk import Disk
+from raysense.store.table_files import TableFiles
 from tests.tables import edit, rewrite
 
 Make = Callable[..., Evaluation]
@@ -407,16 +408,16 @@ def test_a_reader_survives_a_compaction_under_way(
     store.put(make(4))
     monkeypatch.setattr(store_module, "_MANY_FILES", 1)
     reader = Store.open(store.uri, create=True)
-    read_parquet = Store._read_parquet
+    read_parquet = TableFiles.read
     compacted = False
 
-    def late(self: Store, name: str, files: list[str]) -> pa.Table:
+    def late(self: TableFiles, name: str, files: list[str]) -> pa.Table:
         nonlocal compacted
-        if self is reader and not compacted:
+        if self is reader._files and not compacted:
             compacted = True
             store.compact()
         return read_parquet(self, name, files)
 
-    monkeypatch.setattr(Store, "_read_parquet", late)
+    monkeypatch.setattr(TableFiles, "read", late)
     assert sorted(e.zeros for e in reader.evaluations()) == [0, 1, 2, 3, 4]
     assert compacted

@@ -1,0 +1,88 @@
+"""What a store records of its study: `study.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import raysense
+from raysense.errors import RaysenseError
+from raysense.feasibility import Budget
+from raysense.store.differences import refusal
+from raysense.store.disk import Disk, read_sealed
+from raysense.store.sealed import seal
+
+
+class StudyRecord:
+    """The study of a store, read once."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        self._study: dict[str, Any] | None = None
+
+    def read(self) -> dict[str, Any] | None:
+        """The record; None if there is no study yet.
+
+        Raises:
+            RaysenseError: The file is damaged, or no study of raysense.
+        """
+        if self._study is None:
+            remedy = "Restore it from a copy, or start the study in another folder."
+            study = read_sealed(self._disk, "study.json", remedy)
+            if study is not None:
+                missing = {"signature", "definition", "denominators", "inputs"} - set(study)
+                if missing:
+                    raise RaysenseError(
+                        f"`{self._disk.path('study.json')}` is not a study of raysense "
+                        f"(no {sorted(missing)}). {remedy}"
+                    )
+            self._study = study
+        return self._study
+
+    def begin(
+        self,
+        plain: dict[str, Any],
+        signature: str,
+        denominators: Mapping[str, int],
+        extensions: Sequence[str],
+        inputs: Mapping[str, Any],
+        budget: Budget | None,
+        before: Callable[[], None],
+    ) -> None:
+        """Record what the study is, or check that it is still the same.
+
+        Args:
+            plain: The definition, as JSON knows it.
+            signature: See `Store.begin`.
+            denominators: See `Store.begin`.
+            extensions: See `Store.begin`.
+            inputs: See `Store.begin`.
+            budget: See `Store.begin`.
+            before: Called before the record is written.
+
+        Raises:
+            RaysenseError: Another study is stored; shows each differing field.
+        """
+        study = self.read()
+        if study is None:
+            study = {
+                "signature": signature,
+                "raysense_version": raysense.__version__,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "denominators": {},
+            }
+        elif study["signature"] != signature:
+            raise RaysenseError(refusal(self._disk.shown, study, plain, extensions, inputs))
+        new = {
+            **study,
+            "definition": plain,
+            "inputs": json.loads(json.dumps(inputs)),
+            "budget": budget.to_fields() if budget else None,
+            "denominators": {**study["denominators"], **{k: int(v) for k, v in denominators.items()}},
+        }
+        if new != study:
+            before()
+            self._disk.write("study.json", seal(new, indent=1))
+            self._study = new
