@@ -13,7 +13,9 @@ from raysense.study.bounds import (
     UnlikenessBound,
 )
 from raysense.study.explain import listed
-from raysense.study.load import Examined, examine, load, parse, revise
+from raysense.study.live import GIVEN, Live
+from raysense.study.load import examine, load, parse, revise
+from raysense.study.reading import Examined
 from raysense.study.schema import (
     EXTENSIONS,
     MAX_DRAW_SEEDS,
@@ -44,6 +46,7 @@ from raysense.study.schema import (
 
 __all__ = [
     "EXTENSIONS",
+    "GIVEN",
     "MAX_DRAW_SEEDS",
     "MAX_SEED",
     "PLACES",
@@ -60,6 +63,7 @@ __all__ = [
     "Frechet",
     "ImageRung",
     "LayerRung",
+    "Live",
     "Lora",
     "Metrics",
     "ProbeRung",

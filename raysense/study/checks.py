@@ -23,7 +23,7 @@ from raysense.study.known import arguments_of, clip_models, extractors
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
 
 
-def look(found: Examined, *, needs_weights: bool = True) -> tuple[list[str], list[str]]:
+def look(found: Examined[Study], *, needs_weights: bool = True) -> tuple[list[str], list[str]]:
     """All that is wrong with a study, and what is doubtful, a sentence each.
 
     Args:

@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from raysense.study.schema import Study
 from raysense.study.section import Said, shown
 
 Location = tuple[int | str, ...]
@@ -27,8 +26,8 @@ _PLAINER = {
 }
 
 
-def mistakes_of(error: ValidationError) -> dict[Location, str]:
-    """What pydantic found, a sentence a field."""
+def mistakes_of(error: ValidationError, model: type[BaseModel]) -> dict[Location, str]:
+    """What pydantic found in data for `model`, a sentence a field."""
     by_field: dict[Location, list[Any]] = {}
     for mistake in error.errors():
         # Unions add the names of their branches to the location; users know only the keys.
@@ -38,7 +37,7 @@ def mistakes_of(error: ValidationError) -> dict[Location, str]:
             if not str(part).startswith(("constrained-", "literal[", "tuple["))
         )
         by_field.setdefault(keys, []).append(mistake)
-    return {location: _sentence(location, branches) for location, branches in by_field.items()}
+    return {location: _sentence(location, branches, model) for location, branches in by_field.items()}
 
 
 def without_key_mark(location: Location) -> Location:
@@ -46,14 +45,14 @@ def without_key_mark(location: Location) -> Location:
     return location[:-1] if location[-1:] == (_KEY_MARK,) else location
 
 
-def _sentence(location: Location, branches: Sequence[Any]) -> str:
+def _sentence(location: Location, branches: Sequence[Any], model: type[BaseModel]) -> str:
     field = ".".join(f"{part!s:.80}" for part in without_key_mark(location))
     first, value = branches[0], shown(branches[0]["input"])
     said = first.get("ctx", {}).get("error")
     if isinstance(said, Said):
         return str(said)
     if first["type"] == "extra_forbidden":
-        known = _keys_at(first["loc"][:-1])
+        known = _keys_at(first["loc"][:-1], model)
         close = difflib.get_close_matches(str(location[-1])[:80], known, n=1)
         remedy = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(known)}"
         return f"`{field}` is not a key of a study ({remedy})"
@@ -67,8 +66,8 @@ def _sentence(location: Location, branches: Sequence[Any]) -> str:
     return f"`{field or 'study'}` {message}, but got {value}{remedy}"
 
 
-def _keys_at(location: Location) -> list[str]:
-    model: Any = Study
+def _keys_at(location: Location, outermost: type[BaseModel]) -> list[str]:
+    model: Any = outermost
     for part in location:
         if part not in model.model_fields:
             continue  # the user's own name in a mapping whose values are sections

@@ -7,14 +7,17 @@ import json
 import operator
 import os
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     SerializationInfo,
     SerializerFunctionWrapHandler,
     field_validator,
@@ -24,8 +27,9 @@ from pydantic import (
 
 from raysense.metrics.spec import DERIVED, SPECS
 from raysense.names import BUNDLED
-from raysense.study import plain_yaml
+from raysense.study import plain_yaml, reading
 from raysense.study.bounds import Constraints
+from raysense.study.live import Live, from_python
 from raysense.study.section import DottedPath, MetricName, Name, Said, Section, shown
 
 Kind = Literal["linear", "conv1d", "conv2d", "conv3d", "transformers_conv1d"]
@@ -369,8 +373,30 @@ class Track(Section):
         return self
 
 
-class Study(Section):
-    """One complete run. Every field of a study file, with its default."""
+class _Readable(type(BaseModel)):  # type: ignore[misc]
+    """Makes ``Study(...)`` accept what Python has and YAML has not, and refuse in the same sentences as a file."""
+
+    def __call__(cls, **given: Any) -> Any:
+        data, live = from_python(given)
+        study: Any = reading.examined(cls, data).right()
+        study._live = live
+        return study
+
+
+class Study(Section, metaclass=_Readable):
+    """One complete run. Every field of a study file, with its default.
+
+    In Python `pipeline` may also be a loaded ``DiffusionPipeline`` and `prompts` a list of texts; `raysense.search`
+    writes both beside the study once. Sections are mappings, as in YAML, or their own classes::
+
+        study = raysense.Study(pipeline=pipe, prompts=texts, constraints={"clip_score": {"max_drop": 0.003}})
+        study = raysense.Study.load("study.yaml", ["rungs.score.prompts=64"])
+
+    Raises:
+        RaysenseError: A key is unknown, a value is out of range: all that is wrong, each with its remedy.
+    """
+
+    _live: Live = PrivateAttr(default_factory=Live)
 
     name: Name
     pipeline: str = BUNDLED
@@ -430,6 +456,25 @@ class Study(Section):
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         return _without_new(dump(self), info, variant=None, config=None, lora=[], pickled=False)
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> Study:
+        """Read a study file.
+
+        Args:
+            path: The YAML file; None for the quickstart study. Relative paths in it mean beside it.
+            overrides: ``key=value`` pairs, e.g. ``rungs.score.prompts=64``; values are YAML.
+
+        Raises:
+            RaysenseError: The file is missing or no YAML, a key is unknown, a value is out of range.
+        """
+        file = Path(path) if path is not None else quickstart()
+        return reading.examine(cls, file, file.parent if path is not None else None, overrides).right()
+
+    @property
+    def live(self) -> Live:
+        """The objects that it was given in place of a pipeline's and a prompt file's names."""
+        return self._live
 
     def measured(self) -> tuple[str, ...]:
         """The metrics of an image rung, those of `metrics.custom` left out."""

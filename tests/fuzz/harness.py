@@ -15,10 +15,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import psutil
+
 from raysense.errors import RaysenseError
 
 Case = tuple[str, Callable[[], object]]
 LIMIT_SECONDS = 10.0
+"""Of processor time; a case that waits without working may take `PATIENCE` times as long, as a busy machine may."""
+
+PATIENCE = 6
 GOOD = ("ok", "refused")
 
 
@@ -68,7 +73,7 @@ def run(what: str, cases: Sequence[Case], limit: float = LIMIT_SECONDS) -> Count
         child.start()
         there.close()
         while index < len(cases):
-            outcome, text = _next(here, limit)
+            outcome, text = _next(here, limit, psutil.Process(child.pid))
             counts.by_outcome[outcome] += 1
             if outcome not in GOOD:
                 counts.bad.append((outcome, cases[index][0], text))
@@ -84,14 +89,31 @@ def run(what: str, cases: Sequence[Case], limit: float = LIMIT_SECONDS) -> Count
 _FORK = multiprocessing.get_context("fork")
 
 
-def _next(pipe: multiprocessing.connection.Connection, limit: float) -> tuple[str, str]:
+def _next(
+    pipe: multiprocessing.connection.Connection, limit: float, child: psutil.Process
+) -> tuple[str, str]:
     try:
-        if not pipe.poll(limit):
-            return "hang", f"no answer within {limit:g} s"
+        before = _worked(child)
+        for _ in range(PATIENCE):
+            if pipe.poll(limit):
+                break
+            if _worked(child) - before > limit:
+                return "hang", f"no answer within {limit:g} s of work"
+        else:
+            return "hang", f"no answer within {PATIENCE * limit:g} s"
         outcome, text = pipe.recv()
         return str(outcome), str(text)
     except EOFError:
         return "died", "its process ended"
+
+
+def _worked(child: psutil.Process) -> float:
+    """Seconds of processor time; 0 of a process that has ended."""
+    try:
+        times = child.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(times.user + times.system)
 
 
 def _run_from(cases: Sequence[Case], first: int, pipe: multiprocessing.connection.Connection) -> None:

@@ -1,0 +1,218 @@
+"""raysense from Python: what `raysense.search`, `raysense.load_run` and `raysense.evaluate` do.
+
+Each is the command of the same name, with objects in place of files and data frames in place of text.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+
+from raysense.allocation import Allocation
+from raysense.errors import RaysenseError
+from raysense.evaluation.evaluator import Evaluator
+from raysense.export.write import Exported, export
+from raysense.records import Evaluation, Task
+from raysense.results import run as results
+from raysense.results.pictures import evaluator_of, noise_of_pictures, thumbnails
+from raysense.search.given import written
+from raysense.search.job import run_study
+from raysense.store.disk import Disk
+from raysense.study import ImageRung, Study, examine, listed
+from raysense.study.checks import look
+from raysense.study.reading import Examined
+
+
+class Run(results.Run):
+    """A study that was run, finished or not: read its tables, take its winner away.
+
+    Args:
+        uri: Its folder, or ``s3://`` address.
+
+    Raises:
+        RaysenseError: There is no study, or what is there is damaged or foreign.
+
+    Example:
+        >>> run = raysense.Run("reports/runs/quickstart")  # doctest: +SKIP
+        >>> run.winner.sparsity, run.candidates().columns  # doctest: +SKIP
+    """
+
+    def load_pipeline(self, allocation: str | None = None) -> Any:
+        """The pruned ``DiffusionPipeline``, on this machine.
+
+        Args:
+            allocation: Content hash of a stored allocation; None for the winner.
+
+        Raises:
+            RaysenseError: There is no such allocation, or the dense pipeline is not the one that was measured.
+        """
+        chosen = self.allocation(allocation or self._winners_key())
+        evaluator = evaluator_of(self)
+        evaluator.masker.apply(chosen)
+        return evaluator.pipeline
+
+    def export(
+        self, out: str | Path, *, allocation: str | None = None, compressed: bool = False, force: bool = False
+    ) -> Exported:
+        """Write an allocation as a folder that ``DiffusionPipeline.from_pretrained`` loads; `raysense export`.
+
+        Args:
+            out: The folder to write.
+            allocation: Content hash of a stored allocation; None for the winner.
+            compressed: Write masks and values instead, for `raysense.export.load_compressed`.
+            force: Replace an older export.
+
+        Raises:
+            RaysenseError: There is no such allocation, `out` is there already, the pipeline cannot be loaded.
+        """
+        return export(self.uri, Path(out), allocation=allocation, compressed=compressed, force=force)
+
+    def images(self, allocation: str | None = None, count: int = 8) -> list[Image.Image]:
+        """Paint held-out prompts, with the noise that the page's pictures have.
+
+        Args:
+            allocation: Content hash of a stored allocation; None for the winner, ``"dense"`` for nothing pruned.
+            count: How many prompts, in the order of the held-out set.
+
+        Raises:
+            RaysenseError: There is no such allocation, or the pipeline cannot be loaded.
+        """
+        dense = allocation == "dense"
+        chosen = Allocation() if dense else self.allocation(allocation or self._winners_key())
+        evaluator = evaluator_of(self)
+        prompts = evaluator.prompts.validation[:count]
+        images = evaluator.sample(chosen, prompts, noise_of_pictures(self.study, len(prompts)))
+        return [Image.fromarray(pixels) for pixels in thumbnails(images).numpy()]
+
+    def _winners_key(self) -> str:
+        if self.winner is None:
+            state = "has no winner" if self.finished else "has not finished"
+            raise RaysenseError(f"`{self.uri}`: the study {state}; name one of its allocations")
+        return self.winner.allocation
+
+
+def search(
+    study: Study | str | Path,
+    out: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    address: str | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Find the sparsest layer-wise pruning inside a study's quality budget; `python -m raysense.search`.
+
+    Args:
+        study: A study, or the path of a study file.
+        out: Folder, or ``s3://`` address, for tables, summary and page.
+        overrides: ``key=value`` pairs that change the study.
+        address: A running Ray cluster's address; None starts Ray on this machine.
+        resume: Go on in a folder that already holds evaluations of this study.
+        progress: Show how far it is, with the time left.
+
+    Returns:
+        The run. After Ctrl-C it is not `finished`; the same call with ``resume=True`` goes on.
+
+    Raises:
+        RaysenseError: Something you can mend; nothing stored is lost.
+
+    Example:
+        >>> run = raysense.search("study.yaml", out="runs/first")  # doctest: +SKIP
+        >>> run.winner.sparsity  # doctest: +SKIP
+    """
+    ready = prepared(study, overrides, str(out))
+    console = Console(quiet=not progress)
+    stopping = f"Stopped; nothing stored is lost. Go on with raysense.search(…, out={str(out)!r}, resume=True)"
+    try:
+        run_study(ready, str(out), address=address, resume=resume, console=console)
+    except KeyboardInterrupt as stopped:
+        if Disk(str(out)).read("study.json") is None:
+            raise
+        warnings.warn(str(stopped) or stopping, stacklevel=2)
+    return Run(str(out))
+
+
+def evaluate(
+    study: Study | str | Path,
+    allocation: Allocation | Mapping[str, float] | float,
+    rung: str = "score",
+    *,
+    overrides: Sequence[str] = (),
+    cache: str | Path | None = None,
+) -> Evaluation:
+    """Measure one allocation in this process; no Ray, no search. `raysense try` for a strategy.
+
+    Args:
+        study: A study, or the path of a study file.
+        allocation: Levels; or sparsity by component, block or layer, e.g. ``{"unet": 0.5, "unet:mid_block": 0.2}``,
+            the longest matching name counts; or one sparsity for every layer.
+        rung: ``layer``, ``probe``, ``preview``, ``score`` or ``validation``.
+        overrides: ``key=value`` pairs that change the study.
+        cache: Folder for dense references and statistics, to be used again; None for a temporary one.
+
+    Returns:
+        Counted zeros, and every measure with its interval, extractor and sample size.
+
+    Raises:
+        RaysenseError: The study, the rung or the allocation cannot be used.
+
+    Example:
+        >>> found = raysense.evaluate("study.yaml", {"unet": 0.4}, rung="preview")  # doctest: +SKIP
+        >>> found.zeros, found.measures["clip_score_drop"]  # doctest: +SKIP
+    """
+    with tempfile.TemporaryDirectory(prefix="raysense-evaluate-") as scratch:
+        place = str(cache or scratch)
+        ready = prepared(study, overrides, place)
+        rungs = dict(ready.rungs)
+        if rung not in rungs:
+            raise RaysenseError(f"`rung` is {rung!r}, but must be one of {', '.join(rungs)}")
+        evaluator = Evaluator(ready, place)
+        return evaluator.evaluate(Task(_levels(evaluator, allocation), rung))
+
+
+def _levels(evaluator: Evaluator, wanted: Allocation | Mapping[str, float] | float) -> Allocation:
+    """Sparsities as levels.
+
+    Raises:
+        RaysenseError: A name fits no layer, or a sparsity is no share.
+    """
+    if isinstance(wanted, Allocation):
+        return wanted
+    grid = evaluator.grid
+    shares = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys([""], float(wanted))
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise RaysenseError(f"`allocation`: the sparsity of {name or 'all layers'} must be 0 to 1, but is {share}")
+    used: set[str] = set()
+    levels: dict[str, int] = {}
+    for address in grid.addresses:
+        fitting = [name for name in shares if not name or address == name or address.startswith((f"{name}:", f"{name}."))]
+        if fitting:
+            name = max(fitting, key=len)
+            used.add(name)
+            levels[address] = grid.level_for(address, shares[name])
+    if unknown := sorted(set(shares) - used):
+        known = ", ".join(sorted({address.partition(":")[0] for address in grid.addresses}))
+        raise RaysenseError(f"`allocation` names {unknown[0]!r}, which fits no studied layer (components: {known})")
+    return Allocation({address: level for address, level in levels.items() if level})
+
+
+def prepared(study: Study | str | Path, overrides: Sequence[str], out: str) -> Study:
+    """A study as the commands have it: read, live objects written to files, all that can be known checked.
+
+    Raises:
+        RaysenseError: All that is wrong with it and can be known without loading anything.
+    """
+    found = examined_again(written(study, out), overrides) if isinstance(study, Study) else examine(Path(study), overrides)
+    mistakes, doubts = look(found)
+    if found.study is None or mistakes:
+        raise RaysenseError(listed(mistakes))
+    for doubt in doubts:
+        warnings.warn(doubt, stacklevel=3)
+    return found.study
