@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from html import escape
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -47,6 +49,45 @@ def lines(snapshot: Snapshot) -> list[tuple[str, str]]:
     if s.message:
         shown.append(("waiting", s.message))
     return shown
+
+
+class NotebookView:
+    """An `on_progress` that keeps one bar in a notebook's cell up to date; a context manager."""
+
+    def __init__(self) -> None:
+        self._clock = Clock(1.0)
+        self._handle: Any = None
+
+    def __enter__(self) -> NotebookView:
+        from IPython.display import HTML, display  # there is one in a notebook
+
+        self._html = HTML
+        self._handle = display(HTML(""), display_id=True)  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        """Shows the snapshot."""
+        if self._clock.due():
+            self._handle.update(self._html(in_html(snapshot)))
+
+
+def in_html(snapshot: Snapshot) -> str:
+    """A bar with the live view's lines under it."""
+    full = snapshot.wanted_cost or snapshot.wanted
+    done = snapshot.spent if snapshot.wanted_cost else snapshot.done
+    bar = f'<progress max="{full}" value="{min(done, full)}" style="width: 100%"></progress>' if full else ""
+    rows = "".join(
+        f"<tr><th>{escape(label)}</th><td>{escape(text)}</td></tr>" for label, text in lines(snapshot)
+    )
+    return f"{bar}<table>{rows}</table>"
+
+
+def view(console: Console) -> LiveView | NotebookView:
+    """What shows a run: a bar in a notebook, a live table in a terminal, plain lines elsewhere."""
+    return NotebookView() if console.is_jupyter and not console.quiet else LiveView(console)
 
 
 class LiveView:

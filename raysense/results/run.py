@@ -12,6 +12,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from typing import Any
@@ -36,6 +38,27 @@ TOLERABLE = 0.05
 PROBE_ERROR = "probe_error"
 
 DENOMINATORS = ("selected", "prunable", "components", "pipeline")
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The sparsest allocation that passed on held-out prompts.
+
+    Attributes:
+        allocation: Content hash.
+        strategy: What found it.
+        zeros: Counted zeros among the selected weights.
+        sparsity: Zeros over all parameters of the studied components.
+        sparsities: Denominator -> zeros over it: ``selected``, ``prunable``, ``components``, ``pipeline``.
+        metrics: Measure -> ``value``, ``low``, ``high``, ``n`` and ``extractor``, on held-out prompts.
+    """
+
+    allocation: str
+    strategy: str
+    zeros: int
+    sparsity: float
+    sparsities: Mapping[str, float]
+    metrics: Mapping[str, Mapping[str, Any]]
 
 
 class Run:
@@ -77,6 +100,27 @@ class Run:
             path = self.disk.path("summary.json")
             raise RaysenseError(f"`{path}` belongs to another study than `study.json` beside it. {remedy}")
         return summary
+
+    @property
+    def finished(self) -> bool:
+        """Whether the study came to its end, with a winner or without."""
+        return self.summary is not None
+
+    @property
+    def winner(self) -> Winner | None:
+        """The sparsest allocation that passed on held-out prompts; None if none did, or none yet."""
+        summary = self.summary
+        if summary is None or not summary["feasible"]:
+            return None
+        shares = {name: float(summary[f"sparsity_{name}"]) for name in DENOMINATORS}
+        return Winner(
+            summary["allocation"],
+            summary["strategy"],
+            summary["zeros"],
+            shares["components"],
+            shares,
+            summary["metrics"],
+        )
 
     @property
     def bounds(self) -> list[Bound]:

@@ -24,7 +24,7 @@ from raysense.results.pictures import evaluator_of, noise_of_pictures, thumbnail
 from raysense.search.given import written
 from raysense.search.job import run_study
 from raysense.store.disk import Disk
-from raysense.study import ImageRung, Study, examine, listed
+from raysense.study import Study, examine, listed, revise
 from raysense.study.checks import look
 from raysense.study.reading import Examined
 
@@ -39,8 +39,9 @@ class Run(results.Run):
         RaysenseError: There is no study, or what is there is damaged or foreign.
 
     Example:
-        >>> run = raysense.Run("reports/runs/quickstart")  # doctest: +SKIP
-        >>> run.winner.sparsity, run.candidates().columns  # doctest: +SKIP
+        >>> run = raysense.Run("reports/reference")
+        >>> f"{run.winner.sparsity:.0%} removed, {len(run.candidates())} candidates"  # doctest: +ELLIPSIS
+        '...% removed, ... candidates'
     """
 
     def load_pipeline(self, allocation: str | None = None) -> Any:
@@ -128,7 +129,9 @@ def search(
     """
     ready = prepared(study, overrides, str(out))
     console = Console(quiet=not progress)
-    stopping = f"Stopped; nothing stored is lost. Go on with raysense.search(…, out={str(out)!r}, resume=True)"
+    stopping = (
+        f"Stopped; nothing stored is lost. Go on with raysense.search(…, out={str(out)!r}, resume=True)"
+    )
     try:
         run_study(ready, str(out), address=address, resume=resume, console=console)
     except KeyboardInterrupt as stopped:
@@ -163,8 +166,9 @@ def evaluate(
         RaysenseError: The study, the rung or the allocation cannot be used.
 
     Example:
-        >>> found = raysense.evaluate("study.yaml", {"unet": 0.4}, rung="preview")  # doctest: +SKIP
-        >>> found.zeros, found.measures["clip_score_drop"]  # doctest: +SKIP
+        >>> study = raysense.Study(constraints={"clip_score": {"max_drop": 0.01}})
+        >>> raysense.evaluate(study, {"unet": 0.4}, rung="layer").measures["layer_error"].value > 0
+        True
     """
     with tempfile.TemporaryDirectory(prefix="raysense-evaluate-") as scratch:
         place = str(cache or scratch)
@@ -188,19 +192,32 @@ def _levels(evaluator: Evaluator, wanted: Allocation | Mapping[str, float] | flo
     shares = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys([""], float(wanted))
     for name, share in shares.items():
         if not 0 <= share <= 1:
-            raise RaysenseError(f"`allocation`: the sparsity of {name or 'all layers'} must be 0 to 1, but is {share}")
+            raise RaysenseError(
+                f"`allocation`: the sparsity of {name or 'all layers'} must be 0 to 1, but is {share}"
+            )
     used: set[str] = set()
     levels: dict[str, int] = {}
     for address in grid.addresses:
-        fitting = [name for name in shares if not name or address == name or address.startswith((f"{name}:", f"{name}."))]
+        fitting = [
+            name
+            for name in shares
+            if not name or address == name or address.startswith((f"{name}:", f"{name}."))
+        ]
         if fitting:
             name = max(fitting, key=len)
             used.add(name)
             levels[address] = grid.level_for(address, shares[name])
     if unknown := sorted(set(shares) - used):
         known = ", ".join(sorted({address.partition(":")[0] for address in grid.addresses}))
-        raise RaysenseError(f"`allocation` names {unknown[0]!r}, which fits no studied layer (components: {known})")
+        raise RaysenseError(
+            f"`allocation` names {unknown[0]!r}, which fits no studied layer (components: {known})"
+        )
     return Allocation({address: level for address, level in levels.items() if level})
+
+
+def _fits(name: str, address: str) -> bool:
+    """Whether a name is a layer's, its block's, its component's, or empty: every layer's."""
+    return not name or address == name or address.startswith((f"{name}:", f"{name}."))
 
 
 def prepared(study: Study | str | Path, overrides: Sequence[str], out: str) -> Study:
@@ -209,7 +226,11 @@ def prepared(study: Study | str | Path, overrides: Sequence[str], out: str) -> S
     Raises:
         RaysenseError: All that is wrong with it and can be known without loading anything.
     """
-    found = examined_again(written(study, out), overrides) if isinstance(study, Study) else examine(Path(study), overrides)
+    found = (
+        Examined(revise(written(study, out), overrides), ())
+        if isinstance(study, Study)
+        else examine(Path(study), overrides)
+    )
     mistakes, doubts = look(found)
     if found.study is None or mistakes:
         raise RaysenseError(listed(mistakes))

@@ -22,7 +22,7 @@ from raysense.evaluation.inputs import inputs_of, keep_code, keep_prompts
 from raysense.evaluation.scoring import ImageScorer
 from raysense.evaluation.weights import Weights
 from raysense.execution.executor import EvaluatorSpec, Executor
-from raysense.execution.live import LiveView
+from raysense.execution.live import view
 from raysense.execution.progress import Snapshot
 from raysense.execution.ray.driver import RayExecutor
 from raysense.execution.ray.tracking import Tracker, check_track
@@ -38,6 +38,7 @@ from raysense.results.page import is_finished_page, page_of, write_page
 from raysense.results.painted import write_painted_page
 from raysense.results.refresh import PageWhileRunning
 from raysense.results.summary import render, summarise
+from raysense.search.given import FOLDER
 from raysense.search.starts import Starts, stored_starts
 from raysense.store.disk import Disk, read_sealed
 from raysense.store.sealed import seal
@@ -52,8 +53,8 @@ from raysense.terminal import patient, say
 
 logger = logging.getLogger(__name__)
 
-PREPARED = ("cache", "partial")
-"""What `raysense prepare` may have left in a study's folder."""
+PREPARED = ("cache", "partial", FOLDER)
+"""What `raysense prepare` may have left in a study's folder, and what was given in Python."""
 
 
 def run_study(
@@ -146,7 +147,7 @@ def search(
         KeyboardInterrupt: The study was stopped.
     """
     starting = patient(console, "Starting …")
-    with LiveView(console) as live, PageWhileRunning(store.uri), starting as started:
+    with view(console) as live, PageWhileRunning(store.uri), starting as started:
 
         def see(snapshot: Snapshot) -> None:
             started.set()

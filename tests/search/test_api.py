@@ -1,0 +1,157 @@
+"""raysense from Python: the same studies, errors and numbers as from the command line."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import raysense as rs
+from raysense.execution.live import LiveView, NotebookView, in_html, view
+from raysense.execution.progress import Snapshot
+from raysense.pipelines.load import load_pipeline
+from raysense.search import api
+from raysense.search.api import prepared
+from raysense.search.given import written
+from raysense.study import GIVEN
+
+BUDGET = {"clip_score": {"max_drop": 0.02}}
+
+
+def test_importing_raysense_loads_neither_torch_nor_ray() -> None:
+    code = "import raysense, sys; print([m for m in ('torch', 'ray', 'pydantic') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_search_is_the_package_and_the_function_in_either_order() -> None:
+    code = (
+        "import raysense, raysense.search.given; assert callable(raysense.search); "
+        "import raysense.search; assert raysense.search.given.FOLDER; "
+        "\ntry: raysense.search('nowhere.yaml', out='x')"
+        "\nexcept raysense.RaysenseError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "nowhere.yaml" in done.stdout
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    for name in rs.__all__:
+        assert name == "__version__" or getattr(rs, name).__doc__
+
+
+def test_the_examples_in_docstrings_give_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    done = doctest.testmod(api, extraglobs={"raysense": rs})
+    assert done.attempted >= 4
+    assert not done.failed
+
+
+def test_a_study_in_python_is_that_of_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("name: a\nconstraints: {clip_score: {max_drop: 0.02}}\nprune: {cap: 0.9}\n")
+    assert rs.Study.load(file) == rs.Study(name="a", constraints=BUDGET, prune={"cap": 0.9})
+    assert rs.Study.load(file, ["prune.cap=0.8"]).prune.cap == 0.8
+
+
+def test_a_wrong_study_is_refused_in_the_same_sentences() -> None:
+    with pytest.raises(
+        rs.RaysenseError, match=r"`prune.cap` must be ≤ 1, but got 3; `rungs.score.prompts` must be ≥ 8"
+    ):
+        rs.Study(constraints=BUDGET, prune={"cap": 3}, rungs={"score": {"prompts": 2}})
+    with pytest.raises(rs.RaysenseError, match="did you mean `constraints`"):
+        rs.Study(constraint=BUDGET)
+
+
+def test_live_objects_become_files_once(tmp_path: Path) -> None:
+    pipeline, texts = load_pipeline("bundled"), [f"a small goat {n}" for n in range(20)]
+    study = rs.Study(pipeline=pipeline, prompts=texts, constraints=BUDGET)
+    assert (study.pipeline, study.prompts) == (GIVEN, GIVEN)
+    saved = written(study, str(tmp_path))
+    rows = [json.loads(line) for line in Path(saved.prompts).read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == texts
+    again = load_pipeline(saved.pipeline)
+    for name in ("unet", "text_encoder"):
+        for key, weight in getattr(pipeline, name).state_dict().items():
+            assert weight.equal(getattr(again, name).state_dict()[key])
+    before = {path: path.stat().st_mtime_ns for path in Path(saved.pipeline).rglob("*") if path.is_file()}
+    assert written(study, str(tmp_path)) == saved
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_live_objects_need_a_folder() -> None:
+    study = rs.Study(prompts=["a", "b"], constraints=BUDGET)
+    with pytest.raises(rs.RaysenseError, match="`out` is 's3://bucket/x'"):
+        written(study, "s3://bucket/x")
+
+
+def test_what_validate_says_is_said_before_anything_is_loaded(tmp_path: Path) -> None:
+    study = rs.Study(constraints=BUDGET, prune={"components": ["transformer"]})
+    with pytest.raises(rs.RaysenseError, match="transformer"):
+        prepared(study, [], str(tmp_path))
+    with pytest.raises(rs.RaysenseError, match=r"must be 0 to 1, but is 1\.5"):
+        rs.evaluate(rs.Study(constraints=BUDGET), {"unet": 1.5}, rung="probe")
+    with pytest.raises(rs.RaysenseError, match="fits no studied layer"):
+        rs.evaluate(rs.Study(constraints=BUDGET), {"vae": 0.5}, rung="probe")
+    with pytest.raises(rs.RaysenseError, match="`rung` is 'scores'"):
+        rs.evaluate(rs.Study(constraints=BUDGET), 0.5, rung="scores")
+
+
+def test_evaluate_measures_what_was_asked(tmp_path: Path) -> None:
+    study = rs.Study(constraints=BUDGET, rungs={"probe": {"prompts": 2, "timesteps": 2}})
+    dense = rs.evaluate(study, 0.0, rung="probe", cache=tmp_path)
+    assert dense.measures["probe_error"].value == 0
+    found = rs.evaluate(study, {"unet": 0.5, "unet:mid_block": 0.0}, rung="probe", cache=tmp_path)
+    assert found.zeros > 0
+    assert found.measures["probe_error"].value > 0
+    assert found.measures["text_error"].value == 0
+    everywhere = rs.evaluate(study, {"unet": 0.5}, rung="probe", cache=tmp_path)
+    assert everywhere.zeros > found.zeros
+
+
+def test_a_run_shows_its_winner(reference: str) -> None:
+    run = rs.Run(reference)
+    assert run.finished
+    assert run.winner is not None
+    assert run.winner.sparsity == pytest.approx(run.winner.zeros / run.summary["n_components"])  # type: ignore[index]
+    assert run.winner.allocation in set(run.candidates()["allocation"])
+
+
+def test_a_winner_can_be_taken_away(reference: str, tmp_path: Path) -> None:
+    run = rs.Run(reference)
+    assert run.winner is not None
+    pipeline = run.load_pipeline()
+    zeros = sum(
+        int((weight == 0).sum())
+        for name in ("unet", "text_encoder")
+        for key, weight in getattr(pipeline, name).state_dict().items()
+        if weight.ndim > 1 and "embed" not in key.split(".")[-2]
+    )
+    assert zeros >= run.winner.zeros
+    dense, pruned = run.images("dense", 2), run.images(count=2)
+    assert dense[0].size == (32, 32)
+    assert not np.array_equal(np.asarray(dense[0]), np.asarray(pruned[0]))
+
+
+def test_progress_in_a_notebook_is_a_bar() -> None:
+    console = Console(force_jupyter=True)
+    assert isinstance(view(console), NotebookView)
+    assert isinstance(view(Console()), LiveView)
+    html = in_html(Snapshot(stage="search & <find>", done=3, wanted=12, seconds=5))
+    assert 'max="12" value="3"' in html
+    assert "search &amp; &lt;find&gt;" in html
+
+
+@pytest.fixture
+def reference(tmp_path: Path) -> str:
+    """The committed study, copied: pictures and caches go beside it."""
+    root = Path(__file__).parents[2] / "reports/reference"
+    shutil.copytree(root, tmp_path / "reference")
+    return str(tmp_path / "reference")
