@@ -61,7 +61,7 @@ class NotebookView:
     def __enter__(self) -> NotebookView:
         from IPython.display import HTML, display  # there is one in a notebook
 
-        self._html = HTML
+        self._html: Any = HTML
         self._handle = display(HTML(""), display_id=True)  # type: ignore[no-untyped-call]
         return self
 

@@ -105,6 +105,7 @@ def search(
     overrides: Sequence[str] = (),
     address: str | None = None,
     resume: bool = False,
+    in_process: bool = False,
     progress: bool = True,
 ) -> Run:
     """Find the sparsest layer-wise pruning inside a study's quality budget; `python -m raysense.search`.
@@ -115,6 +116,7 @@ def search(
         overrides: ``key=value`` pairs that change the study.
         address: A running Ray cluster's address; None starts Ray on this machine.
         resume: Go on in a folder that already holds evaluations of this study.
+        in_process: Measure in this process, one evaluation after another, without Ray: for a live pipeline on one GPU.
         progress: Show how far it is, with the time left.
 
     Returns:
@@ -133,7 +135,7 @@ def search(
         f"Stopped; nothing stored is lost. Go on with raysense.search(…, out={str(out)!r}, resume=True)"
     )
     try:
-        run_study(ready, str(out), address=address, resume=resume, console=console)
+        run_study(ready, str(out), address=address, resume=resume, console=console, in_process=in_process)
     except KeyboardInterrupt as stopped:
         if Disk(str(out)).read("study.json") is None:
             raise

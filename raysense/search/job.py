@@ -23,6 +23,7 @@ from raysense.evaluation.scoring import ImageScorer
 from raysense.evaluation.weights import Weights
 from raysense.execution.executor import EvaluatorSpec, Executor
 from raysense.execution.live import view
+from raysense.execution.local import LocalExecutor
 from raysense.execution.progress import Snapshot
 from raysense.execution.ray.driver import RayExecutor
 from raysense.execution.ray.tracking import Tracker, check_track
@@ -58,7 +59,13 @@ PREPARED = ("cache", "partial", FOLDER)
 
 
 def run_study(
-    study: Study, out: str, *, address: str | None, resume: bool, console: Console
+    study: Study,
+    out: str,
+    *,
+    address: str | None,
+    resume: bool,
+    console: Console,
+    in_process: bool = False,
 ) -> dict[str, Any]:
     """Run a study to its end, or on from where it was stopped.
 
@@ -68,6 +75,7 @@ def run_study(
         address: A running Ray cluster's address; None starts Ray on this machine.
         resume: Go on in a folder that already holds evaluations of this study.
         console: Where progress and the result are shown.
+        in_process: Measure in this process, one evaluation after another, without Ray.
 
     Returns:
         The summary, as written to ``summary.json``.
@@ -95,7 +103,12 @@ def run_study(
         check_strategies(study.search.strategies, (*families, OWL, SOLVER, *ITERATIVE[1:]))
         strategy = make_strategy(study, inventory, grid, families, learning, foreseen.cost)
         store = begin_store(study, out, inventory, grid, inputs, foreseen.order)
-        summary = _searched(study, out, strategy, store, inventory, grid, inputs, address, console)
+        spec = evaluator_spec(study, out, inputs)
+        executor: Executor = (
+            LocalExecutor(spec.build()) if in_process else ray_executor(study, spec, inventory, address)
+        )
+        where = "this process" if in_process else address
+        summary = _searched(study, out, strategy, executor, store, inventory, grid, inputs, where, console)
     finish_page(study, out, console)
     return summary
 
@@ -104,6 +117,7 @@ def _searched(
     study: Study,
     out: str,
     strategy: StrategyRunner[Findings],
+    executor: Executor,
     store: Store,
     inventory: Inventory,
     grid: LevelGrid,
@@ -113,7 +127,6 @@ def _searched(
 ) -> dict[str, Any]:
     """Search, then write and show the summary."""
     with Starts(Disk(out), address, inputs["versions"]) as starts:
-        executor = executor_of(study, out, inventory, inputs, address)
         identity, lookahead = signature(study, grid, inputs), study.search.lookahead
         search(strategy, executor, store, identity, lookahead=lookahead, starts=starts, console=console)
         assert strategy.outcome is not None  # `search` raises otherwise
@@ -162,13 +175,11 @@ def search(
             raise KeyboardInterrupt
 
 
-def executor_of(
-    study: Study, out: str, inventory: Inventory, inputs: Mapping[str, Any], address: str | None
-) -> Executor:
+def ray_executor(study: Study, spec: EvaluatorSpec, inventory: Inventory, address: str | None) -> RayExecutor:
     """What measures for a study: the cluster at an address, or Ray on this machine."""
     cluster = study.cluster
     return RayExecutor(
-        evaluator_spec(study, out, inputs),
+        spec,
         evaluators=cluster.evaluators,
         cpus=cluster.cpus_per_evaluator,
         gpus=cluster.gpus_per_evaluator,

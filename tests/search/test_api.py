@@ -155,3 +155,48 @@ def reference(tmp_path: Path) -> str:
     root = Path(__file__).parents[2] / "reports/reference"
     shutil.copytree(root, tmp_path / "reference")
     return str(tmp_path / "reference")
+
+
+SEARCH = """
+import os, signal, sys, threading, time
+from pathlib import Path
+import raysense as rs
+from raysense.pipelines.load import load_pipeline
+
+out, stop = sys.argv[1], sys.argv[2] == "stop"
+study = rs.Study(
+    pipeline=load_pipeline("bundled"),
+    prompts=[f"a small goat on {colour} background, {n}" for colour in ("a red", "a blue") for n in range(12)],
+    constraints={"clip_score": {"max_drop": 0.9}},
+    sampling={"steps": 2, "batch": 8},
+    prune={"components": ["text_encoder"]},
+    rungs={"layer": {"prompts": 2}, "probe": {"prompts": 2, "timesteps": 2}, "preview": {"prompts": 8},
+           "score": {"prompts": 8}, "validation": {"prompts": 8}},
+    search={"granularity": "component", "strategies": ["uniform", "solver"], "levels": 4, "bisections": 2,
+            "rounds": 0, "finalists": 1},
+)
+
+def ctrl_c():
+    while not list(Path(out).rglob("*.parquet")):
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGINT)
+
+if stop:
+    threading.Thread(target=ctrl_c, daemon=True).start()
+run = rs.search(study, out=out, in_process=True, resume=not stop, progress=False)
+print("finished", run.finished, len(run.table("evaluations")), run.winner is not None)
+"""
+
+
+def test_a_search_in_this_process_stops_and_goes_on(tmp_path: Path) -> None:
+    def python(what: str) -> str:
+        command = [sys.executable, "-c", SEARCH, str(tmp_path / "run"), what]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip().splitlines()[-1]
+
+    assert python("stop").startswith("finished False")
+    assert python("resume").startswith("finished True")
+    run = rs.Run(str(tmp_path / "run"))
+    assert run.winner is not None
+    assert set(run.table("evaluations")["trial"]) == {"in-process"}
