@@ -182,3 +182,15 @@ def test_bad_input_is_named():
         prune_with_update(weight, factor, 1, "linear")
     assert isinstance(factor, Factor)
     assert nn.Linear(8, 4).weight.shape == weight.shape
+
+
+@pytest.mark.parametrize("deficient", [False, True])
+def test_the_factor_is_that_of_the_textbook_to_the_bit(deficient: bool) -> None:
+    inputs = torch.randn(2, 20 if deficient else 200, 60, generator=torch.Generator().manual_seed(0))
+    hessian = inputs.mT @ inputs
+    scale = hessian.double().diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
+    damped = hessian.double() + 0.01 * scale * torch.eye(60, dtype=torch.float64)
+    expected = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    before = hessian.clone()
+    assert torch.equal(factorise(hessian, 0.01).upper, expected)
+    assert torch.equal(hessian, before)
