@@ -155,7 +155,9 @@ def clip_row(dense: Floats, pruned: Floats, prompts: int) -> Evaluation:
     """What an evaluator says of the first so many prompts."""
     found = paired_drop(dense[:prompts], pruned[:prompts])
     measure = Measure(found.value, found.low, found.high, found.n, "simulated")
-    return Evaluation("", "", "search", "", "", 0, {"clip_score_drop": measure}, 0, 0, 0, 0.0)
+    return Evaluation(
+        stage="search", measures={"clip_score_drop": measure}, zeros=0, images=0, cost=0, seconds=0.0
+    )
 
 
 def real_coverage(

@@ -31,7 +31,7 @@ from raysense.strategies.base import Lookahead
 
 EVALUATORS, SLOW, LONGEST = 8, 10.0, 8
 BAR = 0.95
-EMPTY = Evaluation("", "", "", "", "", 0, measures={}, zeros=0, images=0, cost=0, seconds=0.0)
+EMPTY = Evaluation(measures={}, zeros=0, images=0, cost=0, seconds=0.0)
 
 
 class Curves:

@@ -131,9 +131,11 @@ class Measure:
     extractor: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """What measuring one allocation on one rung gave: one row of the table ``evaluations``.
+
+    What has a default is set by who executes, whatever measures leaves out.
 
     Attributes:
         key: See `Task.key`.
@@ -159,12 +161,12 @@ class Evaluation:
         samples: Per-image rows: ``prompt_id``, ``prompt``, ``seed`` and one float per per-image metric.
     """
 
-    key: str
-    question: str
-    stage: str
-    allocation: str
-    rung: str
-    draw: int
+    key: str = ""
+    question: str = ""
+    stage: str = ""
+    allocation: str = ""
+    rung: str = ""
+    draw: int = 0
     measures: Mapping[str, Measure]
     zeros: int
     images: int

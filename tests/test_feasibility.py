@@ -48,9 +48,18 @@ def evaluation(question: str, rung: str, zeros: int, **measures: float) -> Evalu
     found = {name: Measure(value, value - 0.001, value + 0.001, 16, "x") for name, value in measures.items()}
     sample = {"prompt_id": "1", "prompt": "a cat", "seed": 0, "clip_score": 0.3, "clip_score_drop": 0.001}
     return Evaluation(
-        f"{number:016x}", question, stage, f"{zeros:016x}", rung, 0, found, zeros, 16, 32, 0.1,
+        key=f"{number:016x}",
+        question=question,
+        stage=stage,
+        allocation=f"{zeros:016x}",
+        rung=rung,
+        measures=found,
+        zeros=zeros,
+        images=16,
+        cost=32,
+        seconds=0.1,
         samples=[] if stage == "sensitivity" else [sample, {**sample, "prompt_id": "2"}],
-    )  # fmt: skip
+    )
 
 
 def judged(question: str, rung: str, zeros: int, drop: float, sharpness: float, ssim: float) -> Evaluation:

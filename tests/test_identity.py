@@ -195,7 +195,19 @@ def test_nothing_is_exported_that_was_not_measured(place: Path, tmp_path: Path) 
     store = begin_store(study, str(out), inventory, grid, contents(study))
     chosen = Allocation({grid.addresses[0]: 1})
     store.put(
-        Evaluation("k", "q", "search", chosen.key, "score", 0, {}, grid.zeros(chosen), 0, 0, 0.0), chosen
+        Evaluation(
+            key="k",
+            question="q",
+            stage="search",
+            allocation=chosen.key,
+            rung="score",
+            measures={},
+            zeros=grid.zeros(chosen),
+            images=0,
+            cost=0,
+            seconds=0.0,
+        ),
+        chosen,
     )
     (place / "captions.jsonl").unlink()  # an export needs no prompts, judges or references
     shutil.rmtree(place / "reference")

@@ -135,8 +135,6 @@ class Evaluator:
         notes = (*live.notes, live.calibration.noted(task.allocation))
         return Evaluation(
             key=task.key(self.identity.signature),
-            question="",
-            stage="",
             allocation=task.allocation.key,
             rung=task.rung,
             draw=task.draw,

@@ -30,10 +30,20 @@ Damage = Callable[[random.Random, Path, Path], None]
 def evaluation(number: int) -> Evaluation:
     sample = {"prompt_id": number, "prompt": "a cät", "seed": 7, "clip_score": 0.3, "lpips": None}
     return Evaluation(
-        f"{number:016x}", f"search/solver/{number}", "search", f"{number:016x}", "score", 0,
-        {"clip_score_drop": Measure(number / 7, number / 7 - 0.1, number / 7 + 0.1, 16, "open_clip")},
-        number, 16, 32, 0.1, samples=[sample],
-    )  # fmt: skip
+        key=f"{number:016x}",
+        question=f"search/solver/{number}",
+        stage="search",
+        allocation=f"{number:016x}",
+        rung="score",
+        measures={
+            "clip_score_drop": Measure(number / 7, number / 7 - 0.1, number / 7 + 0.1, 16, "open_clip")
+        },
+        zeros=number,
+        images=16,
+        cost=32,
+        seconds=0.1,
+        samples=[sample],
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -41,7 +41,19 @@ NO_WINNER = {
 
 def evaluation(number: int, rung: str = "score", failed: str = "") -> Evaluation:
     key = Allocation({"unet:a": number}).key if number else Allocation().key
-    return Evaluation(f"{number}", "q", "search", key, rung, 0, {}, 0, 0, 0, 0.0, failed=failed)
+    return Evaluation(
+        key=f"{number}",
+        question="q",
+        stage="search",
+        allocation=key,
+        rung=rung,
+        measures={},
+        zeros=0,
+        images=0,
+        cost=0,
+        seconds=0.0,
+        failed=failed,
+    )
 
 
 def test_failures_are_said_with_their_reasons() -> None:

@@ -17,12 +17,20 @@ from tests.execution.curves import Chain, Curves
 def answer(question: Question) -> list[Evaluation]:
     return [
         Evaluation(
-            task.key("s"), question.name, question.stage, task.allocation.key, task.rung, task.draw,
+            key=task.key("s"),
+            question=question.name,
+            stage=question.stage,
+            allocation=task.allocation.key,
+            rung=task.rung,
+            draw=task.draw,
             measures={"clip_drop": Measure(int(task.key("s"), 16) % 1000 / 1000, 0.0, 1.0, 1, "none")},
-            zeros=0, images=0, cost=0, seconds=0.0,
+            zeros=0,
+            images=0,
+            cost=0,
+            seconds=0.0,
         )
         for task in question.tasks
-    ]  # fmt: skip
+    ]
 
 
 def play(strategy: Strategy, width: int, workers: int, seed: int) -> None:

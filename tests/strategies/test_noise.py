@@ -109,7 +109,7 @@ def test_an_absolute_bound_is_held_against_the_dense_pipelines_own_interval() ->
     bound = Bound("constraints.clip_score.min", "clip_score", False, 0.29)
     dense = {
         rung: replace(
-            Evaluation("", "", "", "", rung, 0, {}, 0, 1, 1, 0.0),
+            Evaluation(rung=rung, measures={}, zeros=0, images=1, cost=1, seconds=0.0),
             measures={"clip_score": Measure(0.3, 0.291, 0.309, 32, "made-up")},
         )
         for rung in ("score", "validation")

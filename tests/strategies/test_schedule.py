@@ -237,7 +237,7 @@ class Learner(Landscape):
         ratios = {layer.address: 0.01 * (i % 2) for i, layer in enumerate(self.inventory.layers)}
         measures = {OUTLIERS + a: Measure(r, r, r, 4, "made-up") for a, r in ratios.items()}
         key = task.key(SIGNATURE)
-        return Evaluation(key, "", "", "", task.rung, 0, measures, zeros=0, images=4, cost=50, seconds=0.0)
+        return Evaluation(key=key, rung=task.rung, measures=measures, zeros=0, images=4, cost=50, seconds=0.0)
 
 
 def test_owl_allocates_by_what_the_calibration_found(tmp_path: Path) -> None:

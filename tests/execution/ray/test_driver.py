@@ -31,7 +31,7 @@ from tests.execution.curves import Chain, Climbs, Curves
 from tests.execution.sleepers import Sleeper
 
 SPEC = EvaluatorSpec("tests.execution.sleepers:sleeper")
-ROW = Evaluation("", "", "", "", "", 0, measures={}, zeros=0, images=0, cost=0, seconds=0.0)
+ROW = Evaluation(measures={}, zeros=0, images=0, cost=0, seconds=0.0)
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -158,10 +158,21 @@ def test_a_server_that_hangs_holds_nothing_up(
 
 
 EVALUATION = Evaluation(
-    "k", "search/a/0", "search", "a", "score", 0, zeros=50, images=8, cost=64, seconds=2.0,
-    measures={"frechet_rise": Measure(3.0, 1.0, 5.0, 8, "x"), "kid_rise": Measure(float("nan"), 0.0, 1.0, 8, "x")},
+    key="k",
+    question="search/a/0",
+    stage="search",
+    allocation="a",
+    rung="score",
+    zeros=50,
+    images=8,
+    cost=64,
+    seconds=2.0,
+    measures={
+        "frechet_rise": Measure(3.0, 1.0, 5.0, 8, "x"),
+        "kid_rise": Measure(float("nan"), 0.0, 1.0, 8, "x"),
+    },
     collapsed="constant",
-)  # fmt: skip
+)
 
 
 def test_figures_name_the_rung_and_leave_out_what_is_no_number() -> None:
