@@ -30,8 +30,11 @@ from typing import Any
 import numpy as np
 
 from raysense.allocation import Allocation, LevelGrid
+from raysense.strategies.baselines import Random, Switches, Tpe
 from raysense.strategies.curves import Curve, least_known, removed_energy
-from raysense.strategies.joint import Learned, Proposer, Random, Switches, Tpe, evopress
+from raysense.strategies.evopress import evopress
+from raysense.strategies.joint import JointProposer
+from raysense.strategies.proposers import Proposer
 from raysense.strategies.solver import solve
 
 KINDS = ("additive", "cliff", "dip", "noisy", "misled")
@@ -208,7 +211,7 @@ def run(problem: Landscape, strategy: str, budget: int, seed: int) -> Run:
                 {n: chosen[n] * s for n, s in zip(problem.names, problem.size, strict=True)}, zeros
             )
 
-        learned = Learned(grid, damages, problem.names, solver, seed)
+        learned = JointProposer(grid, damages, problem.names, solver, seed)
         climb(lambda zeros: solver(zeros, {}), learned.tell, 8)
         if strategy == "solver":
             return result

@@ -41,7 +41,7 @@ from raysense.names import BUNDLED, EVOPRESS, ITERATIVE, JOINT, OWL, RANDOM, SOL
 from raysense.pipelines.cost import assumed
 from raysense.prompts.sets import load_prompts
 from raysense.records import CALIBRATION, Bound, Evaluation, Question
-from raysense.strategies import joint
+from raysense.strategies import evopress, joint, proposers
 from raysense.strategies.context import Findings
 from raysense.strategies.runner import StrategyRunner
 from raysense.study import Study, load
@@ -333,13 +333,13 @@ def holds(found: dict[str, Any]) -> bool:
 
 SETTINGS = {
     JOINT: f"starts from the climbs of solver and closed forms; relative sd of a group's factor "
-    f"{joint.FACTOR_SD:g}, of a load {joint.LOAD_SD:g}; totals {joint.LEAST_GROWTH:.1%} to "
-    f"{joint.MOST_GROWTH:.0%} above the best",
+    f"{joint.FACTOR_SD:g}, of a load {joint.LOAD_SD:g}; totals {proposers.LEAST_GROWTH:.1%} to "
+    f"{proposers.MOST_GROWTH:.0%} above the best",
     TPE: "Optuna's TPESampler, defaults, one sparsity a group, load ≤ 1 as a constraint; starts from the closed "
     "forms' climbs as finished trials",
-    EVOPRESS: f"{joint.EVOPRESS_OFFSPRING} offspring by 1 to 3 level switches, survivors "
-    f"{', '.join(map(str, joint.EVOPRESS_SURVIVORS))} on probe, preview, score; starts from the sparsest closed "
-    f"form inside the budget; total raised by {joint.GROWTH:.0%} at first after a generation inside the budget",
+    EVOPRESS: f"{evopress.EVOPRESS_OFFSPRING} offspring by 1 to 3 level switches, survivors "
+    f"{', '.join(map(str, evopress.EVOPRESS_SURVIVORS))} on probe, preview, score; starts from the sparsest closed "
+    f"form inside the budget; total raised by {proposers.GROWTH:.0%} at first after a generation inside the budget",
     RANDOM: "independent uniform sparsities of the groups, scaled to a total above the best",
 }  # fmt: skip
 

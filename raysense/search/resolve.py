@@ -18,7 +18,7 @@ from raysense.store.rows import strategy_of
 from raysense.store.store import Store
 from raysense.strategies.context import Candidate, utilisation_of
 from raysense.strategies.curves import Curve
-from raysense.strategies.joint import Learned
+from raysense.strategies.joint import JointProposer
 from raysense.strategies.solver import OBJECTIVES
 from raysense.strategies.verdict import held_out_stretch
 from raysense.study import Study, parse, revise
@@ -32,7 +32,7 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The sparsest allocation that the study's measured curves and candidates predict to be inside other bounds.
 
     The probe curves say what each group costs, the candidates of the search what the probe gets wrong about it (see
-    `Learned`); the solver does the rest. Measured candidates that meet the new bounds are named beside it.
+    `JointProposer`); the solver does the rest. Measured candidates that meet the new bounds are named beside it.
 
     Args:
         run: A study's folder or address.
@@ -171,7 +171,7 @@ class _Prediction:
             zeros = [sum(grid.zeros_at(a, allocation[a]) for a in groups[c.group]) for c in fine]
             return [float(np.interp(z, c.zeros, c.damage)) for z, c in zip(zeros, fine, strict=True)]
 
-        self.learned = Learned(grid, damages, [c.group for c in fine], self._solved, study.seed)
+        self.learned = JointProposer(grid, damages, [c.group for c in fine], self._solved, study.seed)
 
     def sparsest(self, most: int) -> Allocation:
         """The sparsest total up to `most` whose whole predicted interval is inside the bounds."""

@@ -13,6 +13,7 @@ from raysense.names import EVOPRESS, ITERATIVE, JOINT, OWL, RANDOM, SOLVER, SWIT
 from raysense.pruning.allocation_rules import AllocationRule
 from raysense.records import CALIBRATION, Evaluation, Question, Task
 from raysense.strategies.asking import asked_for, judged
+from raysense.strategies.baselines import Random, Switches, Tpe
 from raysense.strategies.context import (
     Candidate,
     Findings,
@@ -23,7 +24,9 @@ from raysense.strategies.context import (
     utilisation_of,
 )
 from raysense.strategies.curves import Curve
-from raysense.strategies.joint import Learned, Proposer, Random, Switches, Tpe, evopress
+from raysense.strategies.evopress import evopress
+from raysense.strategies.joint import JointProposer
+from raysense.strategies.proposers import Proposer
 from raysense.strategies.rules import outlier_weighed, solved
 from raysense.strategies.runner import Coroutine, OutOfBudget, Stage, StrategyRunner
 
@@ -162,7 +165,7 @@ def _solver(context: SearchContext, curves: Sequence[Curve], weights: Mapping[st
     return solved(curves, context.groups, context.inventory, context.grid, weights, objective)
 
 
-def _learned(context: SearchContext, curves: Sequence[Curve]) -> Learned:
+def _learned(context: SearchContext, curves: Sequence[Curve]) -> JointProposer:
     """The joint search on the study's curves."""
     grid, groups = context.grid, context.groups
     fine = [curve.refined() for curve in curves]
@@ -174,4 +177,4 @@ def _learned(context: SearchContext, curves: Sequence[Curve]) -> Learned:
     def solve(zeros: int, weights: Mapping[str, float]) -> Allocation:
         return _solver(context, curves, weights)(zeros)
 
-    return Learned(grid, damages, [c.group for c in fine], solve, [context.study.seed, 0])
+    return JointProposer(grid, damages, [c.group for c in fine], solve, [context.study.seed, 0])

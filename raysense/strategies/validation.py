@@ -11,7 +11,7 @@ from raysense.pruning.allocation_rules import AllocationRule
 from raysense.records import Question, Task
 from raysense.strategies.asking import asked_for
 from raysense.strategies.context import Candidate, Findings, SearchContext, best_of, headline_of
-from raysense.strategies.joint import scaled
+from raysense.strategies.proposers import scaled
 from raysense.strategies.runner import Coroutine, OutOfBudget, Stage, StrategyRunner
 from raysense.strategies.verdict import held_out_stretch
 

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from benchmarks.landscapes import Landscape, run
 from raysense.allocation import Allocation, LevelGrid
-from raysense.strategies.joint import Proposer, Random, Switches, Tpe, evopress, scaled, switched
+from raysense.strategies.baselines import Random, Switches, Tpe
+from raysense.strategies.evopress import evopress
+from raysense.strategies.proposers import Proposer, scaled, switched
 
 GRID = LevelGrid([(f"unet:layer.{i}", 1_000 * (i + 1)) for i in range(10)], 0.95)
 GROUPS = {name: (name,) for name in GRID.addresses}

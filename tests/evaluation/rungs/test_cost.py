@@ -1,0 +1,36 @@
+"""What a rung says beforehand that it costs is what the bundled pipeline is counted to take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raysense.allocation import Allocation
+from raysense.evaluation.evaluator import Evaluator
+from raysense.evaluation.rungs.cost import RungCosts
+from raysense.evaluation.shards import parts_of
+from raysense.pipelines.cost import assumed
+from raysense.records import Task
+from raysense.study import load
+
+SETS = [
+    "rungs.probe={prompts: 2, timesteps: 2}", "rungs.preview.prompts=8", "rungs.score.prompts=12",
+    "rungs.validation.prompts=16", "sampling.steps=2",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("per_shard", [100, 14])
+def test_every_task_costs_what_was_said(tmp_path: Path, per_shard: int) -> None:
+    study = load(overrides=[*SETS, f"cluster.images_per_part={per_shard}"])
+    costs = RungCosts(study, assumed(study.sampling))
+    evaluator = Evaluator(study, str(tmp_path))
+    dense, pruned = Allocation(), evaluator.grid.uniform(0.3)
+    for allocation in (dense, pruned):
+        for rung in ("score", "validation"):
+            shards = parts_of(study, allocation, rung)
+            assert bool(shards) == (per_shard == 14 and (not allocation or rung == "validation"))
+            for task in (*shards, Task(allocation, rung)):
+                assert evaluator.evaluate(task).cost == costs.of(task), task
+    evaluator.evaluate(Task(evaluator.grid.uniform(0.2), "probe"))  # the first one records
+    assert evaluator.evaluate(Task(pruned, "probe")).cost == costs.of(Task(pruned, "probe")) == costs.probe
