@@ -22,6 +22,7 @@ from raysense.cli import (
     query,
     report,
     resolve,
+    schema,
     search,
     show,
     try_once,
@@ -58,6 +59,7 @@ COMMANDS: Mapping[str, Command] = {
     "export": export,
     "compare": compare,
     "query": query,
+    "schema": schema,
 }
 
 

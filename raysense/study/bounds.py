@@ -16,7 +16,7 @@ class ClipScoreBound(Section):
     """Bounds on the mean CLIP score (cosine)."""
 
     max_drop: float | None = Field(None, ge=0, description="dense minus pruned, paired by prompt and seed")
-    min: float | None = Field(None, ge=-1, le=1)
+    min: float | None = Field(None, ge=-1, le=1, description="of the pruned pipeline")
 
     @model_validator(mode="after")
     def _one(self) -> ClipScoreBound:
@@ -27,7 +27,7 @@ class DistanceBound(Section):
     """Bounds on the Fréchet distance, KID or CMMD to the reference."""
 
     max_rise: float | None = Field(None, ge=0, description="pruned minus dense, against the same reference")
-    max: float | None = Field(None, ge=0)
+    max: float | None = Field(None, ge=0, description="of the pruned pipeline")
 
     @model_validator(mode="after")
     def _one(self) -> DistanceBound:
@@ -40,7 +40,7 @@ class ShareBound(Section):
     max_drop: float | None = Field(
         None, ge=0, le=1, description="dense minus pruned, against the same reference"
     )
-    min: float | None = Field(None, ge=0, le=1)
+    min: float | None = Field(None, ge=0, le=1, description="of the pruned pipeline")
 
     @model_validator(mode="after")
     def _one(self) -> ShareBound:
@@ -50,20 +50,20 @@ class ShareBound(Section):
 class ClosenessBound(Section):
     """Bound on the mean likeness (feature cosine, SSIM) of pruned and dense image of the same noise."""
 
-    min: float = Field(ge=-1, le=1)
+    min: float = Field(ge=-1, le=1, description="of the mean over all images")
 
 
 class UnlikenessBound(Section):
     """Bound on the mean LPIPS distance between pruned and dense image of the same noise."""
 
-    max: float = Field(ge=0)
+    max: float = Field(ge=0, description="of the mean over all images")
 
 
 class CustomBound(Section):
     """Bounds on the mean of a metric of the user's own, higher being better."""
 
     max_drop: float | None = Field(None, ge=0, description="dense minus pruned, paired by prompt and seed")
-    min: float | None = None
+    min: float | None = Field(None, description="of the pruned pipeline")
 
     @model_validator(mode="after")
     def _one(self) -> CustomBound:
@@ -79,15 +79,15 @@ def _some_bound(bound: AnyBound) -> AnyBound:
 class Constraints(Section):
     """The quality budget. All must hold, each with its whole 95 % interval."""
 
-    clip_score: ClipScoreBound | None = None
-    frechet: DistanceBound | None = None
-    kid: DistanceBound | None = None
-    cmmd: DistanceBound | None = None
-    precision: ShareBound | None = None
-    recall: ShareBound | None = None
-    closeness: ClosenessBound | None = None
-    ssim: ClosenessBound | None = None
-    lpips: UnlikenessBound | None = None
+    clip_score: ClipScoreBound | None = Field(None, description="see below")
+    frechet: DistanceBound | None = Field(None, description="see below")
+    kid: DistanceBound | None = Field(None, description="see below")
+    cmmd: DistanceBound | None = Field(None, description="see below")
+    precision: ShareBound | None = Field(None, description="see below")
+    recall: ShareBound | None = Field(None, description="see below")
+    closeness: ClosenessBound | None = Field(None, description="feature cosine with the dense image")
+    ssim: ClosenessBound | None = Field(None, description="structural similarity to the dense image")
+    lpips: UnlikenessBound | None = Field(None, description="LPIPS distance to the dense image")
     custom: dict[MetricName, CustomBound] = Field(
         default_factory=dict, description="by name of a metric in metrics.custom"
     )

@@ -61,15 +61,24 @@ class Calibration(Section):
 class Prune(Section):
     """Which weights may be removed, and in which order."""
 
-    components: tuple[str, ...] = Field(("text_encoder", "unet"), min_length=1, strict=False)
-    include: tuple[str, ...] = Field(("*",), min_length=1, strict=False)
-    exclude: tuple[str, ...] = Field((), strict=False)
-    kinds: tuple[Kind, ...] | None = Field(None, strict=False)
+    components: tuple[str, ...] = Field(
+        ("text_encoder", "unet"), min_length=1, strict=False, description="parts of the pipeline to prune"
+    )
+    include: tuple[str, ...] = Field(
+        ("*",),
+        min_length=1,
+        strict=False,
+        description="patterns of layers that may be pruned, such as unet:mid*",
+    )
+    exclude: tuple[str, ...] = Field((), strict=False, description="patterns of layers that stay dense")
+    kinds: tuple[Kind, ...] | None = Field(
+        None, strict=False, description="kinds of layers that may be pruned; null for all"
+    )
     saliency: str | Annotated[tuple[str, ...], Field(min_length=2, strict=False)] = Field(
         "magnitude", description="a method, or several that compete: by probe, for each component"
     )
     pattern: str | None = Field(None, pattern=r"^[1-9]\d*:[1-9]\d*$", description="n:m, keep n of every m")
-    calibration: Calibration = Calibration()
+    calibration: Calibration = Field(Calibration(), description="see below")
     cap: float = Field(0.95, gt=0, le=1, description="largest sparsity of any one layer")
 
     @property
@@ -105,11 +114,11 @@ class SchedulerChoice(Section):
 class Sampling(Section):
     """How images are made."""
 
-    steps: int = Field(12, ge=1)
+    steps: int = Field(12, ge=1, description="denoising steps an image")
     guidance: float = Field(2.0, ge=0, description="its strength; 0 and 1 run none; turbo models want 0 or 1")
-    batch: int = Field(32, ge=1)
-    height: int | None = Field(None, ge=8)
-    width: int | None = Field(None, ge=8)
+    batch: int = Field(32, ge=1, description="images sampled side by side")
+    height: int | None = Field(None, ge=8, description="of an image, in pixels; the pipeline's own if null")
+    width: int | None = Field(None, ge=8, description="of an image, in pixels; the pipeline's own if null")
     max_sequence_length: int | None = Field(
         None,
         ge=1,
@@ -184,14 +193,19 @@ class Lora(Section):
 class Clip(Section):
     """The open_clip model behind the CLIP score."""
 
-    model: str = BUNDLED
-    pretrained: str | None = None
+    model: str = Field(BUNDLED, description="open_clip's name, hf-hub:ID, local-dir:FOLDER, or bundled")
+    pretrained: str | None = Field(
+        None, description="which published weights of a named model, such as openai"
+    )
 
 
 class Frechet(Section):
     """The feature extractor behind the Fréchet distance, KID, precision, recall and closeness."""
 
-    extractor: str = "efficientnet-lite0"
+    extractor: str = Field(
+        "efficientnet-lite0",
+        description="torch-fidelity's name, efficientnet-lite0-SIZE, open_clip:MODEL, or a dotted path",
+    )
 
 
 class Reference(Section):
@@ -225,10 +239,10 @@ def _of_ones_own(name: str) -> str:
 class Metrics(Section):
     """Which networks judge, and by what beside the default metrics and those that `constraints` bounds."""
 
-    clip: Clip = Clip()
-    frechet: Frechet = Frechet()
-    reference: Reference = Reference()
-    also: tuple[Extra, ...] = Field((), strict=False)
+    clip: Clip = Field(Clip(), description="see below")
+    frechet: Frechet = Field(Frechet(), description="see below")
+    reference: Reference = Field(Reference(), description="see below")
+    also: tuple[Extra, ...] = Field((), strict=False, description="metrics that are measured without a bound")
     custom: dict[Annotated[MetricName, AfterValidator(_of_ones_own)], DottedPath] = Field(
         default_factory=dict, description="name: package.module.function; see raysense/metrics/custom.py"
     )
@@ -249,15 +263,15 @@ def _taken() -> set[str]:
 class LayerRung(Section):
     """Error of the pruned layers' own outputs on the dense pipeline's inputs; the denoiser itself does not run."""
 
-    prompts: int = Field(2, ge=2)
-    timesteps: int = Field(2, ge=1)
+    prompts: int = Field(2, ge=2, description="first of the search prompts")
+    timesteps: int = Field(2, ge=1, description="spread over the denoising steps")
 
 
 class ProbeRung(Section):
     """Denoiser-output error against the dense pipeline on cached inputs; no sampling loop."""
 
-    prompts: int = Field(16, ge=2)
-    timesteps: int = Field(4, ge=1)
+    prompts: int = Field(16, ge=2, description="first of the search prompts")
+    timesteps: int = Field(4, ge=1, description="spread over the denoising steps")
     tilt: float = Field(
         0.0,
         ge=-8,
@@ -269,18 +283,22 @@ class ProbeRung(Section):
 class ImageRung(Section):
     """Images are sampled and judged."""
 
-    prompts: int = Field(ge=8)
-    seeds: int = Field(1, ge=1, le=MAX_DRAW_SEEDS)
+    prompts: int = Field(ge=8, description="how many, from the first on")
+    seeds: int = Field(1, ge=1, le=MAX_DRAW_SEEDS, description="images a prompt, each with its own noise")
 
 
 class Rungs(Section):
     """The fidelities, cheapest first; each one's prompts are a prefix of the next one's, except validation's."""
 
-    layer: LayerRung = LayerRung()
-    probe: ProbeRung = ProbeRung()
-    preview: ImageRung = ImageRung(prompts=32)
-    score: ImageRung = ImageRung(prompts=128)
-    validation: ImageRung = ImageRung(prompts=256)
+    layer: LayerRung = Field(LayerRung(), description="error of the layers' own outputs")
+    probe: ProbeRung = Field(ProbeRung(), description="error of the denoiser's output")
+    preview: ImageRung = Field(
+        ImageRung(prompts=32), description="a few images: hopeless candidates stop here"
+    )
+    score: ImageRung = Field(ImageRung(prompts=128), description="the images that the search decides by")
+    validation: ImageRung = Field(
+        ImageRung(prompts=256), description="held-out prompts: only what passes here can win"
+    )
 
     @model_validator(mode="after")
     def _nested(self) -> Rungs:
@@ -292,10 +310,15 @@ class Rungs(Section):
 class Search(Section):
     """How the allocation is looked for."""
 
-    granularity: Literal["component", "block", "layer"] = "layer"
+    granularity: Literal["component", "block", "layer"] = Field(
+        "layer", description="what gets a sensitivity curve and a level of its own"
+    )
     levels: int = Field(8, ge=2, le=64, description="most points of a group's sensitivity curve")
     strategies: tuple[str, ...] = Field(
-        ("uniform", "global", "lamp", "erk", "solver"), min_length=1, strict=False
+        ("uniform", "global", "lamp", "erk", "solver"),
+        min_length=1,
+        strict=False,
+        description="how candidates are made; docs/methods.md lists them",
     )
     proportions: dict[str, Annotated[float, Field(ge=0)]] = Field(
         {}, description="component -> its part in the ratios of `per_component` and `recipe`; 1 where missing"
@@ -303,10 +326,14 @@ class Search(Section):
     objective: Literal["additive", "minimax"] = Field(
         "additive", description="what the solver keeps least: the sum of the groups' damages, or the largest"
     )
-    bisections: int = Field(6, ge=1, le=20)
+    bisections: int = Field(
+        6, ge=1, le=20, description="steps of each strategy's search for its largest total"
+    )
     rounds: int = Field(2, ge=0, description="joint search judges rounds x offspring candidates; 0: none")
-    offspring: int = Field(8, ge=1)
-    finalists: int = Field(4, ge=1)
+    offspring: int = Field(8, ge=1, description="candidates a round of the joint search")
+    finalists: int = Field(
+        4, ge=1, description="allocations of a strategy that are tested on held-out prompts"
+    )
     compare: bool = Field(
         False, description="validate the best of every strategy, not only the best of all and the uniform one"
     )
@@ -331,9 +358,11 @@ class Budget(Section):
 class Cluster(Section):
     """What one evaluator holds, and how many there are."""
 
-    evaluators: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    cpus_per_evaluator: float = Field(1.0, gt=0)
-    gpus_per_evaluator: float = Field(0.0, ge=0)
+    evaluators: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="at most so many at once; auto for as many as the cluster holds"
+    )
+    cpus_per_evaluator: float = Field(1.0, gt=0, description="CPU cores of each")
+    gpus_per_evaluator: float = Field(0.0, ge=0, description="GPUs of each; a share lets several use one")
     images_per_part: int = Field(
         128,
         ge=1,
@@ -398,10 +427,10 @@ class Study(Section, metaclass=_Readable):
 
     _live: Live = PrivateAttr(default_factory=Live)
 
-    name: Name
-    pipeline: str = BUNDLED
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    name: Name = Field(description="of the study, and of its folder")
+    pipeline: str = Field(BUNDLED, description="hub id, folder in diffusers' format, single file, or bundled")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the weights")
     variant: str | None = Field(
         None, pattern=r"^[A-Za-z0-9_-]+$", description="weight files of this name only, such as fp16"
     )
@@ -423,17 +452,17 @@ class Study(Section, metaclass=_Readable):
     compile: bool = Field(
         False, description="torch.compile the denoiser; pays off over hundreds of evaluations"
     )
-    prompts: str = BUNDLED
-    prune: Prune = Prune()
-    sampling: Sampling = Sampling()
-    metrics: Metrics = Metrics()
-    constraints: Constraints
-    rungs: Rungs = Rungs()
-    search: Search = Search()
-    budget: Budget = Budget()
-    cluster: Cluster = Cluster()
-    track: Track = Track()
-    seed: int = Field(0, ge=0, le=MAX_SEED)
+    prompts: str = Field(BUNDLED, description="file of captions, coco-train2017, or bundled")
+    prune: Prune = Field(Prune(), description="see below")
+    sampling: Sampling = Field(Sampling(), description="see below")
+    metrics: Metrics = Field(Metrics(), description="see below")
+    constraints: Constraints = Field(description="see below")
+    rungs: Rungs = Field(Rungs(), description="see below")
+    search: Search = Field(Search(), description="see below")
+    budget: Budget = Field(Budget(), description="see below")
+    cluster: Cluster = Field(Cluster(), description="see below")
+    track: Track = Field(Track(), description="see below")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="all noise of the study follows from it")
 
     @model_validator(mode="after")
     def _measurable(self) -> Study:
