@@ -29,11 +29,16 @@ def run(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     from raysense.export.write import export
-    from raysense.terminal import say
+    from raysense.terminal import patient, say
 
-    done = export(
-        args.run_folder, args.out, allocation=args.allocation, compressed=args.compressed, force=args.force
-    )
+    with patient(Console(stderr=True), "Exporting …"):
+        done = export(
+            args.run_folder,
+            args.out,
+            allocation=args.allocation,
+            compressed=args.compressed,
+            force=args.force,
+        )
     table = Table("weight files", "bytes", "of dense")
     for form, size in done.sizes.items():
         table.add_row(form, f"{size:,}", f"{size / done.sizes['dense']:.1%}")

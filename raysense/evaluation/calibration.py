@@ -32,7 +32,7 @@ from raysense.prompts.sets import PromptSets, load_prompts
 from raysense.pruning.activations import InputMoments, StepWeight, calibrate
 from raysense.pruning.allocation_rules import outlier_ratios
 from raysense.pruning.layers import Inventory, Layer, weight_of
-from raysense.pruning.masks import Masker, Pruner
+from raysense.pruning.masks import Masker, Pruner, mask_for_good
 from raysense.pruning.obs import Substituter, check_pattern, factorise, hessian_passes, solve_levels
 from raysense.pruning.patterns import Pattern
 from raysense.pruning.saliency import Known, find_method
@@ -190,6 +190,22 @@ class Calibration:
             statistics,
             self._study.seed,
             pattern=self._pattern,
+        )
+
+    def prune_for_good(self, methods: Mapping[str, str], allocation: Allocation) -> None:
+        """Bring the dense pipeline to an allocation as `pruner` does, without memory to go back; see `pruner`."""
+        names = set(methods.values())
+        if names & set(UPDATING):
+            self._solve()
+            for layer in self._inventory.layers:
+                if level := allocation[self._grid.host(layer.address)]:
+                    weight = weight_of(self._modules, layer).data
+                    weight.copy_(self._slices.load(layer.address, level))
+            return
+        statistics = self._statistics(frozenset[str]().union(*(find_method(name).needs for name in names)))
+        seed, pattern = self._study.seed, self._pattern
+        mask_for_good(
+            self._modules, self._inventory, self._grid, allocation, methods, statistics, seed, pattern
         )
 
     def outliers(self) -> dict[str, float]:

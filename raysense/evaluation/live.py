@@ -16,9 +16,10 @@ from raysense.evaluation.inputs import taken_away, versions
 from raysense.evaluation.memory import decode_in_slices, release_memory
 from raysense.evaluation.method_selection import components_of
 from raysense.hashing import content_key
-from raysense.pipelines.load import compile_denoiser, load_for
+from raysense.pipelines.load import compile_denoiser, load_for, modules_of
 from raysense.pipelines.text_cache import TextCache
 from raysense.prompts.sets import PromptSets
+from raysense.pruning.layers import count_zeros, weight_of
 from raysense.pruning.masks import Pruner
 from raysense.store.disk import Disk
 from raysense.study import Study
@@ -96,6 +97,15 @@ class LivePipeline:
         with self.watchable():
             self._masker = self.calibration.pruner(methods)
         return self._masker
+
+    def prune_for_good(self, allocation: Allocation) -> int:
+        """Bring the pipeline to an allocation once and for all, without a dense master; the zeros, counted."""
+        self.methods = self.methods or self.select_methods()
+        self.give_up_masks()
+        with self.watchable():
+            self.calibration.prune_for_good(self.methods, allocation)
+        modules = modules_of(self.pipeline)
+        return sum(count_zeros(weight_of(modules, layer)) for layer in self.inventory.layers)
 
     def give_up_masks(self) -> None:
         """Give up the masks, one byte a weight and a master, for others'; the pipeline is dense."""

@@ -28,6 +28,7 @@ _WORTH = 1 / 16
 """Share of zeros above which a mask pays: a bit a weight is an eighth of a byte, a value two or four bytes."""
 
 ZSTD_LEVEL = 3
+_FRAME = 1 << 26
 
 
 def compress(folder: Path, out: Path) -> None:
@@ -103,10 +104,15 @@ def weight_bytes(folder: Path) -> int:
 
 
 def zstd_bytes(folder: Path, level: int = ZSTD_LEVEL) -> int:
-    """Bytes of the same files after zstd, each file a stream of its own."""
+    """Bytes of the same files after zstd, each file a stream of frames: it may be larger than memory."""
     codec = pa.Codec("zstd", compression_level=level)
-    weights = [path for path in _files(folder) if path.suffix in (".safetensors", SPARSE)]
-    return sum(codec.compress(path.read_bytes()).size for path in weights)
+    total = 0
+    for path in _files(folder):
+        if path.suffix in (".safetensors", SPARSE):
+            with path.open("rb") as file:
+                while frame := file.read(_FRAME):
+                    total += codec.compress(frame).size
+    return total
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -76,8 +76,7 @@ def export(
         evaluator.pipeline.save_pretrained(dense, safe_serialization=True)
         sizes = {"dense": weight_bytes(dense), "dense, zstd": zstd_bytes(dense)}
         shutil.rmtree(dense)
-        evaluator.masker.apply(chosen)
-        zeros = evaluator.masker.count_zeros()
+        zeros = evaluator.live.prune_for_good(chosen)
         evaluator.pipeline.save_pretrained(pruned, safe_serialization=True)
         sizes |= {"pruned": weight_bytes(pruned), "pruned, zstd": zstd_bytes(pruned)}
         small = scratch / "compressed"

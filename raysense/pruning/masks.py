@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
-from raysense.pruning.layers import Inventory, Layer
+from raysense.pruning.layers import Inventory, Layer, weight_of
 from raysense.pruning.patterns import Pattern, pattern_leaves
 from raysense.pruning.ranking import leaving_levels
 from raysense.pruning.saliency import Known, Method, find_method, score_layer
@@ -208,22 +208,62 @@ class Masker(Pruner):
         master: Place | None = None,
     ) -> None:
         super().__init__(modules, inventory, grid, master)
-        self._leaves: dict[str, Tensor] = {}
-        for layer in inventory.layers:
-            weight = self._live(layer.address)
-            known = (statistics or {}).get(layer.address, Known(layer.address, layer.kind, seed=seed))
-            chosen = saliency[layer.component] if isinstance(saliency, Mapping) else saliency
-            method = find_method(chosen) if isinstance(chosen, str) else chosen
-            scores = score_layer(method, weight, known)
-            if pattern is None:
-                leaves = leaving_levels(scores, _removed_by_level(grid, layer))
-            else:
-                leaves = pattern_leaves(scores, layer.kind, pattern)
-            # In the weight's memory layout (it may be channels-last), so that masking is one linear pass.
-            self._leaves[layer.address] = torch.empty_like(weight, dtype=torch.uint8).copy_(leaves)
+        self._leaves = {
+            layer.address: leaves_of(
+                layer, self._live(layer.address), grid, saliency, statistics or {}, seed, pattern
+            )
+            for layer in inventory.layers
+        }
 
     def _write(self, address: str, target: Tensor, level: int) -> None:
         mask_into(target, self._master[address], self._leaves[address], level)
+
+
+def leaves_of(
+    layer: Layer,
+    weight: Tensor,
+    grid: LevelGrid,
+    saliency: str | Method | Mapping[str, str],
+    statistics: Mapping[str, Known],
+    seed: int,
+    pattern: Pattern | None,
+) -> Tensor:
+    """The byte of each weight of a layer: the level at which it leaves; uint8, in the weight's shape and layout.
+
+    See `Masker` for the arguments; the weight is dense.
+    """
+    known = statistics.get(layer.address, Known(layer.address, layer.kind, seed=seed))
+    chosen = saliency[layer.component] if isinstance(saliency, Mapping) else saliency
+    scores = score_layer(find_method(chosen) if isinstance(chosen, str) else chosen, weight, known)
+    if pattern is None:
+        leaves = leaving_levels(scores, _removed_by_level(grid, layer))
+    else:
+        leaves = pattern_leaves(scores, layer.kind, pattern)
+    # In the weight's memory layout (it may be channels-last), so that masking is one linear pass.
+    return torch.empty_like(weight, dtype=torch.uint8).copy_(leaves)
+
+
+def mask_for_good(
+    modules: Mapping[str, nn.Module],
+    inventory: Inventory,
+    grid: LevelGrid,
+    allocation: Allocation,
+    saliency: str | Method | Mapping[str, str],
+    statistics: Mapping[str, Known],
+    seed: int,
+    pattern: Pattern | None,
+) -> None:
+    """Bring dense weights to an allocation, layer by layer, with nothing to go back to and no memory for it.
+
+    See `Masker` for the arguments; the weights are the same to the bit as after its `Masker.apply`.
+    """
+    grid.validate(allocation)
+    for layer in inventory.layers:
+        if level := allocation[grid.host(layer.address)]:
+            weight = weight_of(modules, layer).data
+            _check_weight(layer.address, weight)
+            leaves = leaves_of(layer, weight, grid, saliency, statistics, seed, pattern)
+            mask_into(weight, weight, leaves, level)
 
 
 def mask_into(live: Tensor, master: Tensor, leaves: Tensor, level: int) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import gc
 from itertools import pairwise
 
@@ -16,7 +17,7 @@ from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
 from raysense.pruning import masks
 from raysense.pruning.layers import count_zeros, take_inventory, weight_of
-from raysense.pruning.masks import Masker, mask_into
+from raysense.pruning.masks import Masker, mask_for_good, mask_into
 from raysense.pruning.patterns import Pattern, pattern_grid
 from raysense.pruning.ranking import NEVER, leaving_levels
 
@@ -99,6 +100,22 @@ def test_requested_counted_and_restored(components, dtype: torch.dtype, saliency
     assert all(map(torch.equal, bits(components), before))
     assert masker.current == Allocation()
     assert pointers == [p.data_ptr() for p in components["unet"].parameters()]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("text", [None, "2:4"])
+def test_for_good_is_the_same_to_the_bit(components, dtype: torch.dtype, text: str | None):
+    components = {name: components[name].to(dtype) for name in ("unet", "text_encoder")}
+    dense = copy.deepcopy(components)
+    inventory = take_inventory(components, select=["unet", "text_encoder"])
+    pattern = Pattern.parse(text) if text else None
+    grid = pattern_grid(inventory, pattern) if pattern else LevelGrid(inventory.sizes, 1.0)
+    allocation = Allocation({a: level for i, (a, level) in enumerate(grid.uniform(0.6).items()) if i % 3})
+    Masker(components, inventory, grid, "random", seed=3, pattern=pattern).apply(allocation)
+    mask_for_good(dense, inventory, grid, allocation, "random", {}, 3, pattern)
+    assert all(map(torch.equal, bits(dense), bits(components)))
+    with pytest.raises(RaysenseError):
+        mask_for_good(dense, inventory, grid, Allocation({"unet:nowhere": 1}), "random", {}, 3, pattern)
 
 
 @settings(max_examples=30)
