@@ -362,7 +362,9 @@ class Cluster(Section):
         "auto", description="at most so many at once; auto for as many as the cluster holds"
     )
     cpus_per_evaluator: float = Field(1.0, gt=0, description="CPU cores of each")
-    gpus_per_evaluator: float = Field(0.0, ge=0, description="GPUs of each; a share lets several use one")
+    gpus_per_evaluator: float = Field(
+        0.0, ge=0, le=1, description="1, or the part of one that each gets: a pipeline runs on one GPU"
+    )
     images_per_part: int = Field(
         128,
         ge=1,

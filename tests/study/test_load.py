@@ -126,6 +126,7 @@ def test_margin_uses_the_bad_end_of_the_interval() -> None:
         ("rungs.scoer=1", ["`rungs.scoer`", "did you mean `score`"]),
         ("nonsense=1", ["`nonsense` is not a key of a study", "known here", "pipeline"]),
         ("prune.cap=2", ["`prune.cap` must be ≤ 1, but got 2"]),
+        ("cluster.gpus_per_evaluator=2", ["`cluster.gpus_per_evaluator` must be ≤ 1, but got 2"]),
         ("prune.kinds=[lin]", ["`prune.kinds.0`", "'linear'", 'got "lin"']),
         ("cluster.evaluators=many", ["`cluster.evaluators`", "'auto'", '"many"']),
         ("seed=1.5", ["`seed` must be a valid integer", "1.5"]),
