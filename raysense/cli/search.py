@@ -52,12 +52,13 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from raysense.execution.interrupt import stop_signals
-    from raysense.terminal import say
+    from raysense.terminal import patient, say
 
     console, stopping = Console(), f"Stopped; nothing stored is lost. Go on with: {args.again}"
     with stop_signals(stopping):
         try:
-            from raysense.search.job import refuse_to_overwrite, run_study
+            with patient(console, "Loading …"):
+                from raysense.search.job import refuse_to_overwrite, run_study
 
             refuse_to_overwrite(out, args.resume)
             summary = run_study(study, out, address=args.address, resume=args.resume, console=console)
