@@ -26,7 +26,10 @@ from raysense.pipelines.adapter import takes_timestep
 from raysense.pipelines.load import modules_of
 
 LIMIT = 256 << 20
-"""Bytes of embeddings that are kept; the longest unused go first."""
+"""Bytes of embeddings that are kept at least; the longest unused go first."""
+
+SHARE = 0.04
+"""Of a GPU's memory, that embeddings may take."""
 
 ROUNDING = 1e-3
 """What another batch size may change of an embedding, as a share of its largest value; a wrong cut changes it all."""
@@ -43,20 +46,24 @@ class TextCache:
     Args:
         pipeline: Whose text encoders: every component but denoisers whose `forward` takes ``input_ids``.
         state: What each encoder's weights are determined by at the time of a call.
-        limit: Bytes to keep.
+        limit: Bytes to keep; None for what `room_for` gives.
 
     Attributes:
         hits: Rows that were remembered.
         misses: Rows that were encoded.
     """
 
-    def __init__(self, pipeline: DiffusionPipeline, state: State, limit: int = LIMIT) -> None:
+    def __init__(self, pipeline: DiffusionPipeline, state: State, limit: int | None = None) -> None:
         self.hits = self.misses = 0
-        self._state, self._limit, self._size = state, limit, 0
+        self._state, self._size = state, 0
+        encoders = text_encoders(pipeline)
+        weights = (weight for module in encoders.values() for weight in module.parameters())
+        device = next(weights, torch.empty(0)).device
+        self._limit = room_for(device) if limit is None else limit
         self._rows: OrderedDict[Hashable, Any] = OrderedDict()
         self._bypassed = False
         self._exact: dict[Hashable, bool] = {}
-        for name, module in text_encoders(pipeline).items():
+        for name, module in encoders.items():
             module.forward = self._remembering(name, module.forward)
 
     @contextmanager
@@ -112,6 +119,17 @@ class TextCache:
     def _shrink(self) -> None:
         while self._size > self._limit and self._rows:
             self._size -= _bytes(self._rows.popitem(last=False)[1])
+
+
+def room_for(device: torch.device) -> int:
+    """Bytes of embeddings to keep on a device.
+
+    A prompt of Stable Diffusion XL takes 8 MB, as its encoders give the states of all their layers: a rung of a hundred
+    prompts that did not fit as a whole would be encoded anew for every candidate.
+    """
+    if device.type != "cuda":
+        return LIMIT
+    return max(LIMIT, int(SHARE * torch.cuda.get_device_properties(device).total_memory))
 
 
 def text_encoders(pipeline: DiffusionPipeline) -> dict[str, nn.Module]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from raysense.pipelines.text_cache import TextCache, text_encoders
+from raysense.pipelines.text_cache import LIMIT, TextCache, room_for, text_encoders
 
 
 class Encoder(nn.Module):
@@ -69,3 +70,10 @@ def test_what_is_no_row_by_row_function_is_answered_as_it_was_asked() -> None:
 def test_a_denoiser_that_takes_token_ids_is_no_text_encoder() -> None:
     pipeline: Any = SimpleNamespace(components={"transformer": Denoiser(), "text_encoder": Encoder(False)})
     assert list(text_encoders(pipeline)) == ["text_encoder"]
+
+
+def test_a_gpu_keeps_what_a_whole_rung_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = SimpleNamespace(total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    assert room_for(torch.device("cpu")) == LIMIT
+    assert 128 * 16e6 < room_for(torch.device("cuda", 0)) < 0.05 * memory.total_memory
