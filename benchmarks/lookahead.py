@@ -25,9 +25,8 @@ from collections.abc import Sequence
 from raysense.allocation import Allocation
 from raysense.execution.executor import signed
 from raysense.execution.ledger import Ledger, PendingTrial
-from raysense.execution.ray.book import ASKED_PER_EVALUATOR, RUNNING_PER_EVALUATOR
 from raysense.records import Evaluation, Question, Task
-from raysense.strategies.base import Lookahead
+from raysense.strategies.base import ASKED_PER_EVALUATOR, RUNNING_PER_EVALUATOR, Lookahead
 
 EVALUATORS, SLOW, LONGEST = 8, 10.0, 8
 BAR = 0.95

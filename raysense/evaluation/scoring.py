@@ -244,14 +244,14 @@ class ImageScorer:
         }
 
     def estimate(
-        self, metric: str, judged: ScoredImages, features: Mapping[str, Tensor], gaussian: frechet.Gaussian
+        self, metric: str, images: ScoredImages, features: Mapping[str, Tensor], gaussian: frechet.Gaussian
     ) -> Estimate:
         """One of `DISTANCES` of a set of images to a reference."""
         if metric == "frechet":
-            return frechet.estimate(judged.features["frechet"], gaussian)
+            return frechet.estimate(images.features["frechet"], gaussian)
         if metric == "kid":
-            return mmd.estimate(kid.statistics(judged.features["frechet"], features["frechet"]))
-        return mmd.estimate(cmmd.statistics(judged.features["clip"], features["clip"]), cmmd.SCALE)
+            return mmd.estimate(kid.statistics(images.features["frechet"], features["frechet"]))
+        return mmd.estimate(cmmd.statistics(images.features["clip"], features["clip"]), cmmd.SCALE)
 
     def compare(
         self, prompts: Sequence[Prompt], pruned: ScoredImages, dense: ScoredImages, reference: Reference

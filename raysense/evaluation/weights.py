@@ -105,7 +105,7 @@ def _inventory_from(plain: Mapping[str, Any]) -> Inventory:
 
 def main(order: Mapping[str, Any], say: Say) -> None:
     """Says the inventory, then counts for one rule after the other; the counts go to the cache."""
-    study, blobs = parse(order["study"]), TensorCache(Disk(order["directory"]))
+    study, cache = parse(order["study"]), TensorCache(Disk(order["directory"]))
     pipeline = load_for(study)
     inventory = inventory_of(study, pipeline.components)
     say("inventory", asdict(inventory))
@@ -116,7 +116,7 @@ def main(order: Mapping[str, Any], say: Say) -> None:
             if count % 50 == 0:
                 say("progress", f"Counting weights for {rule}: {count} of {total} layers …")
 
-        blobs.put(
+        cache.put(
             key, {"counts": torch.from_numpy(counts_below(rule, inventory, modules_of(pipeline), tell))}
         )
         say(rule, True)

@@ -12,6 +12,9 @@ from typing import Protocol
 from raysense.errors import RaysenseError
 from raysense.records import Evaluation, Question
 
+ASKED_PER_EVALUATOR, RUNNING_PER_EVALUATOR = 3, 1.5
+"""Questions asked and not yet answered, and of these at work, for each evaluator: so that none idles."""
+
 
 class Strategy(Protocol):
     """Decides what to measure next. The same tells in the same order give the same asks.

@@ -27,7 +27,7 @@ from raysense.pruning import allocation_rules
 from raysense.pruning.allocation_rules import AllocationRule
 from raysense.pruning.layers import Inventory
 from raysense.records import CALIBRATION, Bound, Evaluation, Measure, Question, Task
-from raysense.strategies.base import Lookahead
+from raysense.strategies.base import ASKED_PER_EVALUATOR, RUNNING_PER_EVALUATOR, Lookahead
 from raysense.strategies.context import Findings
 from raysense.strategies.curves import SLOPE, removed_energy
 from raysense.strategies.runner import StrategyRunner
@@ -36,9 +36,6 @@ from raysense.study import Study
 
 FEASIBLE_SHARE = 0.5
 """Share of the selected weights up to which the dry run takes a candidate to be inside the budget."""
-
-ASKED_PER_EVALUATOR, RUNNING_PER_EVALUATOR = 3, 1.5
-"""Questions queued and at work for each evaluator, as `raysense.execution.ray.driver` does it."""
 
 QUESTION_SECONDS = 0.05
 """From a question's end to the next one's start on a running trial; benchmarks/driver.py measures it."""
@@ -149,9 +146,9 @@ def estimate(
         cost: Of an image.
     """
     families = _Uniform(inventory, grid)
-    story = make_strategy(_without_weights(study), inventory, grid, families, calibration_cost, cost)
+    runner = make_strategy(_without_weights(study), inventory, grid, families, calibration_cost, cost)
     an_image = cost or assumed(study.sampling)
-    return _Cluster(story, study, inventory, grid, speed, evaluators, an_image).run()
+    return _Cluster(runner, study, inventory, grid, speed, evaluators, an_image).run()
 
 
 @dataclass(eq=False)
@@ -167,7 +164,7 @@ class _Cluster:
 
     def __init__(
         self,
-        story: StrategyRunner[Findings],
+        runner: StrategyRunner[Findings],
         study: Study,
         inventory: Inventory,
         grid: LevelGrid,
@@ -176,8 +173,8 @@ class _Cluster:
         an_image: Cost,
     ) -> None:
         self._an_image = an_image
-        self._strategy, self._cost_of = Lookahead(story, study.search.lookahead), story.cost_of
-        self._story = story
+        self._strategy, self._cost_of = Lookahead(runner, study.search.lookahead), runner.cost_of
+        self._runner = runner
         self._study, self._inventory, self._grid = study, inventory, grid
         self._speed, self._bounds = speed, study.constraints.bounds()
         self._estimate = Estimate(evaluators)
@@ -209,11 +206,11 @@ class _Cluster:
                 self._strategy.tell(work.question, work.answers)
             else:
                 self._waiting.append(work)
-        if self._story.error is not None:
-            raise self._story.error
+        if self._runner.error is not None:
+            raise self._runner.error
         result = self._estimate
         result.wall = self._clock
-        result.stopped = str(self._story.tracker.refusal or "")
+        result.stopped = str(self._runner.tracker.refusal or "")
         result.busy = sum(s.busy for s in result.stages.values()) + result.evaluators * self._speed.load
         return result
 

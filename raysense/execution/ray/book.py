@@ -14,9 +14,7 @@ from raysense.execution.interrupt import Interrupt
 from raysense.execution.ledger import Ledger, PendingTrial
 from raysense.execution.ray.pool_handle import PoolHandle
 from raysense.records import Evaluation, Question
-
-RUNNING_PER_EVALUATOR = 1.5
-ASKED_PER_EVALUATOR = 3
+from raysense.strategies.base import ASKED_PER_EVALUATOR, RUNNING_PER_EVALUATOR
 
 
 class TrialBook:

@@ -22,13 +22,13 @@ from raysense.execution.executor import EvaluatorSpec
 from raysense.execution.interrupt import Interrupt, handlers_kept
 from raysense.execution.ledger import Ledger, PendingTrial
 from raysense.execution.progress import Clock, OnProgress, Outcome, Snapshot
-from raysense.execution.ray.book import ASKED_PER_EVALUATOR, TrialBook
+from raysense.execution.ray.book import TrialBook
 from raysense.execution.ray.connection import connected, environment, quiet
 from raysense.execution.ray.pool_handle import PoolHandle
 from raysense.execution.ray.tracking import Tracker
 from raysense.records import Question
 from raysense.store.store import Store
-from raysense.strategies.base import Lookahead, Strategy
+from raysense.strategies.base import ASKED_PER_EVALUATOR, Lookahead, Strategy
 
 if TYPE_CHECKING:
     from raysense.execution.ray.actor import PoolSpec
