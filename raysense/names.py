@@ -3,6 +3,9 @@
 BUNDLED = "bundled"
 """The pipeline, the scorer and the prompts inside the package."""
 
+BUNDLED_PIPELINES = {BUNDLED: "pipeline", "bundled-unet": "unet"}
+"""Pipelines inside the package: what `pipeline` may say -> folder under ``raysense/bundled``."""
+
 CLOSED_FORMS = ("uniform", "per_component", "recipe", "erk", "global", "lamp")
 """Strategies that need no measurement, see `raysense.strategies.rules`."""
 

@@ -36,7 +36,7 @@ class Bed:
     """One bundled pipeline.
 
     Attributes:
-        name: What a study calls it (`pipeline: bundled`).
+        name: What a study calls it (`pipeline: bundled-unet`).
         folder: Its place under ``raysense/bundled``.
         tokenizer: Makes its tokenizer.
         parts: Makes what is trained: component name -> module.
@@ -146,8 +146,8 @@ def _transformer_pipeline(
 
 
 UNET = Bed(
-    name="bundled",
-    folder="pipeline",
+    name="bundled-unet",
+    folder="unet",
     tokenizer=models.tokenizer,
     parts=_unet_parts,
     loss=_unet_loss,

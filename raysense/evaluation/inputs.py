@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +17,12 @@ import raysense
 from raysense import plugins
 from raysense.errors import RaysenseError
 from raysense.hashing import DIGITS, content_key, file_hash, files_hash, visible_files
-from raysense.names import BUNDLED
+from raysense.names import BUNDLED_PIPELINES
 from raysense.prompts.sets import Prompt, PromptSets, load_prompts
 from raysense.store.differences import contents_differ
 from raysense.store.disk import Disk, read_sealed
 from raysense.store.sealed import seal
-from raysense.study import Reference, Study
+from raysense.study import Reference, Study, bundled_pipeline
 
 if TYPE_CHECKING:
     from raysense.evaluation.scoring import ImageScorer
@@ -130,7 +129,7 @@ def pipeline_content(source: str, revision: str | None) -> dict[str, str]:
     Raises:
         RaysenseError: A file cannot be read, or the hub's commit is not known here.
     """
-    place = Path(str(files("raysense.bundled") / "pipeline") if source == BUNDLED else source)
+    place = bundled_pipeline(source) if source in BUNDLED_PIPELINES else Path(source)
     if place.is_file():
         return {place.name: file_hash(place)}
     if not place.is_dir():
@@ -151,7 +150,7 @@ def pipeline_content(source: str, revision: str | None) -> dict[str, str]:
 
 def hub_commit(source: str, revision: str | None) -> str:
     """The commit of a hub pipeline in the local cache, or an empty string for a folder or the bundle."""
-    if source == BUNDLED or Path(source).exists():
+    if source in BUNDLED_PIPELINES or Path(source).exists():
         return ""
     from huggingface_hub import try_to_load_from_cache
 

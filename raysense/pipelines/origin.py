@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 
 from raysense.errors import RaysenseError
 from raysense.hub import pipeline_index
-from raysense.names import BUNDLED
+from raysense.names import BUNDLED_PIPELINES
 from raysense.study import Lora, Study, bundled_pipeline
 from raysense.study import weight_files as files
 
@@ -23,7 +23,7 @@ CONFIGURATION = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 def pipeline_folder(source: str) -> str:
     """The folder, file or hub id behind `source`, which may be ``bundled``."""
-    return str(bundled_pipeline()) if source == BUNDLED else source
+    return str(bundled_pipeline(source)) if source in BUNDLED_PIPELINES else source
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 from raysense import names
 from raysense.errors import RaysenseError
 from raysense.hashing import refuse_odd_files
-from raysense.names import BUNDLED
+from raysense.names import BUNDLED, BUNDLED_PIPELINES
 from raysense.prompts.sets import check_counts
 from raysense.study import Examined, Study, bundled_pipeline, bundled_scorer
 from raysense.study import weight_files as files
@@ -210,8 +210,8 @@ def _longer(tokenizer: Path, limit: int, texts: Sequence[str]) -> int:
 
 def _folder(study: Study) -> Path | None:
     """The folder with the pipeline's configuration, or None where it is on the hub, or not known before loading."""
-    if study.pipeline == BUNDLED:
-        return bundled_pipeline()
+    if study.pipeline in BUNDLED_PIPELINES:
+        return bundled_pipeline(study.pipeline)
     path = study.pipeline
     if os.path.isdir(path):
         if not os.path.isfile(os.path.join(path, "model_index.json")):
@@ -396,7 +396,7 @@ def _doubts(study: Study) -> list[str]:
             "holds for this study's rungs only"
         )
     commit = study.revision is not None and len(study.revision) == 40
-    if study.pipeline != BUNDLED and not os.path.exists(study.pipeline) and not commit:
+    if study.pipeline not in BUNDLED_PIPELINES and not os.path.exists(study.pipeline) and not commit:
         doubts.append(
             f"`revision` names no commit of {study.pipeline}: a push to the hub changes the study; `raysense prepare` "
             "says which commit to pin"

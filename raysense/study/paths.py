@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from raysense.errors import RaysenseError
+from raysense.names import BUNDLED, BUNDLED_PIPELINES
 from raysense.prompts import coco
 
 _LOCAL = "local-dir:"
 
-_NAMES = {"pipeline": ("bundled",), "prompts": ("bundled", coco.NAME)}
+_NAMES = {"pipeline": tuple(BUNDLED_PIPELINES), "prompts": (BUNDLED, coco.NAME)}
 """What is no path."""
 
 

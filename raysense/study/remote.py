@@ -17,7 +17,7 @@ def settle(study: Study) -> str:
     """
     extractor, clip = study.metrics.frechet.extractor, study.metrics.clip.model
     from_hub = (
-        study.pipeline != names.BUNDLED and not os.path.exists(study.pipeline),
+        study.pipeline not in names.BUNDLED_PIPELINES and not os.path.exists(study.pipeline),
         clip != names.BUNDLED and not clip.startswith(names.LOCAL),
         extractor.startswith(names.OPEN_CLIP) and names.LOCAL not in extractor,
     )

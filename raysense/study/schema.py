@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from raysense.metrics.spec import DERIVED, SPECS
-from raysense.names import BUNDLED
+from raysense.names import BUNDLED, BUNDLED_PIPELINES
 from raysense.study import plain_yaml, reading
 from raysense.study.bounds import Constraints
 from raysense.study.live import Live, from_python
@@ -430,7 +430,9 @@ class Study(Section, metaclass=_Readable):
     _live: Live = PrivateAttr(default_factory=Live)
 
     name: Name = Field(description="of the study, and of its folder")
-    pipeline: str = Field(BUNDLED, description="hub id, folder in diffusers' format, single file, or bundled")
+    pipeline: str = Field(
+        BUNDLED, description="hub id, folder in diffusers' format, single file, bundled or bundled-unet"
+    )
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the weights")
     variant: str | None = Field(
@@ -535,9 +537,9 @@ class Study(Section, metaclass=_Readable):
         return plain_yaml.dump(self.model_dump(mode="json", context={"every_field": True}))
 
 
-def bundled_pipeline() -> Path:
-    """The pipeline inside the package."""
-    return Path(str(files("raysense.bundled") / "pipeline"))
+def bundled_pipeline(name: str = BUNDLED) -> Path:
+    """A pipeline inside the package, by one of `BUNDLED_PIPELINES`."""
+    return Path(str(files("raysense.bundled") / BUNDLED_PIPELINES[name]))
 
 
 def bundled_scorer() -> Path:

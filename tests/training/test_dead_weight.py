@@ -40,3 +40,13 @@ def test_a_pipeline_half_of_which_is_idle_is_found_out_and_left_as_it_was() -> N
     assert sum(found.shares.values()) < 1
     for name, part in modules_of(pipeline).items():
         assert all((v == before[name][k]).all() for k, v in part.state_dict().items())
+
+
+def test_the_second_bundled_pipeline_holds_no_dead_weight() -> None:
+    """The check of `training.judge` with few images and steps; its full figures stand in docs/bundled-pipeline.md."""
+    pipeline, components = load_pipeline("bundled-unet"), ["unet", "text_encoder"]
+    network = EfficientNetLite0Features(96)
+    found = dead_weight(pipeline, components, PROMPTS, network, Sampling(steps=6))
+    assert found.passes, found.as_json()
+    assert found.together < 0.15
+    assert min(found.blocks.values()) > HARMLESS
