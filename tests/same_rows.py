@@ -64,9 +64,11 @@ def rows(name: str, folder: str) -> Iterator[str]:
     strategy = make_strategy(study, inventory, grid, rules, learning)
     store = begin_store(study, folder, inventory, grid, evaluator.inputs)
     signature, lookahead = evaluator.signature, study.search.lookahead
-    LocalExecutor(evaluator).run(strategy, store, signature=signature, lookahead=lookahead)
+    outcome = LocalExecutor(evaluator).run(strategy, store, signature=signature, lookahead=lookahead)
     if strategy.error is not None:
         raise strategy.error
+    if not outcome.finished:
+        raise KeyboardInterrupt
     for table in ("studies", "layers", "allocations", "evaluations", "measures", "samples"):
         found = [
             json.dumps({k: v for k, v in row.items() if k not in NOT_COMPARED}, sort_keys=True)
