@@ -15,6 +15,7 @@ from typing import Protocol, TextIO
 from raysense import __version__, plugins
 from raysense.cli import (
     compare,
+    doctor,
     export,
     layers,
     plan,
@@ -53,6 +54,7 @@ COMMANDS: Mapping[str, Command] = {
     "plan": plan,
     "prepare": prepare,
     "layers": layers,
+    "doctor": doctor,
     "try": try_once,
     "show": show,
     "report": report,

@@ -10,13 +10,16 @@ import torch
 
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
+from raysense.evaluation import checks
 from raysense.evaluation.calibration import Calibration
 from raysense.evaluation.identity import inventory_and_grid
 from raysense.evaluation.inputs import taken_away, versions
 from raysense.evaluation.memory import decode_in_slices, release_memory
 from raysense.evaluation.method_selection import components_of
 from raysense.hashing import content_key
+from raysense.pipelines.idle import foreseen_for
 from raysense.pipelines.load import compile_denoiser, load_for, modules_of
+from raysense.pipelines.sample import call_pipeline
 from raysense.pipelines.text_cache import TextCache
 from raysense.prompts.sets import PromptSets
 from raysense.pruning.layers import count_zeros, weight_of
@@ -69,10 +72,35 @@ class LivePipeline:
         self.batch = study.sampling.batch
         self._masker: Pruner | None = None
         self.begin()
+        self._refuse_what_is_measured_wrongly()
         self.texts = TextCache(self.pipeline, self._state)
         decode_in_slices(self.pipeline, lambda text: self.notes.append(text))
         if study.compile:
             compile_denoiser(self.pipeline)
+
+    @torch.inference_mode()
+    def _refuse_what_is_measured_wrongly(self) -> None:
+        """The cheap ones of `raysense.evaluation.checks`, as far as the dry run left them open.
+
+        Raises:
+            RaysenseError: The pipeline would be measured wrongly.
+        """
+        foreseen, study = foreseen_for(self.study), self.study
+        try:
+            if foreseen.why_not:
+                with checks.traced(modules_of(self.pipeline)) as ran:
+                    call_pipeline(self.pipeline, [checks.SHORT], [0], study.sampling)
+                checks.refuse(checks.layers_run(self.inventory, (), ran))
+            if foreseen.pads and study.sampling.batch > 1:
+                checks.refuse(checks.neighbours(self.pipeline, study.sampling, study.dtype))
+        except (RaysenseError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever the pipeline's own code raises
+            raise RaysenseError(
+                f"`pipeline`: `{study.pipeline}` could be loaded, but not sampled ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:300]}); check its configuration files, or `sampling`: some make one "
+                "image at a time (`sampling.batch: 1`)"
+            ) from error
 
     def begin(self) -> None:
         """A new evaluation begins."""

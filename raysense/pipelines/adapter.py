@@ -28,6 +28,10 @@ NULL_PROMPT = " "
 """What guidance leads away from, where a pipeline has no prompt of its own for that."""
 
 
+ONE_PROMPT = ("DreamLiteMobilePipeline",)
+"""Pipelines whose signatures take a list of prompts, which they then refuse."""
+
+
 def call_arguments(pipeline: DiffusionPipeline, sampling: Sampling) -> dict[str, Any]:
     """The arguments of a pipeline's call, prompts and generators aside.
 
@@ -40,6 +44,10 @@ def call_arguments(pipeline: DiffusionPipeline, sampling: Sampling) -> dict[str,
     """
     known = inspect.signature(pipeline.__call__).parameters
     kind = type(pipeline).__name__
+    if why := why_not(type(pipeline)):
+        raise RaysenseError(
+            f"`pipeline`: {kind} is not measured: {why}; raysense measures images from a prompt alone"
+        )
     wishes = ("height", "width", "max_sequence_length")
     wanted = {name: getattr(sampling, name) for name in wishes if getattr(sampling, name) is not None}
     # By name: many pipelines also swallow what they do not know.
@@ -50,8 +58,6 @@ def call_arguments(pipeline: DiffusionPipeline, sampling: Sampling) -> dict[str,
         raise RaysenseError(
             f"`sampling.call` holds {name!r}, which {kind} does not take; it takes {', '.join(others)}"
         )
-    if "num_inference_steps" not in known:
-        raise RaysenseError(f"`pipeline`: {kind} takes no number of steps; raysense cannot sample with it")
     return {
         "num_inference_steps": sampling.steps,
         **_guidance(pipeline, sampling, known),
@@ -60,6 +66,59 @@ def call_arguments(pipeline: DiffusionPipeline, sampling: Sampling) -> dict[str,
         # As NumPy arrays: for tensors some families hand out what their decoder gave, on a scale of its own.
         "output_type": "np",
     }
+
+
+NOT_MEASURED = {
+    "GlmImagePipeline": "its language model draws image tokens from one random state for a whole batch, so that an "
+    "image has no noise of its own",
+}
+"""Pipelines that make images from a prompt, but not from common random numbers -> why."""
+
+
+def why_not(kind: type) -> str:
+    """Why pipelines of a class are not measured, or an empty text: a prompt must be enough, and give images."""
+    if kind.__name__ in NOT_MEASURED:
+        return NOT_MEASURED[kind.__name__]
+    call: Any = kind.__call__
+    known = inspect.signature(call).parameters
+    if "prompt" not in known:
+        return "it takes no `prompt`"
+    free = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    needed = [
+        name
+        for name, one in known.items()
+        if one.default is one.empty and one.kind not in free and name not in ("self", "prompt")
+    ]
+    parts = inspect.signature(kind).parameters
+    needed += [name for name in known if name.startswith("control_image")]
+    if "controlnet" in parts and not needed:
+        needed.append("image")
+    if needed:
+        return f"it needs `{needed[0]}` beside a prompt"
+    if {"num_frames", "video_length"} & known.keys():
+        return "it makes videos, not images"
+    if any(name.startswith("audio") for name in known):
+        return "it makes sound, not images"
+    if "num_inference_steps" not in known:
+        return "it takes no number of steps"
+    return ""
+
+
+def prompt_argument(pipeline: DiffusionPipeline, texts: Sequence[str]) -> str | list[str]:
+    """Texts as a pipeline's call takes them.
+
+    Raises:
+        RaysenseError: It takes one at a time, and there are several.
+    """
+    said = str(inspect.signature(pipeline.__call__).parameters["prompt"].annotation).lower()
+    takes_one = "str" in said and "list" not in said
+    if not takes_one and type(pipeline).__name__ not in ONE_PROMPT:
+        return list(texts)
+    if len(texts) > 1:
+        raise RaysenseError(
+            f"`sampling.batch`: {type(pipeline).__name__} takes one prompt a call, not {len(texts)}; set it to 1"
+        )
+    return texts[0]
 
 
 def set_guiders(pipeline: DiffusionPipeline, strength: float) -> None:
@@ -113,6 +172,8 @@ def images_in(pipeline: DiffusionPipeline, output: object, count: int) -> Tensor
     found = getattr(output, "image", None) if found is None else found
     if isinstance(found, Sequence) and found and all(isinstance(image, np.ndarray) for image in found):
         found = np.stack(list(found))
+    if isinstance(found, np.ndarray) and found.ndim == 4 and found.shape[-1] == 4:
+        found = found[..., :3] * found[..., 3:] + (1 - found[..., 3:])  # transparent, on white paper
     if not isinstance(found, np.ndarray) or found.ndim != 4 or (len(found), found.shape[-1]) != (count, 3):
         got = f"shape {found.shape}" if isinstance(found, np.ndarray) else type(found).__name__
         raise RaysenseError(

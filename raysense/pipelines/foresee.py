@@ -11,7 +11,7 @@ import functools
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ from raysense.study import Sampling
 
 logger = logging.getLogger(__name__)
 
+PROMPTS = (Prompt("dry", "a picture"), Prompt("run", "another picture of something"))
+"""What a dry run asks for: two prompts, where a study samples several at a time, as some pipelines take one only."""
+
 METHODS = ("forward", "encode", "decode")
 """What a pipeline calls on its components."""
 
@@ -46,15 +49,17 @@ class Foreseen:
         cost: Of an image.
         order: The modules that ran, as ``component:path``, in the order of their first call; empty if unknown.
         why_not: Why the dry run failed, or an empty text; `cost` is then an assumption.
+        pads: Whether what the denoiser is given for one prompt grows with its neighbours' lengths.
     """
 
     cost: Cost
     order: tuple[str, ...] = ()
     why_not: str = ""
+    pads: bool = True
 
 
 def foresee(source: str | Origin, sampling: Sampling) -> Foreseen:
-    """Run a pipeline for one image without its weights, and count.
+    """Run a pipeline for an image or two without its weights, and count.
 
     Args:
         source: See `raysense.pipelines.load.load_pipeline`.
@@ -65,6 +70,7 @@ def foresee(source: str | Origin, sampling: Sampling) -> Foreseen:
             refuses the steps.
     """
     origin = source if isinstance(source, Origin) else Origin(source)
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what fails is said below
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with mode:
@@ -76,21 +82,80 @@ def foresee(source: str | Origin, sampling: Sampling) -> Foreseen:
         raise
     except Exception as error:
         return _assumed(sampling, error)
+    inside: list[None] = []
     for module in modules.values():
         module.eval()
-        hollow(module, mode)
+        hollow(module, mode, inside)
+    images = min(sampling.batch, len(PROMPTS))
     try:
-        with watched(pipeline) as watch, torch.no_grad():
-            call_pipeline(pipeline, [Prompt("dry", "a picture")], [0], sampling)
+        watch = _ran(pipeline, sampling, images)
     except RaysenseError:
         raise
     except Exception as error:
         _refuse_what_is_refused(pipeline, sampling, error)
-        return _assumed(sampling, error, pipeline)
-    if not watch.forwards or not watch.steps:
-        return _assumed(sampling, ValueError("no denoiser was called"), pipeline)
-    cost = Cost(watch.forwards, watch.steps, "counted on a dry run of the pipeline without weights")
-    return Foreseen(cost, tuple(watch.order))
+        if images == 1:
+            return _assumed(sampling, error, pipeline)
+        if not type(error).__module__.startswith(
+            "torch._subclasses"
+        ):  # what depends on values is up to the dry run
+            _refuse_several(pipeline, sampling, error)
+        try:
+            watch, images = _ran(pipeline, sampling, 1), 1
+        except Exception:  # the first reason stands
+            return _assumed(sampling, error, pipeline)
+    if not watch.forwards or not watch.steps or watch.forwards % images:
+        return _assumed(sampling, ValueError("no denoiser was called for each image"), pipeline)
+    cost = Cost(watch.forwards // images, watch.steps, "counted on a dry run of the pipeline without weights")
+    pads = sampling.batch > 1 and (images == 1 or _pads(pipeline, sampling, images))
+    return Foreseen(cost, tuple(watch.order), pads=pads)
+
+
+class _Seen(Exception):
+    """Ends a dry run at its denoiser's first call."""
+
+
+def _ran(pipeline: DiffusionPipeline, sampling: Sampling, images: int) -> Watch:
+    """What is seen of a dry run of so many images."""
+    with watched(pipeline) as watch, torch.no_grad():
+        call_pipeline(pipeline, PROMPTS[:images], [0] * images, sampling)
+    return watch
+
+
+def _pads(pipeline: DiffusionPipeline, sampling: Sampling, images: int) -> bool:
+    """Whether the denoiser is given something else for a prompt where others stand beside it, as far as is known."""
+    try:
+        alone, together = (_shapes_of_first_call(pipeline, sampling, n) for n in (1, images))
+    except Exception as error:
+        logger.info("dry run of one prompt: %s", error)
+        return True
+    return alone != together
+
+
+def _shapes_of_first_call(
+    pipeline: DiffusionPipeline, sampling: Sampling, images: int
+) -> list[tuple[int, ...]]:
+    """The shapes of what the denoiser is given first, without the samples' axis."""
+    found: list[tuple[int, ...]] = []
+
+    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        leaves = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+        own = [tuple(leaf.shape[1:]) for leaf in leaves if leaf.ndim > 1]
+        lists = [
+            tuple(leaf.shape) for leaf in leaves if leaf.ndim == 1 and len(leaf) != samples_in(args, kwargs)
+        ]
+        found.extend(dict.fromkeys(own + lists))
+        raise _Seen
+
+    handles = [
+        module.register_forward_pre_hook(see, with_kwargs=True) for module in denoisers_of(pipeline).values()
+    ]
+    try:
+        with suppress(_Seen), torch.no_grad():
+            call_pipeline(pipeline, PROMPTS[:images], [0] * images, sampling)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def _assembled(origin: Origin, modules: Mapping[str, nn.Module]) -> DiffusionPipeline:
@@ -106,6 +171,23 @@ def _assembled(origin: Origin, modules: Mapping[str, nn.Module]) -> DiffusionPip
         pipeline = DiffusionPipeline.from_pretrained(folder, **{**left_out(index), **modules})
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _refuse_several(pipeline: DiffusionPipeline, sampling: Sampling, error: Exception) -> None:
+    """Say it where a pipeline cannot make several images at once, but one.
+
+    Raises:
+        RaysenseError: It is so.
+    """
+    try:
+        with torch.no_grad():
+            call_pipeline(pipeline, PROMPTS[:1], [0], sampling)
+    except Exception:  # nothing is known of it, then
+        return
+    raise RaysenseError(
+        f"`sampling.batch`: {type(pipeline).__name__} fails with several prompts at once ({type(error).__name__}: "
+        f"{' '.join(str(error).split())[:160]}); set it to 1"
+    ) from None
 
 
 def _refuse_what_is_refused(pipeline: DiffusionPipeline, sampling: Sampling, error: Exception) -> None:
@@ -189,16 +271,20 @@ def watched(pipeline: DiffusionPipeline) -> Iterator[Watch]:
             handle.remove()
 
 
-def hollow(module: nn.Module, mode: FakeTensorMode) -> None:
-    """Let a component made of fake tensors compute shapes and give zeros; the same shapes are computed once."""
+def hollow(module: nn.Module, mode: FakeTensorMode, inside: list[None]) -> None:
+    """Let a component made of fake tensors compute shapes and give zeros; the same shapes are computed once.
+
+    Args:
+        module: The component.
+        mode: Of its tensors.
+        inside: Holds something while a component computes: those that it calls in turn give fake tensors, no zeros.
+    """
     for name in METHODS:
-        if callable(getattr(module, name, None)):
-            setattr(
-                module, name, functools.wraps(getattr(module, name))(_hollow(getattr(module, name), mode))
-            )
+        if callable(method := getattr(module, name, None)):
+            setattr(module, name, functools.wraps(method)(_hollow(method, mode, inside)))
 
 
-def _hollow(method: Callable[..., Any], mode: FakeTensorMode) -> Callable[..., Any]:
+def _hollow(method: Callable[..., Any], mode: FakeTensorMode, inside: list[None]) -> Callable[..., Any]:
     known: dict[Any, Any] = {}
 
     def fake(value: Any) -> Any:
@@ -209,13 +295,17 @@ def _hollow(method: Callable[..., Any], mode: FakeTensorMode) -> Callable[..., A
         return torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(leaf, FakeTensor) for leaf in tree_flatten((args, kwargs))[0]):
-            return method(*args, **kwargs)  # one component inside another
+        if inside:
+            return method(*args, **kwargs)
         key = _shapes((args, kwargs))
         if key not in known:
             given, named = tree_map(fake, (args, kwargs))
-            with mode:
-                known[key] = method(*given, **named)
+            inside.append(None)
+            try:
+                with mode:
+                    known[key] = method(*given, **named)
+            finally:
+                inside.pop()
         return tree_map(zeros, known[key])
 
     return call

@@ -1,4 +1,4 @@
-"""What never runs when an image is made: a vision tower beside a language model, an output head, a VAE's encoder.
+"""What no image follows from: a vision tower beside a language model, that model's head, a VAE's encoder.
 
 Such weights can all be pruned without any effect, so they are neither prunable nor in a denominator. They are found on
 a run of the pipeline without its weights (`raysense.pipelines.foresee`), so that every process finds the same ones.
@@ -12,7 +12,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torch import nn
+from transformers import PreTrainedModel
 
+from raysense.pipelines.adapter import takes_timestep
 from raysense.pipelines.foresee import Foreseen, foresee
 from raysense.pipelines.origin import Origin, pipeline_folder
 from raysense.study import Sampling, Study
@@ -44,14 +46,16 @@ def idle_in(modules: Mapping[str, nn.Module], ran: Collection[str]) -> frozenset
         ran: The modules that were called; where there are none, nothing is known and nothing is idle.
 
     Returns:
-        Left out are modules whose weights others use without calling them, as attention of PyTorch's own does; and
-        experts of which a sibling ran: which ones run is up to the input.
+        Language models' heads are among them, called or not: no image follows from what they say. Left out are modules
+        whose weights others use without calling them, as attention of PyTorch's own does; and experts of which a
+        sibling ran: which ones run is up to the input.
     """
     called = set(ran)
     if not called:
         return frozenset()
+    heads = heads_of(modules)
     siblings = {_unnumbered(address) for address in called if "expert" in address}
-    found = set()
+    found = set(heads)
     for name, component in modules.items():
         inside = [path for path, part in component.named_modules() if isinstance(part, nn.MultiheadAttention)]
         for path, part in component.named_modules():
@@ -63,6 +67,16 @@ def idle_in(modules: Mapping[str, nn.Module], ran: Collection[str]) -> frozenset
                 continue
             if not any(f"{name}:{path}.{inner}" in called for inner, _ in part.named_modules() if inner):
                 found.add(address)
+    return frozenset(found)
+
+
+def heads_of(modules: Mapping[str, nn.Module]) -> frozenset[str]:
+    """Addresses of the heads that turn a text encoder's last states into words, which nobody reads."""
+    found = set()
+    for name, component in modules.items():
+        if isinstance(component, PreTrainedModel) and not takes_timestep(type(component)):
+            head = component.get_output_embeddings()
+            found |= {f"{name}:{path}" for path, part in component.named_modules() if part is head and path}
     return frozenset(found)
 
 

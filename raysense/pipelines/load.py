@@ -215,7 +215,10 @@ def use_scheduler(pipeline: DiffusionPipeline, choice: SchedulerChoice) -> None:
         raise RaysenseError(
             f"`sampling.scheduler`: {choice.kind} cannot be made ({' '.join(str(error).split())[:160]})"
         ) from None
-    pipeline.register_modules(scheduler=made)
+    own = pipeline.scheduler
+    for part in (pipeline, *(one for one in vars(pipeline).values() if isinstance(one, DiffusionPipeline))):
+        if getattr(part, "scheduler", None) is own:
+            part.register_modules(scheduler=made)
 
 
 def bridge_types(module: nn.Module, dtype: torch.dtype) -> None:

@@ -17,6 +17,7 @@ from raysense.pipelines.adapter import (
     call_arguments,
     denoisers_of,
     images_in,
+    prompt_argument,
     samples_in,
     set_guiders,
     wrapped,
@@ -71,7 +72,7 @@ def call_pipeline(
     """
     set_guiders(pipeline, sampling.guidance)
     output = pipeline(
-        prompt=[prompt.text for prompt in prompts],
+        prompt=prompt_argument(pipeline, [prompt.text for prompt in prompts]),
         generator=generators(prompts, seeds),
         **call_arguments(pipeline, sampling),
     )

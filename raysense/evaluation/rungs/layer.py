@@ -7,7 +7,8 @@ pipeline was dense. What errors do to later layers is not seen; that is what the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from raysense.evaluation.rungs.base import Found
 from raysense.evaluation.sampler import seed_of
 from raysense.evaluation.scoring import measure
 from raysense.metrics.intervals import mean_interval
-from raysense.pipelines.adapter import denoisers_of, samples_in, wrapped
+from raysense.pipelines.adapter import denoisers_of, samples_in, schedulers_of, wrapped
 from raysense.pipelines.load import modules_of
 from raysense.pipelines.sample import call_pipeline
 from raysense.prompts.sets import Prompt
@@ -59,6 +60,20 @@ class LayerRung:
             )
 
 
+MANY = 10_000
+"""More steps than any trajectory has."""
+
+
+def _steps_to_keep(schedulers: Sequence[Any], timesteps: int) -> Iterable[int]:
+    """Evenly spread steps, once the scheduler knows how many there are; all of them where stages follow each other."""
+    if len(schedulers) > 1:
+        return range(MANY)
+    (scheduler,) = schedulers
+    steps = len(scheduler.timesteps)
+    kept = min(timesteps, steps)
+    return [int((i + 0.5) * steps / kept) for i in range(kept)]
+
+
 class LayerOutputs:
     """Inputs and outputs of the selected layers of a pipeline while it is dense.
 
@@ -90,14 +105,13 @@ class LayerOutputs:
             layer.address: modules[layer.component].get_submodule(layer.path) for layer in inventory.layers
         }
         self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {address: [] for address in self._layers}
+        schedulers = list(schedulers_of(pipeline).values())
         wanted: set[int] = set()
         step = 0
 
         def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not wanted:  # the scheduler knows now how many steps there are
-                steps = len(pipeline.scheduler.timesteps)
-                kept = min(timesteps, steps)
-                wanted.update(int((i + 0.5) * steps / kept) for i in range(kept))
+            if not wanted:
+                wanted.update(_steps_to_keep(schedulers, timesteps))
             if step in wanted:
                 self.forwards += samples_in(args, kwargs)
 
@@ -122,7 +136,9 @@ class LayerOutputs:
             keep = watch(layer.address, layer.component in denoisers)
             handles.append(self._layers[layer.address].register_forward_hook(keep, with_kwargs=True))
         try:
-            with wrapped(pipeline.scheduler, "step", counting):
+            with ExitStack() as stack:
+                for scheduler in schedulers:
+                    stack.enter_context(wrapped(scheduler, "step", counting))
                 call_pipeline(pipeline, prompts, seeds, sampling)
         finally:
             for handle in handles:

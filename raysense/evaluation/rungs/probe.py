@@ -11,6 +11,7 @@ embeddings themselves, the null prompt's included, is measured beside it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -29,7 +30,7 @@ from raysense.evaluation.rungs.base import Found
 from raysense.evaluation.sampler import seed_of
 from raysense.evaluation.scoring import measure
 from raysense.metrics.intervals import mean_interval
-from raysense.pipelines.adapter import denoisers_of, samples_in, wrapped
+from raysense.pipelines.adapter import denoisers_of, samples_in, schedulers_of, wrapped
 from raysense.pipelines.load import modules_of
 from raysense.pipelines.sample import call_pipeline, refuse_other_scale
 from raysense.prompts.sets import Prompt
@@ -129,7 +130,9 @@ class Probe:
         self._pipeline, self._prompts, self._seeds, self._sampling = pipeline, prompts, seeds, sampling
         self._decodes = decodes
         self._dense: list[Tensor] = []
-        self._said: dict[tuple[int, int], Any] = {}  # place in a step, samples -> any output of that shape
+        self._said: dict[
+            tuple[str, int, int], Any
+        ] = {}  # denoiser, place in a step, samples -> such an output
         self._wanted: dict[int, float] = {}
         recorded = self._record()
         count = min(timesteps, len(self._dense))
@@ -196,11 +199,11 @@ class Probe:
 
             return kept
 
-        def denoiser(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def denoiser(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
             def watched(*args: Any, **kwargs: Any) -> Any:
                 output = forward(*args, **kwargs)
                 seen.calls(args, kwargs)
-                place = seen.call, samples_in(args, kwargs)
+                place = name, seen.call, samples_in(args, kwargs)
                 if place not in self._said:
                     self._said[place] = _copy(output)
                 return output
@@ -237,12 +240,12 @@ class Probe:
 
             return given
 
-        def denoiser(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def denoiser(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
             def replayed(*args: Any, **kwargs: Any) -> Any:
                 seen.calls(args, kwargs)
                 if seen.step in self._wanted:
                     return forward(*args, **kwargs)
-                return _copy(self._said[seen.call, samples_in(args, kwargs)])
+                return _copy(self._said[name, seen.call, samples_in(args, kwargs)])
 
             return replayed
 
@@ -263,9 +266,10 @@ class Probe:
             return kept
 
         with ExitStack() as stack:
-            stack.enter_context(wrapped(self._pipeline.scheduler, "step", step))
-            for module in denoisers_of(self._pipeline).values():
-                stack.enter_context(wrapped(module, "forward", denoiser))
+            for scheduler in schedulers_of(self._pipeline).values():
+                stack.enter_context(wrapped(scheduler, "step", step))
+            for name, module in denoisers_of(self._pipeline).items():
+                stack.enter_context(wrapped(module, "forward", functools.partial(denoiser, name)))
             for module in modules_of(self._pipeline).values() if self._decodes else ():
                 if hasattr(module, "decode"):
                     stack.enter_context(wrapped(module, "decode", decode))
