@@ -1400,7 +1400,7 @@ def bria_fibo() -> Any:
     )
 
 
-@family("BriaFibo2Pipeline", said="what never runs is named in `prune.exclude`", exclude=("*visual*",))
+@family("BriaFibo2Pipeline")
 def bria_fibo2() -> Any:
     """Qwen 3, of which bundles of layers are read."""
     return d.BriaFibo2Pipeline(

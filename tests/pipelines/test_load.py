@@ -166,10 +166,10 @@ def test_pixels_on_another_scale_are_refused() -> None:
         def __call__(
             self,
             prompt: Any,
-            generator: Any,
-            num_inference_steps: int,
-            guidance_scale: float,
-            output_type: str,
+            generator: Any = None,
+            num_inference_steps: int = 1,
+            guidance_scale: float = 1.0,
+            output_type: str = "np",
         ) -> Any:
             return SimpleNamespace(images=self.images)
 

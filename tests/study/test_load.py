@@ -19,7 +19,8 @@ READY = sorted(Path(__file__).parents[2].glob("search/*.yaml"))
 
 def test_the_ready_studies_are_there() -> None:
     names = {path.stem for path in READY}
-    assert names >= {"quickstart", "sd2_paper", "sd2_layers", "sdxl", "sd3", "flux"}
+    assert names >= {"quickstart", "sd2_paper", "sd2_layers", "sdxl", "sd35_medium", "flux"}
+    assert names >= {"flux2_klein", "z_image_turbo", "qwen_image"}
 
 
 @pytest.mark.parametrize("path", READY, ids=lambda path: path.name)
