@@ -308,6 +308,7 @@ def kandinsky3() -> Any:
     1024,
     "seven sizes only; packs the prompts of a batch: `sampling.batch: 1`",
     batch=1,
+    steps=1,
 )
 def kandinsky5() -> Any:
     """A transformer under Qwen 2.5 and CLIP; its attention is of PyTorch's own making."""
@@ -318,7 +319,7 @@ def kandinsky5() -> Any:
             in_text_dim2=16,
             time_dim=16,
             out_visual_dim=16,
-            patch_size=(1, 8, 8),
+            patch_size=(1, 2, 2),
             model_dim=16,
             ff_dim=32,
             num_text_blocks=1,
@@ -1006,6 +1007,7 @@ def qwen_image() -> Any:
 @family(
     "QwenImage21Pipeline",
     said="transparent images, laid on white; one prompt a call: `sampling.batch: 1`",
+    exclude=("*visual*",),
     batch=1,
 )
 def qwen_image21() -> Any:
