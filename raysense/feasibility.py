@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raysense.metrics.spec import base_of, spec_of
+from raysense.metrics.spec import RELATIVE, SPECS, base_of, spec_of
 from raysense.records import Bound, Evaluation
 
 IMAGE_RUNGS = ("preview", "score", "validation")
@@ -84,9 +84,11 @@ def _dense(evaluation: Evaluation, measure: str) -> float:
         return 0.0
     if spec.dense is not None:
         return spec.dense
-    difference = evaluation.measures[measure + spec.relative].value
-    sign = 1 if spec.relative == "_drop" else -1
-    return evaluation.measures[measure].value + sign * difference
+    # Of a metric of the study's own the row itself says which of the two differences it has.
+    endings = (spec.relative,) if measure in SPECS else RELATIVE
+    ending = next(ending for ending in endings if measure + ending in evaluation.measures)
+    difference = evaluation.measures[measure + ending].value
+    return evaluation.measures[measure].value + (difference if ending == "_drop" else -difference)
 
 
 @dataclass(frozen=True)

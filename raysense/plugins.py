@@ -11,7 +11,6 @@ import atexit
 import importlib
 import importlib.util
 import logging
-import re
 import shutil
 import sys
 import sysconfig
@@ -23,11 +22,10 @@ from typing import Any
 
 from raysense.errors import RaysenseError
 from raysense.hashing import content_key
+from raysense.registry import DOTTED
 from raysense.study import Study
 
 log = logging.getLogger("raysense")
-
-DOTTED = re.compile(r"[A-Za-z_]\w*([.:][A-Za-z_]\w*)+")
 
 
 @dataclass(frozen=True)
@@ -60,9 +58,10 @@ def make_importable(folders: Iterable[Path | str]) -> None:
 
 
 def named_by(study: Study) -> list[str]:
-    """The dotted paths that a study names."""
+    """The dotted paths that a complete study names, see `raysense.study.complete`."""
     extractor = study.metrics.frechet.extractor
-    names = [*study.metrics.custom.values(), *study.prune.methods]
+    names = [metric.path for metric in study.metrics.own.values()]
+    names += [*study.prune.methods, *study.search.strategies]
     if not extractor.startswith("open_clip:"):
         names.append(extractor)
     return sorted({name for name in names if DOTTED.fullmatch(name)})

@@ -43,12 +43,13 @@ def checked(args: argparse.Namespace, *, needs_weights: bool = True) -> tuple[St
         RaysenseError: All that is wrong with it and can be known without loading anything.
     """
     from raysense.study.checks import look
+    from raysense.study.complete import complete
 
     found = examine(args.study, args.set)
     mistakes, doubts = look(found, needs_weights=needs_weights)
     if found.study is None or mistakes:
         raise RaysenseError(listed(mistakes))
-    return found.study, doubts
+    return complete(found.study), doubts
 
 
 def ready(args: argparse.Namespace, *, needs_weights: bool = True) -> Study:

@@ -33,7 +33,7 @@ from raysense.pruning.activations import InputMoments, StepWeight, calibrate
 from raysense.pruning.allocation_rules import outlier_ratios
 from raysense.pruning.layers import Inventory, Layer, weight_of
 from raysense.pruning.masks import Masker, Pruner, mask_for_good
-from raysense.pruning.obs import Substituter, check_pattern, factorise, hessian_passes, solve_levels
+from raysense.pruning.obs import Substituter, check_pattern, find_updater, hessian_passes, solve
 from raysense.pruning.patterns import Pattern
 from raysense.pruning.saliency import Known, find_method
 from raysense.store.disk import Disk
@@ -55,7 +55,7 @@ def needs_of(study: Study) -> frozenset[str]:
     """
     needs = frozenset({"inputs"} if OWL in study.search.strategies else ())
     for name in study.prune.methods:
-        needs |= {"hessians"} if name in UPDATING else find_method(name).needs
+        needs |= {"hessians"} if name in UPDATING or study.prune.updates else find_method(name).needs
     return needs
 
 
@@ -81,7 +81,8 @@ def calibration_cost(
     cost = cost or assumed(study.sampling)
     needs, calibration, methods = needs_of(study), study.prune.calibration, study.prune.methods
     for name in methods:
-        if name in UPDATING:
+        if name in UPDATING or study.prune.updates:
+            find_updater(name)
             if len(methods) > 1:
                 raise RaysenseError(
                     f"`prune.saliency`: {name} updates the weights that stay and cannot compete; name it alone, "
@@ -178,7 +179,7 @@ class Calibration:
             methods: Component -> method.
         """
         names = set(methods.values())
-        if names & set(UPDATING):
+        if self._study.prune.updates:
             self._solve()
             return Substituter(self._modules, self._inventory, self._grid, self._slices.load)
         statistics = self._statistics(frozenset[str]().union(*(find_method(name).needs for name in names)))
@@ -195,7 +196,7 @@ class Calibration:
     def prune_for_good(self, methods: Mapping[str, str], allocation: Allocation) -> None:
         """Bring the dense pipeline to an allocation as `pruner` does, without memory to go back; see `pruner`."""
         names = set(methods.values())
-        if names & set(UPDATING):
+        if self._study.prune.updates:
             self._solve()
             for layer in self._inventory.layers:
                 if level := allocation[self._grid.host(layer.address)]:
@@ -282,7 +283,8 @@ class Calibration:
             return
         calibration = self._study.prune.calibration
         weighted: dict[str, Callable[[int], float]] = {}
-        if UPDATING[self._study.prune.methods[0]]:
+        updater = find_updater(self._study.prune.methods[0])
+        if updater.weighted_steps:
             denoiser = denoiser_of(self._pipeline)
             steps = StepWeight(self._calls_of_a_run(denoiser))
             weighted = {name: steps for name, module in self._modules.items() if module is denoiser}
@@ -291,10 +293,11 @@ class Calibration:
             logger.info("Hessians: pass %d of %d, %d layers", number + 1, len(passes), len(layers))
             hessians = self._attempt(partial(self._hessians, layers, weighted))
             for layer in layers:
-                factor = factorise(hessians.pop(layer.address), calibration.damping)
-                weight = weight_of(self._modules, layer).data
-                levels = solve_levels(layer, weight, factor, self._grid, self._pattern)
-                self._slices.put(layer.address, dict(levels), factor.note)
+                weight, hessian = weight_of(self._modules, layer).data, hessians.pop(layer.address)
+                levels, note = solve(
+                    updater, layer, weight, hessian, self._grid, calibration.damping, self._pattern
+                )
+                self._slices.put(layer.address, levels, note)
 
     def _hessians(
         self, layers: Sequence[Layer], weighted: Mapping[str, Callable[[int], float]]

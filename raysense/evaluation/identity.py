@@ -13,7 +13,6 @@ from raysense.errors import RaysenseError
 from raysense.evaluation.inputs import inputs_of
 from raysense.evaluation.scoring import ImageScorer
 from raysense.hashing import content_key
-from raysense.names import UPDATING
 from raysense.pipelines.idle import foreseen_for, idle_in
 from raysense.prompts.sets import PromptSets
 from raysense.pruning.layers import Inventory, take_inventory
@@ -100,7 +99,7 @@ def grid_of(study: Study, inventory: Inventory) -> LevelGrid:
     """The levels of the layers that `study` selects."""
     if study.prune.pattern:
         return pattern_grid(inventory, Pattern.parse(study.prune.pattern))
-    if study.prune.saliency in UPDATING:
+    if study.prune.updates:
         return LevelGrid(inventory.sizes, study.prune.cap, study.prune.calibration.levels)
     return LevelGrid(inventory.sizes, study.prune.cap)
 
@@ -113,7 +112,7 @@ def dense_identity(study: Study, inputs: Mapping[str, Any]) -> str:
         study.channels_last,
         study.compile,
         study.sampling.model_dump(),
-        sorted(study.metrics.custom.items()),
+        sorted(study.metrics.model_dump(mode="json")["custom"].items()),
         study.measured(),
         study.seed,
     )

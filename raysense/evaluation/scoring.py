@@ -19,7 +19,7 @@ from raysense.metrics import cmmd, frechet, kid, mmd, references
 from raysense.metrics.clip_score import clip_scores
 from raysense.metrics.closeness import Lpips, feature_closeness, ssim
 from raysense.metrics.collapsed import why_collapsed
-from raysense.metrics.custom import custom_metric
+from raysense.metrics.custom import custom_metric, refuse_other_facts, set_intervals, set_metric
 from raysense.metrics.features import ClipFeatures, as_bytes, extractor
 from raysense.metrics.intervals import (
     Estimate,
@@ -160,9 +160,19 @@ class ImageScorer:
         self._clip = ClipFeatures(model, clip.pretrained, device)
         self._features = extractor(study.metrics.frechet.extractor, device)
         self._lpips = Lpips(device) if "lpips" in self.measured else None
-        self._paths = dict(study.metrics.custom)
+        self._own = study.metrics.own
+        for name, own in self._own.items():
+            field = f"metrics.custom.{name}"
+            refuse_other_facts(own.path, field, higher_is_better=own.up, of_set=own.of_set)
         self._custom = {
-            name: custom_metric(path, f"metrics.custom.{name}") for name, path in self._paths.items()
+            name: custom_metric(own.path, f"metrics.custom.{name}")
+            for name, own in self._own.items()
+            if not own.of_set
+        }
+        self._of_set = {
+            name: set_metric(own.path, f"metrics.custom.{name}")
+            for name, own in self._own.items()
+            if own.of_set
         }
         self._texts: dict[str, Tensor] = {}
         self.external = study.metrics.reference
@@ -269,18 +279,22 @@ class ImageScorer:
         measures: dict[str, Measure] = {}
         undefined = pruned.undefined
         values = {name: value for name, value in pruned.values.items() if name not in undefined}
-        drops = {"clip_score": clip, **self._paths}
+        means = {"clip_score": clip, **{name: self._own[name].path for name in self._custom}}
         # Raw features share a large part that makes any two images look alike. The reference's mean is the same
         # for every rung; photographs lie elsewhere, so there the dense images' own mean has to do.
         external = self.external.path is not None
         origin = (dense.features["frechet"] if external else reference.features["frechet"]).mean(dim=0)
         values["closeness"] = feature_closeness(pruned.features["frechet"], dense.features["frechet"], origin)
-        for name, extractor_name in drops.items():
+        for name, extractor_name in means.items():
             if name in values:
                 measures[name] = measure(mean_interval(values[name].numpy(), ids), extractor_name)
-                drop = paired_drop(dense.values[name].numpy(), values[name].numpy(), ids)
-                measures[f"{name}_drop"] = measure(drop, extractor_name)
-                values[f"{name}_drop"] = dense.values[name] - values[name]
+                up = name not in self._own or self._own[name].up
+                better, worse = (dense.values, values) if up else (values, dense.values)
+                loss = name + ("_drop" if up else "_rise")
+                measures[loss] = measure(
+                    paired_drop(better[name].numpy(), worse[name].numpy(), ids), extractor_name
+                )
+                values[loss] = better[name] - worse[name]
         for name in DISTANCES:
             if name in self.measured:
                 after = self.estimate(name, pruned, reference.features, reference.gaussian)
@@ -292,10 +306,36 @@ class ImageScorer:
                 dense.features["frechet"], pruned.features["frechet"], reference.features["frechet"], ids
             )
             measures |= {name: measure(interval, network) for name, interval in found.items()}
+        measures |= self._own_of_set(pruned, dense, reference, ids)
         for name, judge in (("closeness", network), ("ssim", "ssim 11x11"), ("lpips", Lpips.name)):
             if name in values:
                 measures[name] = measure(mean_interval(values[name].numpy(), ids), judge)
         return measures, values
+
+    def _own_of_set(
+        self, pruned: ScoredImages, dense: ScoredImages, reference: Reference, ids: Sequence[str]
+    ) -> dict[str, Measure]:
+        """The study's own metrics of the set; none that has no value for a set that is broken anyway."""
+        measures: dict[str, Measure] = {}
+        for name, metric in self._of_set.items():
+            up = self._own[name].up
+            try:
+                value, loss = set_intervals(
+                    metric,
+                    pruned.features["frechet"],
+                    dense.features["frechet"],
+                    reference.features["frechet"],  # a study with saved statistics is refused
+                    ids,
+                    higher_is_better=up,
+                )
+            except RaysenseError:
+                if not pruned.collapsed:
+                    raise
+                continue
+            judge = f"{self._own[name].path} {self._features.name}"
+            measures[name] = measure(value, judge)
+            measures[name + ("_drop" if up else "_rise")] = measure(loss, judge)
+        return measures
 
     def _encoded(self, prompts: Sequence[str]) -> Tensor:
         """Features of prompts; each is encoded once and alone, so that no batch decides its last bits."""

@@ -1,31 +1,48 @@
-"""A metric of the user's own, named by dotted path.
+"""Metrics of the user's own: functions in a module outside the package, called and held to their contract.
 
-It is a function of three things, row by row the same prompt and noise, and returns one number an image, higher
-being better:
+A metric of images takes three things, row by row the same prompt and noise, and returns one number an image:
 
     def sharpness(images: Tensor, prompts: Sequence[str], dense: Tensor) -> Tensor: ...
 
-Per-image numbers are all that raysense needs: means, paired drops and their intervals follow from
-`statistics`.
+Per-image numbers are all that raysense needs: means, paired differences and their intervals follow from
+`raysense.metrics.intervals`.
+
+A metric of the set takes the features of two sets of images, those that are judged and those of the reference, by the
+study's extractor (which may be the user's own, see `raysense.metrics.features`), and returns one number:
+
+    def far(features: Tensor, reference: Tensor) -> float: ...
+
+Its interval, and that of its paired difference from the dense pipeline, is a delete-a-group jackknife over prompts
+(`intervals.jackknife`): 33 calls on subsets of `features`, the reference fixed. Limits of this interval:
+
+* The metric must be smooth: a small change of one image changes it little. A maximum, a median or a count of nearest
+  neighbours is not, and its interval may be too narrow.
+* It is an interval for the metric at this number of images: a bias that depends on their number stays. So a preview on
+  fewer images never drops a candidate by such a metric.
+* It does not say how the metric would change with another reference.
+* Subsets are smaller than the set: with a group of prompts left out, a metric that needs more images than dimensions
+  may fail there first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from raysense.errors import RaysenseError
-from raysense.metrics.dotted import resolve
-from raysense.metrics.intervals import Floats
+from raysense.metrics.intervals import Floats, Integers, Interval, jackknife
+from raysense.registry import declaration_of, find
 
 CustomMetric = Callable[[Tensor, Sequence[str], Tensor], npt.ArrayLike]
+SetMetric = Callable[[Tensor, Tensor], float | Tensor]
 
 
 def custom_metric(path: str, field: str = "metric") -> Callable[[Tensor, Sequence[str], Tensor], Floats]:
-    """The metric at a dotted path, its answers checked.
+    """The metric of images at a dotted path, its answers checked.
 
     Args:
         path: ``package.module.function``.
@@ -39,17 +56,117 @@ def custom_metric(path: str, field: str = "metric") -> Callable[[Tensor, Sequenc
         RaysenseError: If the path names nothing callable; on a call, if the answer is not one finite number
             an image.
     """
-    metric: CustomMetric = resolve(path, field)
+    return checked_metric(find(path, field), f"{field} {path!r}")
+
+
+def checked_metric(metric: CustomMetric, name: str) -> Callable[[Tensor, Sequence[str], Tensor], Floats]:
+    """A metric of images whose answers are checked; see `custom_metric`."""
 
     def measure(images: Tensor, prompts: Sequence[str], dense: Tensor) -> Floats:
         answer = metric(images, prompts, dense)
         values = np.asarray(answer.cpu() if isinstance(answer, Tensor) else answer, dtype=np.float64)
         if values.shape != (len(images),):
             raise RaysenseError(
-                f"{field} {path!r}: must return one number an image, shape ({len(images)},), but gave {values.shape}."
+                f"{name}: must return one number an image, shape ({len(images)},), but gave {values.shape}."
             )
         if not np.isfinite(values).all():
-            raise RaysenseError(f"{field} {path!r}: returned NaN or infinity for images that are neither.")
+            raise RaysenseError(f"{name}: returned NaN or infinity for images that are neither.")
         return values
 
     return measure
+
+
+def set_metric(path: str, field: str = "metric") -> Callable[[Tensor, Tensor], float]:
+    """The metric of the set at a dotted path, its answers checked.
+
+    Args:
+        path: ``package.module.function``.
+        field: Which field of the study holds the path, for error messages.
+
+    Returns:
+        A function of float32 (n, d) features and an (m, d) reference.
+
+    Raises:
+        RaysenseError: If the path names nothing callable; on a call, if the answer is not one finite number.
+    """
+    return checked_set_metric(find(path, field), f"{field} {path!r}")
+
+
+def checked_set_metric(metric: SetMetric, name: str) -> Callable[[Tensor, Tensor], float]:
+    """A metric of the set whose answers are checked; see `set_metric`."""
+
+    def measure(features: Tensor, reference: Tensor) -> float:
+        answer = metric(features, reference)
+        value = np.asarray(answer.cpu() if isinstance(answer, Tensor) else answer, dtype=np.float64)
+        if value.shape != ():
+            raise RaysenseError(f"{name}: must return one number, but gave an array of shape {value.shape}.")
+        if not np.isfinite(value):
+            raise RaysenseError(
+                f"{name}: returned {value} for {len(features)} images of finite features; more images a rung may help."
+            )
+        return float(value)
+
+    return measure
+
+
+def set_intervals(
+    metric: Callable[[Tensor, Tensor], float],
+    pruned: Tensor,
+    dense: Tensor,
+    reference: Tensor,
+    prompt_ids: Sequence[Hashable],
+    *,
+    higher_is_better: bool,
+) -> tuple[Interval, Interval]:
+    """A metric of the set, and how much worse it is than the dense pipeline's.
+
+    Args:
+        metric: Checked, see `set_metric`.
+        pruned: (n, d) features of the pruned pipeline's images.
+        dense: (n, d) of the dense pipeline's, image by image the same prompt and noise.
+        reference: (m, d), counted as fixed.
+        prompt_ids: (n,) the prompt of each pair.
+        higher_is_better: Which way is good.
+
+    Returns:
+        Intervals of the value and of the drop (dense minus pruned), or, where lower is better, of the rise (pruned
+        minus dense): positive is worse.
+
+    Raises:
+        RaysenseError: See `intervals.jackknife`, and `set_metric`.
+    """
+    known: dict[bytes, tuple[float, float]] = {}
+
+    def values(kept: Integers) -> tuple[float, float]:
+        key = kept.tobytes()  # both jackknives ask for the same subsets
+        if key not in known:
+            rows = torch.from_numpy(kept)
+            known[key] = metric(pruned[rows], reference), metric(dense[rows], reference)
+        return known[key]
+
+    def loss(kept: Integers) -> float:
+        after, before = values(kept)
+        return before - after if higher_is_better else after - before
+
+    return jackknife(lambda kept: values(kept)[0], prompt_ids), jackknife(loss, prompt_ids)
+
+
+def refuse_other_facts(path: str, field: str, *, higher_is_better: bool, of_set: bool) -> None:
+    """Refuse a study that reads a metric otherwise than its decorator says.
+
+    A study is completed from the source of its plug-ins; what stands there as an expression is seen only now.
+
+    Raises:
+        RaysenseError: See above; says what to write into the study.
+    """
+    said = declaration_of(find(path, field))
+    if said is None or said.kind != "metric":
+        return
+    kind = "set" if of_set else "image"
+    for name, here in (("higher_is_better", higher_is_better), ("kind", kind)):
+        there = said.facts[name]
+        if there != here:
+            raise RaysenseError(
+                f"`{field}`: the decorator of {path} says {name}={there!r}, but the study is read with {here!r}; set "
+                f"`{field}` to {{path: {path}, {name}: {str(there).lower()}}}, or change the decorator"
+            )

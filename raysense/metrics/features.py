@@ -24,8 +24,8 @@ from torch_fidelity.utils import create_feature_extractor
 from raysense.errors import RaysenseError
 from raysense.hub import limited
 from raysense.metrics import efficientnet
-from raysense.metrics.dotted import resolve
 from raysense.names import LOCAL, OPEN_CLIP
+from raysense.registry import find
 
 BATCH = 64
 EFFICIENTNET_SIZE = 96
@@ -281,7 +281,7 @@ def _make(name: str, device: str | torch.device, batch: int) -> object:
     if name in FEATURE_EXTRACTORS_REGISTRY:
         return TorchFidelityFeatures(name, device, batch)
     if "." in name or ":" in name:
-        return resolve(name, "extractor")(device=device, batch=batch)
+        return find(name, "extractor")(device=device, batch=batch)
     raise RaysenseError(
         f"extractor {name!r} is unknown; choose efficientnet-lite0, open_clip:MODEL, a dotted path or one of "
         f"{sorted(FEATURE_EXTRACTORS_REGISTRY)}."

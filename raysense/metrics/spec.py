@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -155,19 +156,18 @@ def base_of(measure: str) -> str:
     return measure.removesuffix("_drop").removesuffix("_rise")
 
 
-def spec_of(measure: str) -> MetricSpec:
-    """What is known of a measure's metric; of an unknown name, that of a metric of the user's own."""
+def spec_of(measure: str, own: Mapping[str, MetricSpec] | None = None) -> MetricSpec:
+    """What is known of a measure's metric.
+
+    Args:
+        measure: A metric, or its drop or rise.
+        own: What a study says of metrics of its own (`Study.own_specs`); of other unknown names nothing is known but
+            the name.
+    """
     name = base_of(measure)
-    return SPECS.get(name) or MetricSpec(
-        name,
-        name.replace("_", " "),
-        "a metric of the study's own; higher is better",
-        relative_unit="dense minus pruned, paired by prompt and seed",
-        higher_is_better=True,
-        relative="_drop",
-    )
+    return SPECS.get(name) or (own or {}).get(name) or MetricSpec(name, name.replace("_", " "))
 
 
-def higher_is_better(measure: str) -> bool:
-    """Which way is good: drops and rises are losses."""
-    return not measure.endswith(RELATIVE) and spec_of(measure).higher_is_better
+def higher_is_better(measure: str, own: Mapping[str, MetricSpec] | None = None) -> bool:
+    """Which way is good: drops and rises are losses. See `spec_of`."""
+    return not measure.endswith(RELATIVE) and spec_of(measure, own).higher_is_better

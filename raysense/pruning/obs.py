@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from raysense.allocation import LevelGrid
 from raysense.errors import RaysenseError
+from raysense.names import UPDATING
 from raysense.pruning.layers import Inventory, Layer, all_finite
 from raysense.pruning.masks import Place, Pruner
 from raysense.pruning.patterns import Pattern
 from raysense.pruning.saliency import from_output_rows, output_rows
+from raysense.registry import declaration_of, find
 
 LEVELS = 16
 """The levels of a grid for these methods: each is a full copy of the layer on disk."""
@@ -150,6 +152,94 @@ def solve_levels(
     for level in range(1, grid.top(grid.host(layer.address)) + 1):
         zeros = grid.removed(layer.address, level)
         yield level, prune_with_update(weight, factor, zeros, layer.kind, pattern=pattern)
+
+
+Update = Callable[[Tensor, Tensor, int, str], Tensor]
+"""Weight, Hessian (groups, columns, columns), zeros, kind of the layer -> the new weight, see `raysense.saliency`."""
+
+
+@dataclass(frozen=True)
+class Updater:
+    """A method that updates the weights that stay.
+
+    Attributes:
+        name: What a study calls it.
+        weighted_steps: Whether early denoising steps count more in its Hessians.
+        own: The user's function; None for `prune_with_update`.
+    """
+
+    name: str
+    weighted_steps: bool = False
+    own: Update | None = None
+
+
+def find_updater(name: str) -> Updater:
+    """The method of this name, or the user's own at a dotted path, with what its decorator says.
+
+    Raises:
+        RaysenseError: No such method, or its decorator says that it scores weights.
+    """
+    if name in UPDATING:
+        return Updater(name, UPDATING[name])
+    own: Update = find(name, "saliency")
+    said = declaration_of(own)
+    if said is not None and said.kind == "saliency" and not said.facts["updates_weights"]:
+        raise RaysenseError(
+            f"saliency: the decorator of {name!r} does not say `updates_weights=True`, but the study's "
+            "`prune.updates_weights` does; leave that out"
+        )
+    return Updater(name, bool(said and said.facts.get("weighted_steps")), own)
+
+
+def solve(
+    updater: Updater,
+    layer: Layer,
+    weight: Tensor,
+    hessian: Tensor,
+    grid: LevelGrid,
+    damping: float,
+    pattern: Pattern | None = None,
+) -> tuple[dict[int, Tensor], str]:
+    """A layer's weights at each level above 0, each from the dense weight, and what departed from the plan.
+
+    Args:
+        updater: The method.
+        layer: The layer.
+        weight: Its dense weight.
+        hessian: Of its inputs, see `activations.InputMoments`.
+        grid: The layers' levels.
+        damping: See `factorise`.
+        pattern: See `prune_with_update`.
+
+    Raises:
+        RaysenseError: What the user's own method gave is no such weight; see also `factorise`.
+    """
+    if updater.own is None:
+        factor = factorise(hessian, damping)
+        return dict(solve_levels(layer, weight, factor, grid, pattern)), factor.note
+    levels = range(1, grid.top(grid.host(layer.address)) + 1)
+    wanted = {level: grid.removed(layer.address, level) for level in levels}
+    return {level: updated(updater, weight, hessian, zeros, layer) for level, zeros in wanted.items()}, ""
+
+
+def updated(updater: Updater, weight: Tensor, hessian: Tensor, zeros: int, layer: Layer) -> Tensor:
+    """What the user's own method makes of a weight, held to the contract.
+
+    Raises:
+        RaysenseError: Another shape or type, values that are not finite, another number of zeros.
+    """
+    assert updater.own is not None
+    found = updater.own(weight.clone(), hessian.clone(), zeros, layer.kind)
+    where = f"saliency: {updater.name} must give, for {zeros} zeros in {layer.address},"
+    if not isinstance(found, Tensor) or found.shape != weight.shape or found.dtype != weight.dtype:
+        got = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise RaysenseError(f"{where} {weight.dtype} {tuple(weight.shape)}, but gave {got}")
+    if not torch.isfinite(found).all():
+        raise RaysenseError(f"{where} finite weights, but gave NaN or infinity")
+    least = max(zeros, int((weight == 0).sum()))
+    if (counted := int((found == 0).sum())) != least:
+        raise RaysenseError(f"{where} exactly {least} zeros, but gave {counted}")
+    return found.detach().contiguous()
 
 
 def check_pattern(layers: Sequence[Layer]) -> None:

@@ -8,7 +8,6 @@ are ordered by position. The order of a layer's scores is all that counts.
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from raysense.errors import RaysenseError
 from raysense.names import UPDATING
 from raysense.pruning.layers import all_finite
+from raysense.registry import DOTTED, declaration_of, find
 
 
 @dataclass(frozen=True)
@@ -118,32 +118,38 @@ def find_method(name: str) -> Method:
     """The method of this name, or the one at a dotted path.
 
     A dotted path ``package.module.function`` leads to a `Method`, or to a function with the contract of this
-    module that needs no statistics.
+    module; its decorator (`raysense.saliency`) says which statistics it needs and which layers it can score.
 
     Raises:
         RaysenseError: No such method, module or attribute.
     """
     if name in METHODS:
         return METHODS[name]
-    module_name, _, attribute = name.rpartition(".")
-    if not module_name:
+    if not DOTTED.fullmatch(name):
         raise RaysenseError(
             f"saliency: {name!r} is unknown; choose from {', '.join((*METHODS, *UPDATING))}, "
             "or give a dotted path"
         )
-    try:
-        target = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    target = find(name, "saliency", may_be=Method)
+    return target if isinstance(target, Method) else own_method(name, target)
+
+
+def own_method(name: str, score: Score) -> Method:
+    """A function of the user's own as a method, with what its decorator says.
+
+    Raises:
+        RaysenseError: Its decorator says that it updates weights, which the study does not.
+    """
+    said = declaration_of(score)
+    if said is None or said.kind != "saliency":
+        return Method(name, score)
+    if said.facts["updates_weights"]:
         raise RaysenseError(
-            f"saliency: {name!r} cannot be imported ({error}); check the dotted path"
-        ) from error
-    if isinstance(target, Method):
-        return target
-    if not callable(target):
-        raise RaysenseError(
-            f"saliency: {name!r} is a {type(target).__name__}; it must be a Method or a function"
+            f"saliency: {name!r} updates the weights that stay, which its decorator must say as a plain `True`; or set "
+            "`prune.updates_weights: true`"
         )
-    return Method(name, target)
+    kinds = said.facts["kinds"]
+    return Method(name, score, frozenset(said.facts["needs"]), None if kinds is None else frozenset(kinds))
 
 
 def score_layer(method: Method, weight: Tensor, known: Known) -> Tensor:

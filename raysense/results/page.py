@@ -22,7 +22,7 @@ from PIL import Image
 import raysense
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
-from raysense.metrics.spec import base_of, spec_of
+from raysense.metrics.spec import base_of
 from raysense.records import Bound
 from raysense.results import charts
 from raysense.results.near_miss import cap_in_words, miss_in_words
@@ -30,6 +30,7 @@ from raysense.results.pictures import Strip, strips
 from raysense.results.run import TOLERABLE, Run
 from raysense.store.disk import Disk
 from raysense.strategies.verdict import held_out_stretch
+from raysense.study import Study
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def build(run: Run, *, images: int = 6, paint: bool = True, tell: Callable[[str]
     used = budget_used(candidates, run.bounds)
     specs: dict[str, charts.Spec | None] = {
         f"quality-{number}": charts.quality(
-            candidates, bound, in_words(bound.measure), winner.key if winner else None
+            candidates, bound, in_words(bound.measure, run.study), winner.key if winner else None
         )
         for number, bound in enumerate(run.bounds)
     }
@@ -122,7 +123,7 @@ def build(run: Run, *, images: int = 6, paint: bool = True, tell: Callable[[str]
         missed=miss_in_words(summary) if summary and not summary["feasible"] else [],
         at_cap=cap_in_words((summary or {}).get("at_cap")),
         stretch=held_out_stretch(run.study),
-        bounds=[in_words(bound.measure) for bound in run.bounds],
+        bounds=[in_words(bound.measure, run.study) for bound in run.bounds],
         winner=winner,
         pictures=rows,
         pictures_missing=missing,
@@ -159,9 +160,9 @@ def budget_used(candidates: pd.DataFrame, bounds: Sequence[Bound]) -> pd.Series[
     return worst.where(candidates["collapsed"] == "", 2.0)
 
 
-def in_words(measure: str) -> str:
+def in_words(measure: str, study: Study) -> str:
     """A measure's name as a person reads it: ``clip_score_drop`` → CLIP score drop."""
-    return spec_of(measure).label + measure.removeprefix(base_of(measure)).replace("_", " ")
+    return study.spec_of(measure).label + measure.removeprefix(base_of(measure)).replace("_", " ")
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -247,9 +248,9 @@ def _budget(run: Run, summary: Mapping[str, Any] | None, candidates: pd.DataFram
         share = max(0.0, (edge - start) / room) if edge is not None and room else None
         rows.append(
             {
-                "measure": in_words(bound.measure),
-                "base": in_words(base),
-                "meaning": spec_of(base).meaning,
+                "measure": in_words(bound.measure, run.study),
+                "base": in_words(base, run.study),
+                "meaning": run.study.spec_of(base).meaning,
                 "dense": dense["value"] if dense else None,
                 "pruned": metrics[base]["value"] if base in metrics else None,
                 "difference": None if value is None or start is None else value - start,

@@ -23,8 +23,6 @@ import pandas as pd
 
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
-from raysense.metrics.spec import higher_is_better
-from raysense.names import UPDATING
 from raysense.records import Bound
 from raysense.results.pareto import front
 from raysense.store.disk import Disk, read_sealed
@@ -158,7 +156,7 @@ class Run:
         if prune.pattern:
             removed = (layers["step"] * layers["levels"]).astype(int)
             return LevelGrid.fixed(sizes, dict(zip(layers["layer"], removed, strict=True)))
-        if prune.saliency in UPDATING:
+        if prune.updates:
             return LevelGrid(sizes, prune.cap, prune.calibration.levels)
         return LevelGrid(sizes, prune.cap)
 
@@ -306,7 +304,7 @@ class Run:
         if metric not in rows or rows[metric].dropna().empty:
             return rows.iloc[:0]
         judged = rows.dropna(subset=[metric])
-        sign = -1 if higher_is_better(metric) else 1
+        sign = -1 if self.study.higher_is_better(metric) else 1
         best = front(list(zip(judged["zeros"], sign * judged[metric], strict=True)))
         return judged.iloc[best].reset_index(drop=True)
 

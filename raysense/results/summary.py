@@ -12,7 +12,7 @@ from rich.table import Table
 
 from raysense.allocation import LevelGrid
 from raysense.feasibility import margins
-from raysense.metrics.spec import base_of, higher_is_better, spec_of
+from raysense.metrics.spec import base_of
 from raysense.pruning.layers import Inventory
 from raysense.records import Bound, Evaluation
 from raysense.results.near_miss import at_cap, cap_in_words, miss_in_words, nearest_miss
@@ -69,18 +69,18 @@ def summarise(
         "missed": nearest_miss(study, findings, inventory),
         "at_cap": at_cap(study, grid, winner.allocation if winner else None),
         "tests": {"strategies": competitors(study), "stretch": round(held_out_stretch(study), 4)},
-        "metrics": _metrics(winner.evaluation if winner else None),
-        "dense": _metrics(dense),
-        "uniform": _candidate(findings.uniform, inventory),
+        "metrics": _metrics(winner.evaluation if winner else None, study),
+        "dense": _metrics(dense, study),
+        "uniform": _candidate(findings.uniform, inventory, study),
         "gain_over_uniform": _gain(winner, findings.uniform),
         "layers_unlike_uniform": _unlike(winner, findings.uniform),
-        "validated": [_candidate(c, inventory) for c in findings.validated],
+        "validated": [_candidate(c, inventory, study) for c in findings.validated],
         "runners_up": _runners_up(findings, inventory),
         "front": {
-            "score": _fronts([c for c in findings.tried if c.evaluation.rung == "score"], bounds, inventory),
-            "validation": _fronts(findings.validated, bounds, inventory),
+            "score": _fronts([c for c in findings.tried if c.evaluation.rung == "score"], study, inventory),
+            "validation": _fronts(findings.validated, study, inventory),
         },
-        "strategies": _strategies(findings.tried, inventory),
+        "strategies": _strategies(findings.tried, inventory, study),
         **_spent(evaluations),
         "seconds": round(seconds, 1),
         "budget": _budget(study, tracker),
@@ -119,13 +119,13 @@ def _runners_up(findings: Findings, inventory: Inventory) -> list[dict[str, Any]
 
 
 def _fronts(
-    candidates: Sequence[Candidate], bounds: Sequence[Bound], inventory: Inventory
+    candidates: Sequence[Candidate], study: Study, inventory: Inventory
 ) -> dict[str, list[dict[str, Any]]]:
     """Bounded measure -> the candidates that none beats in both sparsity and that measure, least sparse first."""
     whole = [c for c in candidates if not (c.evaluation.failed or c.evaluation.collapsed)]
     fronts = {}
-    for bound in bounds:
-        sign = -1 if higher_is_better(bound.measure) else 1
+    for bound in study.constraints.bounds():
+        sign = -1 if study.higher_is_better(bound.measure) else 1
         values = [c.evaluation.measures[bound.measure].value for c in whole]
         points = [(c.evaluation.zeros, sign * value) for c, value in zip(whole, values, strict=True)]
         fronts[bound.measure] = [
@@ -143,7 +143,7 @@ def _short(candidate: Candidate, inventory: Inventory) -> dict[str, Any]:
     }
 
 
-def _metrics(evaluation: Evaluation | None) -> dict[str, Any]:
+def _metrics(evaluation: Evaluation | None, study: Study) -> dict[str, Any]:
     if evaluation is None:
         return {}
     return {
@@ -153,14 +153,14 @@ def _metrics(evaluation: Evaluation | None) -> dict[str, Any]:
             "high": m.high,
             "n": m.n,
             "extractor": m.extractor,
-            "unit": _unit(name),
+            "unit": _unit(name, study),
         }
         for name, m in evaluation.measures.items()
     }
 
 
-def _unit(measure: str) -> str:
-    spec = spec_of(measure)
+def _unit(measure: str, study: Study) -> str:
+    spec = study.spec_of(measure)
     return spec.unit if measure == spec.name else spec.relative_unit
 
 
@@ -182,7 +182,7 @@ def _constraints(winner: Candidate | None, bounds: Sequence[Bound], stretch: flo
     ]
 
 
-def _candidate(candidate: Candidate | None, inventory: Inventory) -> dict[str, Any] | None:
+def _candidate(candidate: Candidate | None, inventory: Inventory, study: Study) -> dict[str, Any] | None:
     if candidate is None:
         return None
     return {
@@ -191,7 +191,7 @@ def _candidate(candidate: Candidate | None, inventory: Inventory) -> dict[str, A
         "feasible": candidate.feasible,
         "zeros": candidate.evaluation.zeros,
         **inventory.sparsities(candidate.evaluation.zeros),
-        "metrics": _metrics(candidate.evaluation),
+        "metrics": _metrics(candidate.evaluation, study),
     }
 
 
@@ -209,7 +209,7 @@ def _unlike(winner: Candidate | None, uniform: Candidate | None) -> int | None:
     return sum(winner.allocation[layer] != uniform.allocation[layer] for layer in layers)
 
 
-def _strategies(tried: Sequence[Candidate], inventory: Inventory) -> dict[str, Any]:
+def _strategies(tried: Sequence[Candidate], inventory: Inventory, study: Study) -> dict[str, Any]:
     """The sparsest candidate of every strategy that the score rung found inside the budget (not validated)."""
     best: dict[str, Candidate] = {}
     for candidate in tried:
@@ -217,7 +217,7 @@ def _strategies(tried: Sequence[Candidate], inventory: Inventory) -> dict[str, A
         if candidate.feasible and (known is None or candidate.zeros > known.zeros):
             best[candidate.strategy] = candidate
     names = dict.fromkeys(candidate.strategy for candidate in tried)
-    return {name: _candidate(best.get(name), inventory) for name in names}
+    return {name: _candidate(best.get(name), inventory, study) for name in names}
 
 
 def render(summary: Mapping[str, Any], out: str, console: Console) -> None:

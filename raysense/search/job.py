@@ -45,11 +45,13 @@ from raysense.store.disk import Disk, read_sealed
 from raysense.store.sealed import seal
 from raysense.store.store import Store
 from raysense.strategies.context import Findings
+from raysense.strategies.own import own_rules, own_strategies
 from raysense.strategies.rules import check_strategies, closed_forms
 from raysense.strategies.runner import StrategyRunner
 from raysense.strategies.schedule import make_strategy
 from raysense.strategies.verdict import quality_budget
 from raysense.study import EXTENSIONS, PLACES, Study
+from raysense.study.complete import complete
 from raysense.terminal import patient, say
 
 logger = logging.getLogger(__name__)
@@ -84,6 +86,7 @@ def run_study(
         RaysenseError: Something the user can mend; nothing stored is lost.
         KeyboardInterrupt: The study was stopped; nothing stored is lost.
     """
+    study = complete(study)
     check_track(study.track)
     refuse_to_overwrite(out, resume)
     with patient(console, "Reading what the study is measured on …"):
@@ -100,7 +103,9 @@ def run_study(
             empty = empty_components(Origin.of(study))
         learning = calibration_cost(study, inventory, grid, empty, foreseen.cost)
         families = closed_forms(inventory, grid, {}, study.search.proportions, weights.counts)
-        check_strategies(study.search.strategies, (*families, OWL, SOLVER, *ITERATIVE[1:]))
+        asked = study.search.strategies
+        families |= own_rules(asked, inventory, grid)
+        check_strategies(asked, (*families, OWL, SOLVER, *ITERATIVE[1:], *own_strategies(asked)))
         strategy = make_strategy(study, inventory, grid, families, learning, foreseen.cost)
         store = begin_store(study, out, inventory, grid, inputs, foreseen.order)
         spec = evaluator_spec(study, out, inputs)

@@ -17,6 +17,7 @@ from raysense.pipelines.text_cache import cut_off
 from raysense.prompts.sets import PromptSets, load_prompts
 from raysense.store.disk import Disk
 from raysense.study import Study
+from raysense.study.complete import complete
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def prepare(study: Study, out: str) -> Iterator[Found]:
     Raises:
         RaysenseError: Something cannot be had.
     """
+    study = complete(study)
     prompts = load_prompts(study.prompts)
     yield Found("prompts", f"{len(prompts.search):,} for the search, {len(prompts.validation):,} held out")
 
@@ -80,8 +82,8 @@ def prepare(study: Study, out: str) -> Iterator[Found]:
     yield Found("features", features)
     if "lpips" in scorer.measured:
         yield Found("lpips", "VGG-16 weights")
-    for name, path in study.metrics.custom.items():
-        yield Found("custom", f"{name}: {path}")
+    for name, own in study.metrics.own.items():
+        yield Found("custom", f"{name}: {own.path}")
     yield _reference(study, prompts, scorer, TensorCache(Disk(out)), size)
 
 

@@ -15,8 +15,10 @@ from raysense.names import OWL
 from raysense.pipelines.idle import foreseen_for
 from raysense.pipelines.load import modules_of, notes_of
 from raysense.records import CALIBRATION, Task
+from raysense.strategies.own import own_rules
 from raysense.strategies.rules import check_strategies, closed_forms, outlier_weighed
 from raysense.study import Study
+from raysense.study.complete import complete
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ def try_once(study: Study, strategy: str, share: float, rung: str, directory: st
     Raises:
         RaysenseError: The study, the strategy or the method cannot be used.
     """
-    study = with_strategy(study, strategy)
+    study = complete(with_strategy(study, strategy))
     foreseen_for(study)  # steps that the scheduler refuses
     evaluator = Evaluator(study, directory)
     inventory = evaluator.inventory
@@ -105,6 +107,7 @@ def allocate(evaluator: Evaluator, share: float) -> tuple[int, Allocation]:
     modules = modules_of(evaluator.pipeline)
     evaluator.stand_at(Allocation())
     families = closed_forms(inventory, grid, modules, study.search.proportions)
+    families |= own_rules(study.search.strategies, inventory, grid)
     (strategy,) = study.search.strategies
     check_strategies([strategy], (*families, OWL))
     if strategy == OWL:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation.shards import parts_of
-from raysense.names import ITERATIVE, OWL, SOLVER
+from raysense.names import OWL, SOLVER
 from raysense.records import CALIBRATION, Task
 from raysense.strategies.context import Findings, SearchContext
 from raysense.strategies.runner import StrategyRunner
@@ -25,7 +25,7 @@ def answer_cost(context: SearchContext) -> int:
     """What one strategy's climb to a validated answer takes beside the baseline; curves only where all need them."""
     search = context.study.search
     curves = 0
-    if not any(name not in (SOLVER, *ITERATIVE) for name in search.strategies):
+    if not (context.rule_names or OWL in search.strategies):
         probes = len(context.groups) * min(3, search.levels)
         curves = probes * context.costs.probe
     return curves + reserve_of(context)["sensitivity"]
@@ -49,9 +49,8 @@ class Expectation:
 
     def __init__(self, runner: StrategyRunner[Findings], context: SearchContext) -> None:
         self._runner, study, search = runner, context.study, context.study.search
-        rules = [name for name in search.strategies if name not in (SOLVER, OWL, *ITERATIVE)]
-        climbs = len(rules) + (SOLVER in search.strategies) + (OWL in search.strategies)
-        climbs, joint = climbs * search.bisections, search.rounds * search.offspring
+        climbs = len(context.rule_names) + (SOLVER in search.strategies) + (OWL in search.strategies)
+        climbs, joint = climbs * search.bisections, search.rounds * search.offspring * (1 + len(context.own))
         probes, finalists = len(context.groups) * min(3, search.levels), 2 * len(context.safer)
         first, one = _baseline_tasks(context), Allocation({context.grid.addresses[0]: 1})
         climb, test = (_with_parts(study, one, rungs) for rungs in (("preview", "score"), ("validation",)))

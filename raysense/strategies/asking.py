@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from raysense.allocation import Allocation
@@ -44,6 +45,34 @@ def asked_for(context: SearchContext, question: Question) -> Coroutine:
 def judged(context: SearchContext, strategy: str, name: str, allocation: Allocation) -> Coroutine:
     """One candidate climbing the rungs; returns it."""
     tasks = (Task(allocation, "preview"), Task(allocation, "score"))
-    stop = hopeless(context.bounds, context.study.rungs)
+    stop = hopeless(context.bounds, context.study.rungs, context.study.own_specs)
     evaluations = yield from asked_for(context, Question(f"search/{name}", "search", tasks, stop))
     return candidate_of(context, strategy, allocation, evaluations[-1])
+
+
+def judged_together(
+    context: SearchContext, strategy: str, names: Sequence[str], allocations: Sequence[Allocation]
+) -> Coroutine:
+    """Candidates climbing the rungs side by side; returns them in order."""
+    stop = hopeless(context.bounds, context.study.rungs, context.study.own_specs)
+    last: dict[int, Evaluation] = {}
+    climbing = list(range(len(allocations)))
+    for rung in ("preview", "score"):
+        asked: set[Task] = set()
+        parts: list[Question] = []
+        for number in climbing:
+            for part in parts_of(context.study, allocations[number], rung):
+                if part not in asked:
+                    asked.add(part)
+                    name = f"search/{names[number]}/{rung}/part {len(parts)}: {part.part}"
+                    parts.append(Question(name, "search", (part,)))
+        if parts:
+            yield parts
+        if climbing:
+            found = yield [
+                Question(f"search/{names[n]}/{rung}", "search", (Task(allocations[n], rung),))
+                for n in climbing
+            ]
+            last |= {number: evaluations[-1] for number, evaluations in zip(climbing, found, strict=True)}
+        climbing = [number for number in climbing if not stop.says_stop(last[number])]
+    return [candidate_of(context, strategy, a, last[number]) for number, a in enumerate(allocations)]

@@ -26,6 +26,7 @@ from raysense.strategies.context import (
 from raysense.strategies.curves import Curve
 from raysense.strategies.evopress import evopress
 from raysense.strategies.joint import JointProposer
+from raysense.strategies.own import propose
 from raysense.strategies.proposers import Proposer
 from raysense.strategies.rules import outlier_weighed, solved
 from raysense.strategies.runner import Coroutine, OutOfBudget, Stage, StrategyRunner
@@ -36,7 +37,7 @@ def rules_of(
 ) -> dict[str, AllocationRule]:
     """The allocation rules of the study's strategies, by name."""
     strategies = context.study.search.strategies
-    rules = {name: context.rules[name] for name in strategies if name not in (SOLVER, OWL, *ITERATIVE)}
+    rules = {name: context.rules[name] for name in context.rule_names}
     if OWL in strategies:
         rules[OWL] = outlier_weighed(context.inventory, context.grid, dense[CALIBRATION])
     if curves:
@@ -76,6 +77,7 @@ def search_jointly(
     start = best_of([candidate for candidate in climbed if candidate.strategy not in (SOLVER, JOINT)])
     if EVOPRESS in search.strategies and start is not None:
         coroutines.append(_evopress(context, start.allocation))
+    coroutines += [propose(context, name, own, climbed) for name, own in context.own.items()]
     if not coroutines:
         return []
     found: list[list[Candidate]] = yield coroutines

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from raysense.allocation import Allocation, LevelGrid
 from raysense.evaluation.rungs.cost import RungCosts
 from raysense.feasibility import is_feasible, margins, utilisation
+from raysense.names import ITERATIVE, OWL, SOLVER
 from raysense.pruning.allocation_rules import AllocationRule
 from raysense.pruning.layers import Inventory
 from raysense.records import Bound, Evaluation
@@ -71,6 +73,7 @@ class SearchContext:
         rules: Allocation rules that need no measurement, by name.
         bounds: The quality budget.
         costs: What tasks cost; replaced by what the baseline counts.
+        own: Search strategies of the user's own, by name, see `raysense.strategies.own`.
     """
 
     study: Study
@@ -79,6 +82,7 @@ class SearchContext:
     rules: Mapping[str, AllocationRule]
     bounds: Sequence[Bound]
     costs: RungCosts
+    own: Mapping[str, Any] = field(default_factory=dict)
 
     def zeros(self, share: float) -> int:
         """Zeros at a share of all selected weights, at most what the grid can remove."""
@@ -91,6 +95,16 @@ class SearchContext:
         groups = self.inventory.groups(self.study.search.granularity)
         kept = {name: tuple(a for a in members if a in own) for name, members in groups.items()}
         return {name: members for name, members in kept.items() if members}
+
+    @property
+    def rule_names(self) -> list[str]:
+        """The study's strategies that are allocation rules known beforehand: no solver, no OWL, nothing iterative."""
+        others = (SOLVER, OWL, *ITERATIVE, *self.own)
+        return [name for name in self.study.search.strategies if name not in others]
+
+    def utilisation(self, candidate: Candidate) -> float:
+        """Constraint utilisation of a candidate, see `utilisation_of`."""
+        return utilisation_of(candidate, self.bounds)
 
     @property
     def safer(self) -> tuple[float, ...]:

@@ -16,6 +16,7 @@ from raysense.strategies.baseline import baseline
 from raysense.strategies.budget import BudgetTracker
 from raysense.strategies.climbing import climb, rules_of, search_jointly
 from raysense.strategies.context import Findings, SearchContext, best_of
+from raysense.strategies.own import own_strategies
 from raysense.strategies.runner import Schedule, StrategyRunner
 from raysense.strategies.sensitivity import sensitivity
 from raysense.strategies.validation import validate
@@ -44,7 +45,8 @@ def make_strategy(
         RaysenseError: `budget.max_cost` does not even cover the dense pipeline; nothing is spent yet.
     """
     costs = RungCosts(study, cost or assumed(study.sampling), calibration_cost)
-    context = SearchContext(study, inventory, grid, rules, study.constraints.bounds(), costs)
+    own = own_strategies(study.search.strategies)
+    context = SearchContext(study, inventory, grid, rules, study.constraints.bounds(), costs, own)
     refuse_small_budget(context)
 
     def cost_of(question: Question) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from scipy import stats
 
 from raysense.feasibility import Budget
 from raysense.metrics.intervals import GROUPS, LEVEL, look_levels
-from raysense.metrics.spec import spec_of
+from raysense.metrics.spec import MetricSpec, spec_of
 from raysense.names import JOINT, SOLVER, UNIFORM
 from raysense.records import Bound, StopRule
 from raysense.study import Rungs, Study
@@ -42,7 +42,7 @@ def held_out_stretch(study: Study) -> float:
     return float(stats.t.ppf((1 + level) / 2, freedom) / stats.t.ppf((1 + LEVEL) / 2, freedom))
 
 
-def hopeless(bounds: Sequence[Bound], rungs: Rungs) -> StopRule:
+def hopeless(bounds: Sequence[Bound], rungs: Rungs, own: Mapping[str, MetricSpec] | None = None) -> StopRule:
     """Stop climbing the rungs once an interval lies wholly on the wrong side of a bound.
 
     The preview is a first look at the sample that the score rung completes. By alpha spending (Lan & DeMets 1983;
@@ -53,8 +53,9 @@ def hopeless(bounds: Sequence[Bound], rungs: Rungs) -> StopRule:
     Args:
         bounds: The quality budget.
         rungs: How large the looks are.
+        own: What is known of the study's own metrics.
     """
-    certain = [bound for bound in bounds if not spec_of(bound.measure).needs_full_sample]
+    certain = [bound for bound in bounds if not spec_of(bound.measure, own).needs_full_sample]
     return StopRule(
         above={bound.measure: bound.limit for bound in certain if bound.is_upper},
         below={bound.measure: bound.limit for bound in certain if not bound.is_upper},

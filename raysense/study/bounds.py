@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from raysense.records import Bound
-from raysense.study.section import MetricName, Section
+from raysense.study.section import MetricName, Section, without_new
 
 AnyBound = TypeVar("AnyBound", bound=BaseModel)
 
@@ -60,10 +67,16 @@ class UnlikenessBound(Section):
 
 
 class CustomBound(Section):
-    """Bounds on the mean of a metric of the user's own, higher being better."""
+    """Bounds on a metric of the user's own: the first two where higher is better, the others where lower is."""
 
     max_drop: float | None = Field(None, ge=0, description="dense minus pruned, paired by prompt and seed")
     min: float | None = Field(None, description="of the pruned pipeline")
+    max_rise: float | None = Field(None, ge=0, description="pruned minus dense, paired by prompt and seed")
+    max: float | None = Field(None, description="of the pruned pipeline")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_new(dump(self), info, max_rise=None, max=None)
 
     @model_validator(mode="after")
     def _one(self) -> CustomBound:

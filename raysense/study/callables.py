@@ -1,11 +1,13 @@
 """Is a plug-in there, and can it be called as raysense will? Files are read; none of the user's code is run.
 
-What only running would tell (a decorator, a call, a compiled module) is taken on trust: the first use of it tells.
+What only running would tell (a foreign decorator, a call, a compiled module) is taken on trust: the first use tells.
+What raysense's own decorators say is read too (`declared`), as far as it is written as plain values.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import importlib.machinery
 import inspect
@@ -14,7 +16,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
+
+from raysense.registry import Declaration, Kind
 
 _DEEPEST = 8
 """Imports from one module to the next that are followed."""
@@ -29,12 +33,14 @@ class Use:
         arguments: Their names, for people; positional unless `by_name`.
         by_name: They are given by name.
         may_be_class: Calling a class gives what is wanted.
+        unchecked: How it will be called is not known yet.
     """
 
     what: str
     arguments: tuple[str, ...]
     by_name: bool = False
     may_be_class: bool = False
+    unchecked: bool = False
 
     def __str__(self) -> str:
         """As in a sentence."""
@@ -43,7 +49,12 @@ class Use:
 
 
 METRIC = Use("a metric", ("images", "prompts", "dense"))
+SET_METRIC = Use("a metric of the set", ("features", "reference"))
 SALIENCY = Use("a saliency", ("weight", "known"))
+UPDATE = Use("a method that updates weights", ("weight", "hessian", "zeros", "kind"))
+STRATEGY = Use("a search strategy", ("search", "known"))
+ALLOCATION_RULE = Use("an allocation rule", ("inventory", "grid", "zeros"))
+ANYTHING = Use("a plug-in", ("…",), unchecked=True, may_be_class=True)
 EXTRACTOR = Use("an extractor", ("device", "batch"), by_name=True, may_be_class=True)
 
 
@@ -58,6 +69,90 @@ def fault(path: str, use: Use, deep: int = 0) -> str:
     module, _, name = path.replace(":", ".").rpartition(".")
     if (own := _interpreters_own(module)) is not None:
         return _of_object(getattr(own, name, None), path, use)
+    place = _place_of(path)
+    if isinstance(place, str):
+        return place
+    faults = [_of_node(node, name, place, use, deep) for node in place.nodes]
+    return "" if not faults or "" in faults else faults[-1]  # under `if` and `try` any of them may be the one
+
+
+def declared(path: str, deep: int = 0) -> Declaration | None:
+    """What raysense's decorator says of the object at a dotted path, read from its source.
+
+    Args:
+        path: ``package.module.name`` or ``package.module:name``.
+        deep: How many imports have been followed.
+
+    Returns:
+        Its declaration, with those of its facts that are plain values; None where none is seen.
+    """
+    module, _, name = path.replace(":", ".").rpartition(".")
+    place = _place_of(path) if _interpreters_own(module) is None else ""
+    for node in [] if isinstance(place, str) else place.nodes:
+        assert not isinstance(place, str)
+        found: Declaration | None = None
+        if isinstance(node, ast.ImportFrom) and deep < _DEEPEST:
+            found = declared(_imported(node, name, place.package), deep + 1)
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found = next(filter(None, (_declaration(d, place.bindings) for d in node.decorator_list)), None)
+        if found is not None:
+            return found
+    return None
+
+
+def _declaration(decorator: ast.expr, bindings: list[tuple[str, ast.AST]]) -> Declaration | None:
+    """What one of raysense's decorators says; None for any other one."""
+    if not isinstance(decorator, ast.Call):
+        return None
+    function, root = decorator.func, decorator.func
+    while isinstance(root, ast.Attribute):
+        root = root.value
+    if not isinstance(root, ast.Name):
+        return None
+    source = next((node for name, node in bindings if name == root.id), None)
+    if isinstance(source, ast.ImportFrom) and (source.module or "").partition(".")[0] == "raysense":
+        kind = next(alias.name for alias in source.names if (alias.asname or alias.name) == root.id)
+    elif isinstance(source, ast.Import) and any(a.name.startswith("raysense") for a in source.names):
+        kind = ""
+    else:
+        return None
+    kind = function.attr if isinstance(function, ast.Attribute) else kind
+    if kind not in get_args(Kind):
+        return None
+    given = {"name": decorator.args[0]} if decorator.args else {}
+    given |= {keyword.arg: keyword.value for keyword in decorator.keywords if keyword.arg}
+    facts: dict[str, Any] = {}
+    for name, value in given.items():
+        with contextlib.suppress(ValueError):
+            facts[name] = ast.literal_eval(value)
+    return Declaration(kind, str(facts.pop("name", "")), facts)  # type: ignore[arg-type]
+
+
+def _is_read(found: Declaration | None, decorator: ast.expr) -> bool:
+    """Whether a decorator is raysense's, and all that it says is written as plain values."""
+    return (
+        found is not None and isinstance(decorator, ast.Call) and len(found.facts) == len(decorator.keywords)
+    )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a module binds a name.
+
+    Attributes:
+        nodes: The statements and values that it is bound to; none where only running would tell.
+        bindings: All names that the module's own statements bind.
+        package: What its relative imports start from.
+    """
+
+    nodes: list[ast.AST]
+    bindings: list[tuple[str, ast.AST]]
+    package: str
+
+
+def _place_of(path: str) -> _Place | str:
+    """Where the object at a dotted path is defined, or what is wrong with it; an empty text if nothing is known."""
+    module, _, name = path.replace(":", ".").rpartition(".")
     spec, searched = None, list(sys.path)
     done: list[str] = []
     for part in module.split("."):
@@ -76,9 +171,7 @@ def fault(path: str, use: Use, deep: int = 0) -> str:
     found = list(_bindings(tree.body))
     bound_to = [node for bound, node in found if bound == name]
     if bound_to:
-        package = module if searched else module.rpartition(".")[0]
-        faults = [_of_node(node, name, package, use, deep) for node in bound_to]
-        return "" if "" in faults else faults[-1]  # under `if` and `try` any of them may be the one
+        return _Place(bound_to, found, module if searched else module.rpartition(".")[0])
     if {"*", "__getattr__"} & {bound for bound, _ in found}:
         return ""
     if importlib.machinery.PathFinder.find_spec(f"{module}.{name}", searched):
@@ -115,6 +208,8 @@ def _of_object(found: object, path: str, use: Use) -> str:
 
 
 def _of_signature(function: Callable[..., object], use: Use) -> str:
+    if use.unchecked:
+        return ""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some built-in functions have none
@@ -129,20 +224,25 @@ def _of_signature(function: Callable[..., object], use: Use) -> str:
     return ""
 
 
-def _of_node(node: ast.AST, name: str, package: str, use: Use, deep: int) -> str:
+def _imported(node: ast.ImportFrom, name: str, package: str) -> str:
+    """The dotted path that a name is imported from."""
+    alias = next(a for a in node.names if (a.asname or a.name) == name)
+    base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+    return ".".join(filter(None, (*base, node.module or "", alias.name)))
+
+
+def _of_node(node: ast.AST, name: str, place: _Place, use: Use, deep: int) -> str:
     """What is wrong with what a module's own statement binds a name to."""
     if isinstance(node, ast.Import):
         alias = next(a for a in node.names if (a.asname or a.name.partition(".")[0]) == name)
         return _a_module(alias.name)
     if isinstance(node, ast.ImportFrom):
-        alias = next(a for a in node.names if (a.asname or a.name) == name)
-        base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-        target = ".".join(filter(None, (*base, node.module or "", alias.name)))
-        return fault(target, use, deep + 1) if deep < _DEEPEST else ""
+        return fault(_imported(node, name, place.package), use, deep + 1) if deep < _DEEPEST else ""
     if isinstance(node, ast.AsyncFunctionDef):
         return f"is a coroutine; name a plain function: {use}"
     if isinstance(node, ast.FunctionDef):
-        return "" if node.decorator_list else _of_arguments(node.args, use)
+        known = [d for d in node.decorator_list if _is_read(_declaration(d, place.bindings), d)]
+        return "" if len(known) < len(node.decorator_list) else _of_arguments(node.args, use)
     if isinstance(node, ast.Lambda):
         return _of_arguments(node.args, use)
     if isinstance(node, ast.ClassDef):
@@ -159,6 +259,8 @@ _VALUES = (
 
 
 def _of_class(node: ast.ClassDef, use: Use) -> str:
+    if use.unchecked:
+        return ""
     if not use.may_be_class:
         return f"is a class; name a function: {use}"
     made = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]

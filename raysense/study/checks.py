@@ -15,9 +15,21 @@ from raysense.errors import RaysenseError
 from raysense.hashing import refuse_odd_files
 from raysense.names import BUNDLED, BUNDLED_PIPELINES
 from raysense.prompts.sets import check_counts
+from raysense.registry import DOTTED
 from raysense.study import Examined, Study, bundled_pipeline, bundled_scorer
 from raysense.study import weight_files as files
-from raysense.study.callables import EXTRACTOR, METRIC, SALIENCY, fault
+from raysense.study.callables import (
+    ALLOCATION_RULE,
+    ANYTHING,
+    EXTRACTOR,
+    METRIC,
+    SALIENCY,
+    SET_METRIC,
+    STRATEGY,
+    UPDATE,
+    fault,
+)
+from raysense.study.complete import filled, kind_of_strategy, misfits
 from raysense.study.known import arguments_of, clip_models, extractors
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
@@ -283,13 +295,17 @@ def _unit(folder: Path, named: Container[str]) -> int:
 
 
 def _names(study: Study, doubt: Doubt) -> Iterator[str]:
-    for name in study.search.strategies:
-        if name not in names.STRATEGIES:
-            yield f"`search.strategies` has the unknown entry {name!r}; there are {', '.join(sorted(names.STRATEGIES))}"
+    try:
+        study = filled(study)
+        yield from misfits(study)
+    except RaysenseError as error:
+        yield str(error)
+        return
+    yield from _strategies(study)
     known = (*names.SALIENCIES, *names.UPDATING)
     for name in study.prune.methods:
         if "." in name or ":" in name:
-            if wrong := fault(name, SALIENCY):
+            if wrong := fault(name, UPDATE if study.prune.updates_weights else SALIENCY):
                 yield f"`prune.saliency`: {name!r} {wrong}"
         elif name not in known:
             choice = ", ".join(known)
@@ -297,9 +313,32 @@ def _names(study: Study, doubt: Doubt) -> Iterator[str]:
     alone = [name for name in study.prune.methods if name in names.UPDATING]
     if alone and len(study.prune.methods) > 1:
         yield f"`prune.saliency`: {alone[0]} updates the weights that stay and cannot compete; name it alone"
-    for name, path in study.metrics.custom.items():
-        if wrong := fault(path, METRIC):
-            yield f"`metrics.custom.{name}`: {path!r} {wrong}"
+    for name, metric in study.metrics.own.items():
+        if not DOTTED.fullmatch(metric.path):
+            yield f"`metrics.custom.{name}`: no installed plug-in is called {metric.path!r}; give a dotted path"
+        elif wrong := fault(metric.path, SET_METRIC if metric.of_set else METRIC):
+            yield f"`metrics.custom.{name}`: {metric.path!r} {wrong}"
+
+
+def _strategies(study: Study) -> Iterator[str]:
+    """Entries of `search.strategies` that are no strategy of raysense's own."""
+    for name in study.search.strategies:
+        if name in names.STRATEGIES:
+            continue
+        if not DOTTED.fullmatch(name):
+            yield (
+                f"`search.strategies` has the unknown entry {name!r}; there are {', '.join(sorted(names.STRATEGIES))}, "
+                "and dotted paths"
+            )
+            continue
+        wrong = fault(name, ANYTHING)
+        if not wrong:
+            try:
+                wrong = fault(name, STRATEGY if kind_of_strategy(name) == "strategy" else ALLOCATION_RULE)
+            except RaysenseError as error:
+                yield str(error)
+        if wrong:
+            yield f"`search.strategies`: {name!r} {wrong}"
 
 
 def _judges(study: Study, doubt: Doubt) -> Iterator[str]:

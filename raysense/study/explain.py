@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from raysense.study.own import A_PATH, A_SECTION
 from raysense.study.section import Said, shown
 
 Location = tuple[int | str, ...]
@@ -34,7 +35,7 @@ def mistakes_of(error: ValidationError, model: type[BaseModel]) -> dict[Location
         keys = tuple(
             part
             for part in mistake["loc"]
-            if not str(part).startswith(("constrained-", "literal[", "tuple["))
+            if not str(part).startswith(("constrained-", "literal[", "tuple[", A_PATH, A_SECTION))
         )
         by_field.setdefault(keys, []).append(mistake)
     return {location: _sentence(location, branches, model) for location, branches in by_field.items()}
@@ -71,10 +72,15 @@ def _keys_at(location: Location, outermost: type[BaseModel]) -> list[str]:
     for part in location:
         if part not in model.model_fields:
             continue  # the user's own name in a mapping whose values are sections
-        annotation = model.model_fields[part].annotation
-        options = getattr(annotation, "__args__", (annotation,))
-        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+        model = next(_sections_in(model.model_fields[part].annotation))
     return list(model.model_fields)
+
+
+def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections_in(part)
 
 
 def listed(mistakes: Sequence[str]) -> str:

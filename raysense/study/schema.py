@@ -25,12 +25,13 @@ from pydantic import (
     model_validator,
 )
 
-from raysense.metrics.spec import DERIVED, SPECS
-from raysense.names import BUNDLED, BUNDLED_PIPELINES
+from raysense.metrics.spec import DERIVED, SPECS, MetricSpec, higher_is_better, spec_of
+from raysense.names import BUNDLED, BUNDLED_PIPELINES, UPDATING
 from raysense.study import plain_yaml, reading
 from raysense.study.bounds import Constraints
 from raysense.study.live import Live, from_python
-from raysense.study.section import DottedPath, MetricName, Name, Said, Section, shown
+from raysense.study.own import Own, OwnMetric, as_own
+from raysense.study.section import MetricName, Name, Said, Section, shown, without_new
 
 Kind = Literal["linear", "conv1d", "conv2d", "conv3d", "transformers_conv1d"]
 Extra = Literal["cmmd", "precision", "recall", "ssim", "lpips"]
@@ -80,6 +81,19 @@ class Prune(Section):
     pattern: str | None = Field(None, pattern=r"^[1-9]\d*:[1-9]\d*$", description="n:m, keep n of every m")
     calibration: Calibration = Field(Calibration(), description="see below")
     cap: float = Field(0.95, gt=0, le=1, description="largest sparsity of any one layer")
+    updates_weights: bool = Field(
+        False,
+        description="`saliency` is a plug-in that updates the weights that stay; its decorator says it",
+    )
+
+    @property
+    def updates(self) -> bool:
+        """Whether the method updates the weights that stay, and so has few levels, each solved once."""
+        return self.updates_weights or self.saliency in UPDATING
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_new(dump(self), info, updates_weights=False)
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -145,7 +159,7 @@ class Sampling(Section):
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return _without_new(dump(self), info, call={}, scheduler=None)
+        return without_new(dump(self), info, call={}, scheduler=None)
 
 
 CALL_FIELDS = {
@@ -170,17 +184,6 @@ def _plain_data(value: dict[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"must be plain values, lists and mappings ({error})") from None
     return value
-
-
-def _without_new(dumped: dict[str, Any], info: SerializationInfo, **defaults: Any) -> dict[str, Any]:
-    """A section's plain data without fields that came later and are not used: the identity of older studies stays."""
-    if isinstance(info.context, dict) and info.context.get("every_field"):
-        return dumped
-    return {
-        name: value
-        for name, value in dumped.items()
-        if name not in defaults or value not in (defaults[name], ())
-    }
 
 
 class Lora(Section):
@@ -243,9 +246,14 @@ class Metrics(Section):
     frechet: Frechet = Field(Frechet(), description="see below")
     reference: Reference = Field(Reference(), description="see below")
     also: tuple[Extra, ...] = Field((), strict=False, description="metrics that are measured without a bound")
-    custom: dict[Annotated[MetricName, AfterValidator(_of_ones_own)], DottedPath] = Field(
-        default_factory=dict, description="name: package.module.function; see raysense/metrics/custom.py"
+    custom: dict[Annotated[MetricName, AfterValidator(_of_ones_own)], Own] = Field(
+        default_factory=dict, description="name: package.module.function; or a section; see docs/plugins.md"
     )
+
+    @property
+    def own(self) -> dict[str, OwnMetric]:
+        """The metrics of `custom`."""
+        return {name: as_own(entry) for name, entry in self.custom.items()}
 
 
 def _taken() -> set[str]:
@@ -488,7 +496,20 @@ class Study(Section, metaclass=_Readable):
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return _without_new(dump(self), info, variant=None, config=None, lora=[], pickled=False)
+        return without_new(dump(self), info, variant=None, config=None, lora=[], pickled=False)
+
+    @property
+    def own_specs(self) -> dict[str, MetricSpec]:
+        """What is known of each metric of `metrics.custom`."""
+        return {name: metric.spec(name) for name, metric in self.metrics.own.items()}
+
+    def spec_of(self, measure: str) -> MetricSpec:
+        """What is known of a measure's metric, one of the study's own included."""
+        return spec_of(measure, self.own_specs)
+
+    def higher_is_better(self, measure: str) -> bool:
+        """Which way is good for a measure; drops and rises are losses."""
+        return higher_is_better(measure, self.own_specs)
 
     @classmethod
     def load(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> Study:

@@ -126,7 +126,7 @@ def test_a_mistake_hides_no_other_one_beside_it() -> None:
         "`constraints.custom.sharpp` bounds a metric that",
     ):  # fmt: skip
         assert [text for text in said if words in text], words
-    both = _mistakes('metrics.custom={"a b": c, "d e": nowhere.f}')
+    both = _mistakes('metrics.custom={"a b": "c!", "d e": nowhere.f}')
     assert [text.partition(" must")[0] for text in both] == ["`metrics.custom.a b`"] * 2 + [
         "`metrics.custom.d e`"
     ]

@@ -137,7 +137,7 @@ def test_margin_uses_the_bad_end_of_the_interval() -> None:
         ("constraints.custom.sharp.min=1", ["`constraints.custom.sharp`", "`metrics.custom.sharp:"]),
         ("constraints.custom.sharp.mni=1", ["`constraints.custom.sharp.mni`", "did you mean `min`"]),
         ("metrics.custom.kid=my.kid", ["`metrics.custom.kid` must not reuse the name 'kid'"]),
-        ("metrics.custom.sharp=nodots", ["`metrics.custom.sharp`", "nodots"]),
+        ("metrics.custom.sharp=no dots", ["`metrics.custom.sharp`", "no dots"]),
         ("metrics.also=[lpipss]", ["`metrics.also.0`", "'lpips'", "lpipss"]),
         ("metrics.reference.limit=1", ["`metrics.reference.limit` must be ≥ 2"]),
         ("rungs.probe.tilt=9", ["`rungs.probe.tilt` must be ≤ 8"]),

@@ -1,0 +1,143 @@
+"""Search strategies and allocation rules of the user's own, at the same rungs, bounds and budget as raysense's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from raysense.allocation import Allocation, LevelGrid
+from raysense.errors import RaysenseError
+from raysense.pruning.allocation_rules import AllocationRule
+from raysense.pruning.layers import Inventory
+from raysense.records import Evaluation, Question
+from raysense.registry import DOTTED, declaration_of, find
+from raysense.strategies.asking import asked_for, judged, judged_together
+from raysense.strategies.context import Candidate, SearchContext, candidate_of
+from raysense.strategies.runner import Coroutine, OutOfBudget
+
+Proposals = Generator[Allocation | Sequence[Allocation] | Question, Any, object]
+OwnStrategy = Callable[[SearchContext, Sequence[Candidate]], Proposals]
+OwnRule = Callable[[Inventory, LevelGrid, int], Allocation]
+
+
+def own_strategies(names: Sequence[str]) -> dict[str, OwnStrategy]:
+    """Those entries of `search.strategies` that are strategies of the user's own, imported.
+
+    Raises:
+        RaysenseError: One cannot be imported, or has no decorator.
+    """
+    return {name: found for name in names if (found := _of_kind(name, "strategy"))}
+
+
+def own_rules(names: Sequence[str], inventory: Inventory, grid: LevelGrid) -> dict[str, AllocationRule]:
+    """Those entries of `search.strategies` that are allocation rules of the user's own, imported.
+
+    Raises:
+        RaysenseError: One cannot be imported, or has no decorator.
+    """
+    found = {name: _of_kind(name, "allocation_rule") for name in names}
+    return {name: checked_rule(name, rule, inventory, grid) for name, rule in found.items() if rule}
+
+
+def checked_rule(name: str, rule: OwnRule, inventory: Inventory, grid: LevelGrid) -> AllocationRule:
+    """A rule whose answers are held to the contract: an allocation on the grid."""
+
+    def allocate(zeros: int) -> Allocation:
+        return checked_allocation(name, rule(inventory, grid, zeros), grid)
+
+    return allocate
+
+
+def checked_allocation(name: str, found: object, grid: LevelGrid) -> Allocation:
+    """What a plug-in gave, if it is an allocation on the grid.
+
+    Raises:
+        RaysenseError: It is none, or names layers or levels that there are not.
+    """
+    if not isinstance(found, Allocation):
+        raise RaysenseError(f"{name}: must give an Allocation, but gave {type(found).__name__}")
+    try:
+        grid.validate(found)
+    except RaysenseError as error:
+        raise RaysenseError(f"{name}: {error}") from None
+    return found
+
+
+def propose(
+    context: SearchContext, name: str, strategy: OwnStrategy, known: Sequence[Candidate]
+) -> Coroutine:
+    """A strategy of the user's own at work; returns its candidates.
+
+    It may spend what the other iterative strategies may at most, then it is closed.
+    """
+    found: list[Candidate] = []
+    search = context.study.search
+    allowed = search.rounds * search.offspring * context.costs.climb
+    spent, asked, answer = 0, 0, None
+    proposals = strategy(context, known)
+    if not isinstance(proposals, Generator):
+        raise RaysenseError(
+            f"{name}: a strategy is a generator, but gave {type(proposals).__name__}; use `yield`"
+        )
+    try:
+        while spent < allowed:
+            try:
+                wanted = proposals.send(answer)
+            except StopIteration:
+                break
+            except RaysenseError:
+                raise
+            except Exception as error:
+                raise RaysenseError(f"{name}: raised {type(error).__name__}: {error}") from error
+            if isinstance(wanted, Question):
+                answer = yield from _asked(context, name, asked, wanted)
+                spent += sum(evaluation.cost for evaluation in answer)
+                pairs = zip(wanted.tasks, answer, strict=False)
+                found += [candidate_of(context, name, t.allocation, e) for t, e in pairs if t.rung == "score"]
+                asked += 1
+            elif isinstance(wanted, Sequence):
+                if not wanted:
+                    raise RaysenseError(f"{name}: yielded an empty list; yield an allocation, or return")
+                pool = [checked_allocation(name, allocation, context.grid) for allocation in wanted]
+                labels = [f"{name}/{asked + i}" for i in range(len(pool))]
+                answer = yield from judged_together(context, name, labels, pool)
+                found += answer
+                spent += len(pool) * context.costs.climb
+                asked += len(pool)
+            else:
+                allocation = checked_allocation(name, wanted, context.grid)
+                answer = yield from judged(context, name, f"{name}/{asked}", allocation)
+                found.append(answer)
+                spent += context.costs.climb
+                asked += 1
+    except OutOfBudget:
+        pass
+    finally:
+        proposals.close()
+    return found
+
+
+def _asked(context: SearchContext, name: str, number: int, wanted: Question) -> Coroutine:
+    """A question of the strategy's own under a name that is unique in the study."""
+    for task in wanted.tasks:
+        checked_allocation(name, task.allocation, context.grid)
+        if task.rung not in ("probe", "preview", "score"):
+            raise RaysenseError(f"{name}: asked for the rung {task.rung!r}; ask for probe, preview or score")
+    question = replace(wanted, name=f"search/{name}/{number}", stage="search")
+    evaluations: list[Evaluation] = yield from asked_for(context, question)
+    return evaluations
+
+
+def _of_kind(name: str, kind: str) -> Any:
+    """The object at a dotted path if it is decorated as this kind; None for any other."""
+    if not DOTTED.fullmatch(name):
+        return None
+    found = find(name, "search.strategies")
+    said = declaration_of(found)
+    if said is None or said.kind not in ("strategy", "allocation_rule"):
+        raise RaysenseError(
+            f"`search.strategies`: {name!r} must be decorated with `@raysense.strategy(…)` or "
+            "`@raysense.allocation_rule(…)` where it is defined"
+        )
+    return found if said.kind == kind else None
