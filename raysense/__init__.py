@@ -21,16 +21,35 @@ _HOMES = {
     "RaysenseError": "raysense.errors",
     "Run": "raysense.search.api",
     "Study": "raysense.study",
+    "allocation_rule": "raysense.registry",
     "evaluate": "raysense.search.api",
+    "extractor": "raysense.registry",
+    "metric": "raysense.registry",
+    "saliency": "raysense.registry",
     "search": "raysense.search.api",
+    "strategy": "raysense.registry",
 }
 """Public name -> the module that defines it, which is imported when the name is first used."""
 
-__all__ = ["Allocation", "RaysenseError", "Run", "Study", "__version__", "evaluate", "search"]
+__all__ = [
+    "Allocation",
+    "RaysenseError",
+    "Run",
+    "Study",
+    "__version__",
+    "allocation_rule",
+    "evaluate",
+    "extractor",
+    "metric",
+    "saliency",
+    "search",
+    "strategy",
+]
 
 if TYPE_CHECKING:
     from raysense.allocation import Allocation
     from raysense.errors import RaysenseError
+    from raysense.registry import allocation_rule, extractor, metric, saliency, strategy
     from raysense.search.api import Run, evaluate, search
     from raysense.study import Study
 

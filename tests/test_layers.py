@@ -17,7 +17,18 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "raysense"
 
 ROOMS = (
-    ("errors", "hashing", "names", "registry", "hub", "apart", "plain_file", "terminal", "allocation", "records"),
+    (
+        "errors",
+        "hashing",
+        "names",
+        "registry",
+        "hub",
+        "apart",
+        "plain_file",
+        "terminal",
+        "allocation",
+        "records",
+    ),
     ("prompts",),
     ("metrics",),
     ("feasibility",),

@@ -27,16 +27,16 @@ def refit(weight: Tensor, hessian: Tensor, zeros: int, kind: str) -> Tensor:
 
     The loss is tr((W' - W) H (W' - W)ᵀ), the squared error of the layer's outputs on the calibration prompts.
     """
-    dense = output_rows(weight, kind).double()
+    dense = output_rows(weight, kind).float()
     groups, columns = hessian.shape[0], hessian.shape[-1]
     stays = torch.ones(dense.numel(), dtype=torch.bool)
     stays[output_rows(weight, kind).abs().flatten().argsort(stable=True)[:zeros]] = False
     kept = stays.view_as(dense).reshape(groups, -1, columns)
     start = dense.reshape(groups, -1, columns)
-    moments = hessian.double()
+    moments = hessian.float()
     step = 1 / torch.linalg.matrix_norm(moments, 2).clamp_min(1e-12)[:, None, None]
     new = start * kept
-    for _ in range(20):
+    for _ in range(10):
         new = (new - step * ((new - start) @ moments)) * kept
     # A weight that stays is not zero: where it rounds to zero it keeps its old value.
     rounded = new.to(weight.dtype)

@@ -61,7 +61,9 @@ def said(field: str, name: str, kind: Kind) -> Declaration:
     if found is None:
         return Declaration(kind, name)
     if found.kind != kind:
-        raise RaysenseError(f"`{field}`: {name!r} is decorated as {_words(found.kind)}, but named as {_words(kind)}")
+        raise RaysenseError(
+            f"`{field}`: {name!r} is decorated as {_words(found.kind)}, but named as {_words(kind)}"
+        )
     return found
 
 
