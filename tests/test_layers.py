@@ -43,6 +43,7 @@ ROOMS = (
     ("results",),
     ("export",),
     ("search",),
+    ("testing",),
     ("cli",),
 )
 """From the ground up: a module may import from its own room and from those before it."""

@@ -148,6 +148,23 @@ def estimate(
     """
     families = _Uniform(inventory, grid)
     runner = make_strategy(_without_weights(study), inventory, grid, families, calibration_cost, cost)
+    return simulate(runner, study, inventory, grid, speed, evaluators, cost)
+
+
+def simulate(
+    runner: StrategyRunner[Findings],
+    study: Study,
+    inventory: Inventory,
+    grid: LevelGrid,
+    speed: Speed,
+    evaluators: int,
+    cost: Cost | None = None,
+) -> Estimate:
+    """Runs a strategy on a simulated cluster; see `estimate`.
+
+    Raises:
+        RaysenseError: What the strategy raised.
+    """
     an_image = cost or assumed(study.sampling)
     return _Cluster(runner, study, inventory, grid, speed, evaluators, an_image).run()
 

@@ -75,11 +75,7 @@ def propose(
     search = context.study.search
     allowed = search.rounds * search.offspring * context.costs.climb
     spent, asked, answer = 0, 0, None
-    proposals = strategy(context, known)
-    if not isinstance(proposals, Generator):
-        raise RaysenseError(
-            f"{name}: a strategy is a generator, but gave {type(proposals).__name__}; use `yield`"
-        )
+    proposals = started(name, strategy, context, known)
     try:
         while spent < allowed:
             try:
@@ -116,6 +112,22 @@ def propose(
     finally:
         proposals.close()
     return found
+
+
+def started(
+    name: str, strategy: OwnStrategy, context: SearchContext, known: Sequence[Candidate]
+) -> Proposals:
+    """The strategy's generator.
+
+    Raises:
+        RaysenseError: It is none.
+    """
+    proposals: object = strategy(context, known)
+    if not isinstance(proposals, Generator):
+        raise RaysenseError(
+            f"{name}: a strategy is a generator, but gave {type(proposals).__name__}; use `yield`"
+        )
+    return proposals
 
 
 def _asked(context: SearchContext, name: str, number: int, wanted: Question) -> Coroutine:

@@ -16,7 +16,7 @@ from raysense.strategies.baseline import baseline
 from raysense.strategies.budget import BudgetTracker
 from raysense.strategies.climbing import climb, rules_of, search_jointly
 from raysense.strategies.context import Findings, SearchContext, best_of
-from raysense.strategies.own import own_strategies
+from raysense.strategies.own import OwnStrategy, own_strategies
 from raysense.strategies.runner import Schedule, StrategyRunner
 from raysense.strategies.sensitivity import sensitivity
 from raysense.strategies.validation import validate
@@ -30,6 +30,7 @@ def make_strategy(
     rules: Mapping[str, AllocationRule],
     calibration_cost: int = 0,
     cost: Cost | None = None,
+    own: Mapping[str, OwnStrategy] | None = None,
 ) -> StrategyRunner[Findings]:
     """The study's strategy.
 
@@ -40,12 +41,13 @@ def make_strategy(
         rules: Allocation rules that need no measurement, by name.
         calibration_cost: Sample-forwards of the calibration at most; 0 if the study needs none.
         cost: Of an image, as foreseen; replaced by what the baseline counts.
+        own: Search strategies of the user's own; those that the study names by dotted path if missing.
 
     Raises:
         RaysenseError: `budget.max_cost` does not even cover the dense pipeline; nothing is spent yet.
     """
     costs = RungCosts(study, cost or assumed(study.sampling), calibration_cost)
-    own = own_strategies(study.search.strategies)
+    own = own_strategies(study.search.strategies) if own is None else own
     context = SearchContext(study, inventory, grid, rules, study.constraints.bounds(), costs, own)
     refuse_small_budget(context)
 
