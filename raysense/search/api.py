@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 from rich.console import Console
 
+from raysense import plugins
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation.evaluator import Evaluator
@@ -26,6 +27,7 @@ from raysense.search.job import run_study
 from raysense.store.disk import Disk
 from raysense.study import Study, examine, listed, revise
 from raysense.study.checks import look
+from raysense.study.complete import complete
 from raysense.study.reading import Examined
 
 
@@ -228,6 +230,8 @@ def prepared(study: Study | str | Path, overrides: Sequence[str], out: str) -> S
     Raises:
         RaysenseError: All that is wrong with it and can be known without loading anything.
     """
+    # As on the command line, a plug-in beside the study or in the working folder is found.
+    plugins.make_importable([*([] if isinstance(study, Study) else [Path(study).parent]), Path.cwd()])
     found = (
         Examined(revise(written(study, out), overrides), ())
         if isinstance(study, Study)
@@ -238,4 +242,4 @@ def prepared(study: Study | str | Path, overrides: Sequence[str], out: str) -> S
         raise RaysenseError(listed(mistakes))
     for doubt in doubts:
         warnings.warn(doubt, stacklevel=3)
-    return found.study
+    return complete(found.study)

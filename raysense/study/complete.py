@@ -15,7 +15,6 @@ from raysense.registry import DOTTED, Declaration, Kind, located
 from raysense.study.callables import declared
 from raysense.study.explain import listed
 from raysense.study.known import extractors
-from raysense.study.load import parse
 from raysense.study.schema import Study
 
 
@@ -48,7 +47,11 @@ def filled(study: Study) -> Study:
     extractor = study.metrics.frechet.extractor
     if not extractor.startswith((OPEN_CLIP, EFFICIENTNET)) and extractor not in extractors():
         metrics["frechet"]["extractor"] = _path(extractor, "extractor")
-    return study if data == study.model_dump(mode="json") else parse(data)
+    before = study.model_dump(mode="json")
+    changed = {part: data[part] for part in ("metrics", "prune", "search") if data[part] != before[part]}
+    # Not parsed anew: a study may hold a live pipeline, which plain data does not.
+    sections = {part: type(getattr(study, part)).model_validate(plain) for part, plain in changed.items()}
+    return study.model_copy(update=sections)
 
 
 def said(field: str, name: str, kind: Kind) -> Declaration:
