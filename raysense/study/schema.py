@@ -247,7 +247,7 @@ class Metrics(Section):
     reference: Reference = Field(Reference(), description="see below")
     also: tuple[Extra, ...] = Field((), strict=False, description="metrics that are measured without a bound")
     custom: dict[Annotated[MetricName, AfterValidator(_of_ones_own)], Own] = Field(
-        default_factory=dict, description="name: package.module.function; or a section; see docs/plugins.md"
+        default_factory=dict, description="name: package.module.function, or a section; see docs/plugins.md"
     )
 
     @property

@@ -13,6 +13,7 @@ from raysense.metrics.spec import SPECS, higher_is_better, spec_of
 from raysense.results.run import Run
 from raysense.store.rows import strategy_of
 from raysense.store.schema import LATER, TABLES
+from raysense.study import load
 from tests.conftest import REFERENCE, REPORTS
 
 QUERIES = sorted((REPORTS / "queries").glob("*.sql"))
@@ -125,9 +126,18 @@ def test_names() -> None:
 def test_which_way_is_good() -> None:
     better = {name for name in SPECS if higher_is_better(name)}
     assert better == {"clip_score", "closeness", "precision", "recall", "ssim"}
-    assert higher_is_better("sharpness")  # a metric of the study's own
-    for measure in ("frechet_rise", "kid_rise", "clip_score_drop", "recall_drop", "sharpness_drop"):
-        assert not higher_is_better(measure)
+    study = load(overrides=["metrics.custom={sharpness: a.b, blur: {path: a.c, higher_is_better: false}}"])
+    assert study.higher_is_better("sharpness")
+    assert not study.higher_is_better("blur")
+    for measure in (
+        "frechet_rise",
+        "kid_rise",
+        "clip_score_drop",
+        "recall_drop",
+        "sharpness_drop",
+        "blur_rise",
+    ):
+        assert not study.higher_is_better(measure)
     assert spec_of("clip_score_drop").label == "CLIP score"
 
 
