@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pandas as pd
@@ -14,8 +15,10 @@ import pytest
 import yaml
 
 from raysense.cli import _parser
+from raysense.registry import declaration_of
 from raysense.results.run import Run
 from raysense.study import parse
+from raysense.testing import check_metric, check_strategy
 from tests.conftest import REFERENCE
 
 ROOT = Path(__file__).parents[1]
@@ -106,9 +109,19 @@ def test_a_query_answers_what_its_comment_asks(block: Block) -> None:
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=str)
-def test_python_runs(block: Block) -> None:
-    names: dict[str, object] = {}
+def test_python_runs(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples/plugins"))
+    names: dict[str, Any] = {}
     exec(block.text.replace(RUN, str(REFERENCE)), names)
+    if block.page.name == "plugins.md":  # a plug-in that keeps its contract, or a test that passes
+        declared = [one for one in names.values() if declaration_of(one)]
+        tests = [one for name, one in names.items() if name.startswith("test_")]
+        assert declared + tests
+        for one in declared:
+            {"metric": check_metric, "strategy": check_strategy}[declaration_of(one).kind](one)
+        for test in tests:
+            test()
+        return
     measures = names["measures"]
     assert isinstance(measures, pd.DataFrame)
     assert "clip_score_drop" in set(measures["metric"])
