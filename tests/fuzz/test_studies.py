@@ -97,7 +97,7 @@ def _read(path: Path, given: Any, deep: bool) -> None:
             mistakes, _ = look(examine(path))
             raise RaysenseError(listed(mistakes)) from None
         raise
-    held = study.model_dump(mode="json")
+    held = study.model_dump(mode="json", context={"every_field": True})
     if given is not None:
         paths.make_absolute(given, path.parent, of_file=True)  # which is meant
     if given is not None and _differs(given, held):
