@@ -26,11 +26,10 @@ from raysense.metrics.spec import base_of
 from raysense.records import Bound
 from raysense.results import charts
 from raysense.results.near_miss import cap_in_words, miss_in_words
-from raysense.results.pictures import Strip, strips
+from raysense.results.pictures import Strip, in_words, strips
 from raysense.results.run import TOLERABLE, Run
 from raysense.store.disk import Disk
 from raysense.strategies.verdict import held_out_stretch
-from raysense.study import Study
 
 logger = logging.getLogger(__name__)
 
@@ -158,11 +157,6 @@ def budget_used(candidates: pd.DataFrame, bounds: Sequence[Bound]) -> pd.Series[
         return pd.Series(float("nan"), index=candidates.index)
     worst: pd.Series[float] = pd.concat(shares, axis=1).max(axis=1)
     return worst.where(candidates["collapsed"] == "", 2.0)
-
-
-def in_words(measure: str, study: Study) -> str:
-    """A measure's name as a person reads it: ``clip_score_drop`` → CLIP score drop."""
-    return study.spec_of(measure).label + measure.removeprefix(base_of(measure)).replace("_", " ")
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from raysense.evaluation.cache import TensorCache
 from raysense.evaluation.evaluator import Evaluator
 from raysense.evaluation.inputs import prompts_of, refuse_other, use_code
 from raysense.hashing import content_key
+from raysense.metrics.spec import base_of
 from raysense.pipelines.sample import first_seed
 from raysense.prompts.sets import Prompt
 from raysense.pruning.allocation_rules import uniform
@@ -35,8 +36,11 @@ SMALLEST_TILE = 96
 LARGEST_THUMBNAIL = 256
 """Pixels, the longer side; larger images are made smaller for the page."""
 
-MILDER, BEYOND = (0.5, 0.8), 3
-"""Shares of the winner's zeros shown beside it, and how many rows over the cliff."""
+MILDER = (0.5, 0.8)
+"""Shares of the winner's zeros shown beside it."""
+
+BEYOND = (0.0, 0.5, 1.0)
+"""Which of the rows over the cliff are shown: from the nearest to the farthest, where a person sees the damage."""
 
 ONE_FAMILY = ("solver", "joint")
 """Strategies that are shown as one: the joint search goes on from the solver's allocations."""
@@ -91,7 +95,7 @@ def strips(
         pixels = painter.pixels(allocation, paint)
         if pixels is None:
             return []
-        found.append(_strip(row, prompts, pixels))
+        found.append(_strip(row, prompts, pixels, run.study))
         if row["kind"] == "winner" and row["strategy"] != "uniform":
             same = _uniform_like(run, painter, allocation, paint)
             if same is not None:
@@ -133,7 +137,8 @@ def choose_rows(candidates: pd.DataFrame, winner: str | None) -> list[dict[str, 
     own = pruned[pruned["strategy"].isin(family)]
     milder = own[own["feasible"] & (own["zeros"] < top)]
     near = [int((milder["zeros"] - share * top).abs().to_numpy().argmin()) for share in MILDER if len(milder)]
-    beyond = own[~own["feasible"] & (own["zeros"] > top)].drop_duplicates("zeros").head(BEYOND)
+    over = own[~own["feasible"] & (own["zeros"] > top)].drop_duplicates("zeros")
+    beyond = over.iloc[sorted({round(share * (len(over) - 1)) for share in BEYOND if len(over)})]
     here = own[own["zeros"] == top] if not len(won) else won
     shown = pd.concat([milder.iloc[list(dict.fromkeys(near))], here.head(1), beyond]).sort_values("zeros")
     records = pd.concat([dense, shown]).to_dict("records")
@@ -148,7 +153,26 @@ def _kind(row: dict[Any, Any], winner: str | None) -> str:
     return "inside" if row["feasible"] else "outside"
 
 
-def _strip(row: dict[str, Any], prompts: tuple[Prompt, ...], pixels: npt.NDArray[np.uint8]) -> Strip:
+def in_words(measure: str, study: Study) -> str:
+    """A measure's name as a person reads it: ``clip_score_drop`` → CLIP score drop."""
+    return study.spec_of(measure).label + measure.removeprefix(base_of(measure)).replace("_", " ")
+
+
+def why_outside(row: Mapping[str, Any], study: Study) -> str:
+    """The bounds that a candidate's interval does not clear: ``Fréchet distance rise up to 61.2, bound ≤ 50``."""
+    found = []
+    for bound in study.constraints.bounds():
+        low, high = row.get(f"{bound.measure}_low"), row.get(f"{bound.measure}_high")
+        if low is None or high is None or not bound.margin(low, high) < 0:  # NaN: not measured
+            continue
+        worst, words, sign = (high, "up to", "≤") if bound.is_upper else (low, "down to", "≥")
+        found.append(f"{in_words(bound.measure, study)} {words} {worst:.3g}, bound {sign} {bound.limit:g}")
+    return "; ".join(found)
+
+
+def _strip(
+    row: dict[str, Any], prompts: tuple[Prompt, ...], pixels: npt.NDArray[np.uint8], study: Study
+) -> Strip:
     share = f"{row['sparsity_components']:.0%}"
     where = "held-out prompts" if row["rung"] == "validation" else "the search's prompts"
     label, note = {
@@ -157,7 +181,9 @@ def _strip(row: dict[str, Any], prompts: tuple[Prompt, ...], pixels: npt.NDArray
         "inside": (f"{share} removed", f"inside the budget on {where}"),
         "outside": (
             f"{share} removed",
-            f"images collapsed on {where}" if row["collapsed"] else f"outside the budget on {where}",
+            f"images collapsed on {where}"
+            if row["collapsed"]
+            else why_outside(row, study) or f"outside the budget on {where}",
         ),
     }[row["kind"]]
     return Strip(label, note, row["kind"], tuple(prompt.text for prompt in prompts), pixels)

@@ -5,7 +5,14 @@ import torch
 
 from raysense.errors import RaysenseError
 from raysense.evaluation.sampler import seed_of
-from raysense.results.pictures import LABEL_HEIGHT, choose_rows, noise_of_pictures, paint_comparison, picture
+from raysense.results.pictures import (
+    LABEL_HEIGHT,
+    choose_rows,
+    noise_of_pictures,
+    paint_comparison,
+    picture,
+    why_outside,
+)
 from raysense.results.run import Run
 from raysense.study import load, revise
 from tests.conftest import REFERENCE
@@ -40,3 +47,18 @@ def test_the_rows_go_over_the_cliff_of_the_winners_family() -> None:
     assert rows[-1]["kind"] == "outside"
     assert [row["zeros"] for row in rows] == sorted(row["zeros"] for row in rows)
     assert {row["strategy"] for row in rows} <= {"dense", "solver", "joint"}
+
+
+def test_the_last_row_is_the_farthest_that_was_tried_and_each_says_which_bound_it_fails() -> None:
+    run = Run(str(REFERENCE))
+    candidates = run.candidates()
+    rows = choose_rows(candidates, run.summary["allocation"])  # type: ignore[index]
+    family = candidates[candidates["strategy"].isin(["solver", "joint"]) & ~candidates["feasible"]]
+    assert rows[-1]["zeros"] == family["zeros"].max()
+    for row in rows:
+        failed = [bound for bound in run.bounds if row[f"{bound.measure}_high"] > bound.limit]
+        said = why_outside(row, run.study)
+        assert said.count("bound ≤") == len(failed)
+        for bound in failed:
+            assert f"{row[f'{bound.measure}_high']:.3g}, bound ≤ {bound.limit:g}" in said
+        assert row["feasible"] == (not failed) or row["collapsed"]
