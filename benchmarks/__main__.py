@@ -3,7 +3,7 @@
     python -m benchmarks                # all
     python -m benchmarks verdicts plan  # some
 
-A benchmark is a module here that can be run. It has to take `--quick` and end with one line of JSON: benchmark,
+A benchmark is a module or package here that can be run. It has to take `--quick` and end with one line of JSON: benchmark,
 figures, bar, holds. Quick figures show that it runs; whether the bar holds is said, and decides nothing, as few trials
 say little. The exit status is 1 if one does not end like that.
 """
@@ -25,8 +25,9 @@ LIMIT_SECONDS = 900
 def names() -> list[str]:
     """All benchmarks."""
     here = Path(__file__)
-    modules = sorted(path for path in here.parent.glob("*.py") if path != here)
-    return [path.stem for path in modules if '__name__ == "__main__"' in path.read_text(encoding="utf-8")]
+    modules = [path for path in here.parent.glob("*.py") if path != here]
+    found = [path.stem for path in modules if '__name__ == "__main__"' in path.read_text(encoding="utf-8")]
+    return sorted(found + [path.parent.name for path in here.parent.glob("*/__main__.py")])
 
 
 def fault(name: str, status: int, output: str) -> str:
