@@ -3,9 +3,9 @@
     python -m benchmarks                # all
     python -m benchmarks verdicts plan  # some
 
-A benchmark is a module or package here that can be run. It has to take `--quick` and end with one line of JSON: benchmark,
-figures, bar, holds. Quick figures show that it runs; whether the bar holds is said, and decides nothing, as few trials
-say little. The exit status is 1 if one does not end like that.
+A benchmark is a module or package here that can be run. It has to take `--quick` and end with one line of JSON:
+benchmark, figures, bar, holds. Quick figures show that it runs; whether the bar holds is said, and decides nothing, as
+few trials say little. The exit status is 1 if one does not end like that.
 """
 
 from __future__ import annotations

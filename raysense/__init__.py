@@ -22,6 +22,7 @@ _HOMES = {
     "Run": "raysense.search.api",
     "Study": "raysense.study",
     "allocation_rule": "raysense.registry",
+    "doctor": "raysense.search.api",
     "evaluate": "raysense.search.api",
     "extractor": "raysense.registry",
     "metric": "raysense.registry",
@@ -38,6 +39,7 @@ __all__ = [
     "Study",
     "__version__",
     "allocation_rule",
+    "doctor",
     "evaluate",
     "extractor",
     "metric",
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
     from raysense.allocation import Allocation
     from raysense.errors import RaysenseError
     from raysense.registry import allocation_rule, extractor, metric, saliency, strategy
-    from raysense.search.api import Run, evaluate, search
+    from raysense.search.api import Run, doctor, evaluate, search
     from raysense.study import Study
 
 

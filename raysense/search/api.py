@@ -22,6 +22,8 @@ from raysense.export.write import Exported, export
 from raysense.records import Evaluation, Task
 from raysense.results import run as results
 from raysense.results.pictures import evaluator_of, noise_of_pictures, thumbnails
+from raysense.search.doctor import Diagnosis
+from raysense.search.doctor import examine as examine_pipeline
 from raysense.search.given import written
 from raysense.search.job import run_study
 from raysense.store.disk import Disk
@@ -182,6 +184,23 @@ def evaluate(
             raise RaysenseError(f"`rung` is {rung!r}, but must be one of {', '.join(rungs)}")
         evaluator = Evaluator(ready, place)
         return evaluator.evaluate(Task(_levels(evaluator, allocation), rung))
+
+
+def doctor(study: Study | str | Path, *, overrides: Sequence[str] = ()) -> Diagnosis:
+    """Try everything that a study takes for granted on its pipeline; `raysense doctor` for a pipeline alone.
+
+    Args:
+        study: A study, or the path of a study file.
+        overrides: ``key=value`` pairs that change the study.
+
+    Returns:
+        Its findings; `Diagnosis.is_well` says whether nothing is wrong.
+
+    Raises:
+        RaysenseError: The study cannot be used, or its pipeline is refused before anything is measured.
+    """
+    with tempfile.TemporaryDirectory(prefix="raysense-doctor-") as place:
+        return examine_pipeline(prepared(study, overrides, place))
 
 
 def _levels(evaluator: Evaluator, wanted: Allocation | Mapping[str, float] | float) -> Allocation:
