@@ -17,6 +17,7 @@ from raysense.cli import (
     compare,
     doctor,
     export,
+    init,
     layers,
     plan,
     prepare,
@@ -48,6 +49,7 @@ class Command(Protocol):
 
 
 COMMANDS: Mapping[str, Command] = {
+    "init": init,
     "search": search,
     "resolve": resolve,
     "validate": validate,

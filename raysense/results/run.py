@@ -161,7 +161,7 @@ class Run:
         return LevelGrid(sizes, prune.cap)
 
     def allocation(self, key: str) -> Allocation:
-        """The allocation with this content hash; empty for the dense pipeline.
+        """The allocation with this content hash, or the one whose hash begins so; empty for the dense pipeline.
 
         Raises:
             RaysenseError: The study has none; names those that begin alike, or the winner.
@@ -169,7 +169,8 @@ class Run:
         if key == Allocation().key:
             return Allocation()
         rows = self.table("allocations")
-        of_key = rows[rows["allocation"] == key]
+        begin_so = sorted({name for name in rows["allocation"] if name.startswith(key)})
+        of_key = rows[rows["allocation"] == (begin_so[0] if len(begin_so) == 1 and len(key) >= 4 else key)]
         if of_key.empty:
             known = sorted(set(rows["allocation"]))
             near = [name for name in known if name.startswith(key[:4])][:3] or known[:3]

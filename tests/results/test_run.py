@@ -147,3 +147,13 @@ def test_results_are_read_without_torch_or_ray() -> None:
         "sys.exit(bool({'torch', 'ray', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+def test_a_unique_beginning_of_an_allocations_hash_is_enough() -> None:
+    run = Run(str(REFERENCE))
+    assert run.winner is not None
+    key = run.winner.allocation
+    assert run.allocation(key[:8]) == run.allocation(key)
+    assert run.allocation(key[:8]).key == key
+    with pytest.raises(RaysenseError, match="no such allocation"):
+        run.allocation(key[:1])

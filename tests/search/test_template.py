@@ -1,0 +1,40 @@
+"""`raysense init` writes a study that is right as it stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raysense.cli import main
+from raysense.study import load
+
+
+@pytest.mark.parametrize("name", ["bundled", "bundled-unet"])
+def test_a_study_of_a_bundled_pipeline_can_be_run_as_it_is(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    assert main(["init", name, "--out", str(file)]) == 0
+    study = load(file)
+    assert (study.pipeline, study.name) == (name, name)
+    assert set(study.prune.components) == {"text_encoder", "unet"}
+    assert main(["validate", str(file)]) == 0
+    assert main(["init", name, "--out", str(file)]) == 2
+
+
+def test_a_folder_gives_what_its_own_call_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from raysense.study import bundled_pipeline
+
+    folder = tmp_path / "my pipeline [1]"
+    folder.symlink_to(bundled_pipeline())
+    assert main(["init", str(folder)]) == 0
+    text = capsys.readouterr().out
+    (tmp_path / "s.yaml").write_text(text)
+    study = load(tmp_path / "s.yaml")
+    assert study.pipeline == str(folder)
+    assert (study.sampling.steps, study.sampling.guidance) == (50, 7.5)
+    assert study.name == "my-pipeline-1"
+
+
+def test_what_is_no_pipeline_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", str(tmp_path)]) == 2
+    assert "model_index.json" in capsys.readouterr().err
