@@ -209,8 +209,8 @@ def test_bad_input_is_one_clear_error(tmp_path: Path, arguments: dict[str, Any],
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "cluster.gpus=1"], "gpus_per_evaluator: 1"),
-        (["--out", "/proc/nobody/run"], "cannot be written"),
+        (["--set", "cluster.gpus_per_evaluator=1"], "gpus_per_evaluator: 1"),
+        (["--out", "/proc/nobody/run"], "cannot write"),
     ],
 )
 def test_the_command_line_says_it_in_one_line_and_exits_with_2(
