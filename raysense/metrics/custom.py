@@ -63,8 +63,7 @@ def checked_metric(metric: CustomMetric, name: str) -> Callable[[Tensor, Sequenc
     """A metric of images whose answers are checked; see `custom_metric`."""
 
     def measure(images: Tensor, prompts: Sequence[str], dense: Tensor) -> Floats:
-        answer = metric(images, prompts, dense)
-        values = np.asarray(answer.cpu() if isinstance(answer, Tensor) else answer, dtype=np.float64)
+        values = _numbers(lambda: metric(images, prompts, dense), name)
         if values.shape != (len(images),):
             raise RaysenseError(
                 f"{name}: must return one number an image, shape ({len(images)},), but gave {values.shape}."
@@ -96,8 +95,7 @@ def checked_set_metric(metric: SetMetric, name: str) -> Callable[[Tensor, Tensor
     """A metric of the set whose answers are checked; see `set_metric`."""
 
     def measure(features: Tensor, reference: Tensor) -> float:
-        answer = metric(features, reference)
-        value = np.asarray(answer.cpu() if isinstance(answer, Tensor) else answer, dtype=np.float64)
+        value = _numbers(lambda: metric(features, reference), name)
         if value.shape != ():
             raise RaysenseError(f"{name}: must return one number, but gave an array of shape {value.shape}.")
         if not np.isfinite(value):
@@ -170,3 +168,21 @@ def refuse_other_facts(path: str, field: str, *, higher_is_better: bool, of_set:
                 f"`{field}`: the decorator of {path} says {name}={there!r}, but the study is read with {here!r}; set "
                 f"`{field}` to {{path: {path}, {name}: {str(there).lower()}}}, or change the decorator"
             )
+
+
+def _numbers(call: Callable[[], object], name: str) -> npt.NDArray[np.float64]:
+    """What a metric answers, as numbers.
+
+    Raises:
+        RaysenseError: It ends the process, or its answer is no number.
+    """
+    try:
+        answer = call()
+    except SystemExit as leaving:
+        raise RaysenseError(
+            f"{name}: ended the process (SystemExit {leaving.code}); raise an error instead"
+        ) from None
+    try:
+        return np.asarray(answer.cpu() if isinstance(answer, Tensor) else answer, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise RaysenseError(f"{name}: must return numbers, but gave {answer!r:.80}") from None

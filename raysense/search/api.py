@@ -1,4 +1,4 @@
-"""raysense from Python: what `raysense.search`, `raysense.load_run` and `raysense.evaluate` do.
+"""raysense from Python: what `raysense.search`, `raysense.Run` and `raysense.evaluate` do.
 
 Each is the command of the same name, with objects in place of files and data frames in place of text.
 """
@@ -133,6 +133,12 @@ def search(
         >>> run = raysense.search("study.yaml", out="runs/first")  # doctest: +SKIP
         >>> run.winner.sparsity  # doctest: +SKIP
     """
+    if not isinstance(out, str | Path) or not str(out):
+        raise RaysenseError(f"`out` must be a folder or an s3:// address, but is {out!r}")
+    if in_process and address is not None:
+        raise RaysenseError(
+            "`address` names a Ray cluster, which a search with `in_process` does not use; give one"
+        )
     ready = prepared(study, overrides, str(out))
     console = Console(quiet=not progress)
     stopping = (
@@ -209,14 +215,25 @@ def _levels(evaluator: Evaluator, wanted: Allocation | Mapping[str, float] | flo
     Raises:
         RaysenseError: A name fits no layer, or a sparsity is no share.
     """
+    grid, cap = evaluator.grid, evaluator.study.prune.cap
     if isinstance(wanted, Allocation):
+        grid.validate(wanted)
         return wanted
-    grid = evaluator.grid
-    shares = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys([""], float(wanted))
+    shares = dict(wanted) if isinstance(wanted, Mapping) else {"": wanted}
     for name, share in shares.items():
+        if not isinstance(name, str) or isinstance(share, bool) or not isinstance(share, int | float):
+            raise RaysenseError(
+                "`allocation` must be an Allocation, one sparsity, or a mapping of names to sparsities, but holds "
+                f"{name!r}: {share!r:.80}"
+            )
         if not 0 <= share <= 1:
             raise RaysenseError(
                 f"`allocation`: the sparsity of {name or 'all layers'} must be 0 to 1, but is {share}"
+            )
+        if share > cap:
+            raise RaysenseError(
+                f"`allocation`: the sparsity of {name or 'all layers'} is {share}, more than `prune.cap` {cap:g} "
+                "allows; ask for less or raise the cap"
             )
     used: set[str] = set()
     levels: dict[str, int] = {}
@@ -251,6 +268,8 @@ def prepared(study: Study | str | Path, overrides: Sequence[str], out: str) -> S
     """
     # As on the command line, a plug-in beside the study or in the working folder is found.
     plugins.make_importable([*([] if isinstance(study, Study) else [Path(study).parent]), Path.cwd()])
+    if not isinstance(study, Study | str | Path):
+        raise RaysenseError(f"`study` must be a Study or the path of a study file, but is {study!r:.80}")
     found = (
         Examined(revise(written(study, out), overrides), ())
         if isinstance(study, Study)

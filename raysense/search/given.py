@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from raysense.errors import RaysenseError
-from raysense.evaluation.scoring import weights_hash
-from raysense.hashing import content_key
-from raysense.pipelines.load import modules_of
+from raysense.hashing import content_key, files_hash, visible_files
 from raysense.study import Study
 
 FOLDER = "given"
@@ -47,14 +44,13 @@ def written(study: Study, out: str) -> Study:
 
 
 def _saved_pipeline(pipeline: Any, place: Path) -> Path:
-    hashes = {name: weights_hash(module) for name, module in modules_of(pipeline).items()}
-    config = {name: str(value) for name, value in pipeline.config.items() if name[0] != "_"}
-    folder = place / f"pipeline-{content_key(sorted(hashes.items()), sorted(config.items()))}"
-    if not folder.exists():
-        with tempfile.TemporaryDirectory(dir=place) as scratch:
-            pipeline.save_pretrained(scratch, safe_serialization=True)
-            shutil.copytree(scratch, folder.with_suffix(".partial"), dirs_exist_ok=True)
-        folder.with_suffix(".partial").rename(folder)
+    """Saved each time and named by all that was written: weights, but schedulers' and other settings too."""
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=place) as scratch:
+        saved = Path(scratch) / "pipeline"
+        pipeline.save_pretrained(saved, safe_serialization=True)
+        folder = place / f"pipeline-{files_hash(saved, visible_files(saved))}"
+        if not folder.exists():
+            saved.rename(folder)
     return folder
 
 

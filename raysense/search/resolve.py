@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -281,7 +282,8 @@ def in_words(answer: Mapping[str, Any], run: str) -> str:
             "1 being the bound",
         ]
     lines.append(
-        f"To measure and validate, run the study with these bounds; levels: raysense resolve {run} --json"
+        f"To measure and validate, run the study with these bounds; levels: raysense resolve "
+        f"{shlex.quote(str(run))} --json"
     )
     return "\n".join(lines)
 

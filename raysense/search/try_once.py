@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+import sysconfig
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import raysense
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import calibration_cost
@@ -84,10 +88,23 @@ def said_in_one_line(pipeline: str) -> Iterator[None]:
     except Exception as error:
         logger.info("the pipeline's error:", exc_info=True)
         reason = " ".join(str(error).split())[:300]
+        if place := _own_code(error):
+            raise RaysenseError(
+                f"code of your own failed at {place} ({type(error).__name__}: {reason})"
+            ) from error
         raise RaysenseError(
             f"`pipeline`: `{pipeline}` could be loaded, but not measured ({type(error).__name__}: {reason}); check its "
             "configuration files, or `sampling`; -v shows where"
         ) from error
+
+
+def _own_code(error: BaseException) -> str:
+    """File and line of the innermost frame in code that belongs neither to raysense nor to an installed package."""
+    ours = str(Path(raysense.__file__).parent)
+    installed = tuple(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib"))
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((ours, "<", *installed))]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else ""
 
 
 def allocate(evaluator: Evaluator, share: float) -> tuple[int, Allocation]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from raysense.errors import RaysenseError
-from raysense.metrics.custom import custom_metric
+from raysense.metrics.custom import checked_metric, custom_metric
 
 
 def brightness(images: Tensor, prompts: Sequence[str], dense: Tensor) -> Tensor:
@@ -53,3 +53,16 @@ def test_answers_are_checked(name: str, words: str) -> None:
 def test_a_path_must_lead_to_a_function(path: str) -> None:
     with pytest.raises(RaysenseError, match="metric: '"):
         custom_metric(path)
+
+
+def test_a_metric_that_ends_the_process_or_gives_no_numbers_is_named() -> None:
+    def leaves(*_: object) -> float:
+        raise SystemExit(0)
+
+    images = torch.zeros(2, 3, 8, 8)
+    for metric, said in (
+        (leaves, "ended the process"),
+        (lambda *_: ["a", "b"], "must return numbers, but gave"),
+    ):
+        with pytest.raises(RaysenseError, match=f"mine: {said}"):
+            checked_metric(metric, "mine")(images, ["a", "b"], images)  # type: ignore[arg-type]

@@ -86,6 +86,18 @@ def test_live_objects_become_files_once(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_another_setting_is_another_pipeline(tmp_path: Path) -> None:
+    """Not only weights decide what a pipeline paints."""
+    pipeline = load_pipeline("bundled")
+    first = written(rs.Study(pipeline=pipeline, constraints=BUDGET), str(tmp_path)).pipeline
+    pipeline.scheduler.register_to_config(prediction_type="sample")
+    second = written(rs.Study(pipeline=pipeline, constraints=BUDGET), str(tmp_path)).pipeline
+    pipeline.vae.register_to_config(scaling_factor=0.5)
+    third = written(rs.Study(pipeline=pipeline, constraints=BUDGET), str(tmp_path)).pipeline
+    assert len({first, second, third}) == 3
+    assert len(list((tmp_path / "given").iterdir())) == 3
+
+
 def test_live_objects_need_a_folder() -> None:
     study = rs.Study(prompts=["a", "b"], constraints=BUDGET)
     with pytest.raises(rs.RaysenseError, match="`out` is 's3://bucket/x'"):
@@ -98,6 +110,15 @@ def test_what_validate_says_is_said_before_anything_is_loaded(tmp_path: Path) ->
         prepared(study, [], str(tmp_path))
     with pytest.raises(rs.RaysenseError, match=r"must be 0 to 1, but is 1\.5"):
         rs.evaluate(rs.Study(constraints=BUDGET), {"unet": 1.5}, rung="probe")
+    for strange in ("abc", None, [0.3], {"unet": "0.3"}, {None: 0.3}, True):
+        with pytest.raises(rs.RaysenseError, match="`allocation` must be an Allocation"):
+            rs.evaluate(rs.Study(constraints=BUDGET), strange, rung="probe")  # type: ignore[arg-type]
+    with pytest.raises(rs.RaysenseError, match=r"unet is 1\.0, more than `prune\.cap` 0\.95 allows"):
+        rs.evaluate(rs.Study(constraints=BUDGET), {"unet": 1.0}, rung="probe")
+    with pytest.raises(rs.RaysenseError, match="`out` must be a folder"):
+        rs.search(study, out=None)  # type: ignore[arg-type]
+    with pytest.raises(rs.RaysenseError, match="`address` names a Ray cluster"):
+        rs.search(study, out=tmp_path, in_process=True, address="auto")
     with pytest.raises(rs.RaysenseError, match="fits no studied layer"):
         rs.evaluate(rs.Study(constraints=BUDGET), {"vae": 0.5}, rung="probe")
     with pytest.raises(rs.RaysenseError, match="`rung` is 'scores'"):
