@@ -26,12 +26,9 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmarks.on_gpu.networks import default_dtype, sd2_unet
+from benchmarks.on_gpu.networks import sd2_pipeline
 from benchmarks.parts import part
-from raysense.names import BUNDLED
-from raysense.pipelines.load import load_pipeline
 from raysense.pruning.layers import take_inventory
 
 SECONDS_BAR = 240.0
@@ -67,26 +64,7 @@ STUDY = (
 
 def shaped(folder: Path, quick: bool) -> tuple[str, dict[str, int]]:
     """The pipeline, saved; and bytes of its weights, of the selected ones, and their number."""
-    pipeline = load_pipeline(BUNDLED)
-    width, depth = (64, 2) if quick else (1024, 23)
-    tokens = pipeline.text_encoder.config
-    torch.manual_seed(0)
-    with default_dtype(torch.bfloat16):
-        text: Any = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=tokens.vocab_size,
-                max_position_embeddings=tokens.max_position_embeddings,
-                hidden_size=width,
-                intermediate_size=4 * width,
-                num_hidden_layers=depth,
-                num_attention_heads=width // 64,
-                bos_token_id=tokens.bos_token_id,
-                eos_token_id=tokens.eos_token_id,
-                pad_token_id=tokens.pad_token_id,
-            )
-        )
-        unet = sd2_unet(quick, 16, width)
-    pipeline.register_modules(unet=unet, text_encoder=text)
+    pipeline = sd2_pipeline(quick, side=16)
     pipeline.to(torch.bfloat16)
     inventory = take_inventory(pipeline.components, select=("text_encoder", "unet"))
     pipeline.save_pretrained(folder)

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel, UNet2DConditionModel
+from diffusers import DiffusionPipeline, FluxTransformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from raysense.names import BUNDLED
+from raysense.pipelines.load import load_pipeline
 
 Inputs = Mapping[str, Any]
 
@@ -74,6 +78,36 @@ def sd2_unet(quick: bool, sample_size: int, cross: int) -> nn.Module:
         use_linear_projection=True,
     )
     return module
+
+
+def sd2_pipeline(quick: bool, side: int, device: str | torch.device = "cpu") -> DiffusionPipeline:
+    """Stable Diffusion 2's U-Net and text encoder with random 16-bit weights, around the bundle's autoencoder.
+
+    Args:
+        quick: Narrow and shallow instead.
+        side: Of the latents.
+        device: Where the weights are drawn; the pipeline is on the CPU.
+    """
+    pipeline = load_pipeline(BUNDLED)
+    tokens = pipeline.text_encoder.config
+    width, depth = (64, 2) if quick else (1024, 23)
+    config = CLIPTextConfig(
+        vocab_size=tokens.vocab_size,
+        max_position_embeddings=tokens.max_position_embeddings,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=depth,
+        num_attention_heads=width // 64,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+    )
+    torch.manual_seed(0)
+    with torch.device(device), default_dtype(torch.bfloat16):
+        encoder: Any = CLIPTextModel(config)
+        unet = sd2_unet(quick, side, width)
+    pipeline.register_modules(unet=unet.cpu(), text_encoder=encoder.cpu())
+    return pipeline
 
 
 def _normal(*sizes: int, like: tuple[torch.device, torch.dtype]) -> Tensor:

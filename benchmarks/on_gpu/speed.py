@@ -11,13 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.on_gpu.bench import GIB, Bench, Figures
-from benchmarks.on_gpu.networks import Shape, default_dtype, make, sd2_unet, shapes
+from benchmarks.on_gpu.networks import Shape, make, sd2_pipeline, shapes
 from raysense.allocation import Allocation, LevelGrid
-from raysense.names import BUNDLED
-from raysense.pipelines.load import load_pipeline
 from raysense.pruning.layers import take_inventory, weight_of
 from raysense.pruning.masks import Masker
 from raysense.study import Study, load
@@ -168,25 +165,7 @@ def shaped_pipeline(bench: Bench) -> str:
     folder = bench.scratch / "sd2"
     if folder.is_dir():
         return str(folder)
-    pipeline = load_pipeline(BUNDLED)
-    tokens = pipeline.text_encoder.config
-    width, depth, cross = (64, 2, 64) if bench.quick else (1024, 23, 1024)
-    config = CLIPTextConfig(
-        vocab_size=tokens.vocab_size,
-        max_position_embeddings=tokens.max_position_embeddings,
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=depth,
-        num_attention_heads=width // 64,
-        bos_token_id=tokens.bos_token_id,
-        eos_token_id=tokens.eos_token_id,
-        pad_token_id=tokens.pad_token_id,
-    )
-    torch.manual_seed(0)
-    with torch.device(bench.device), default_dtype(torch.bfloat16):
-        encoder: Any = CLIPTextModel(config)
-        unet = sd2_unet(bench.quick, 16 if bench.quick else 64, cross)
-    pipeline.register_modules(unet=unet.cpu(), text_encoder=encoder.cpu())
+    pipeline = sd2_pipeline(bench.quick, 16 if bench.quick else 64, bench.device)
     pipeline.save_pretrained(folder)
     return str(folder)
 

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from raysense.errors import RaysenseError
-from raysense.study import Study, examine, listed
+from raysense.study import Study, examine
 from raysense.study.remote import settle
 
 RUNS = Path("reports/runs")
@@ -42,14 +41,9 @@ def checked(args: argparse.Namespace, *, needs_weights: bool = True) -> tuple[St
     Raises:
         RaysenseError: All that is wrong with it and can be known without loading anything.
     """
-    from raysense.study.checks import look
-    from raysense.study.complete import complete
+    from raysense.study import checks
 
-    found = examine(args.study, args.set)
-    mistakes, doubts = look(found, needs_weights=needs_weights)
-    if found.study is None or mistakes:
-        raise RaysenseError(listed(mistakes))
-    return complete(found.study), doubts
+    return checks.checked(examine(args.study, args.set), needs_weights=needs_weights)
 
 
 def ready(args: argparse.Namespace, *, needs_weights: bool = True) -> Study:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from raysense.cli.common import warn
 from raysense.errors import RaysenseError
-from raysense.names import BUNDLED_PIPELINES
+from raysense.study import Study
+from raysense.study.remote import settle
 
 SUMMARY = "write a commented study for a pipeline"
 
@@ -23,14 +25,14 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit status."""
     if args.out is not None and args.out.exists():
         raise RaysenseError(f"`--out {args.out}` is there already; give another file")
-    from raysense.hub import settle_hub
+    # Only the pipeline counts; a study cannot do without a bound.
+    study = Study(
+        pipeline=args.pipeline, revision=args.revision, constraints={"clip_score": {"max_drop": 0.01}}
+    )
+    warn([settle(study)])
     from raysense.search.template import study_for
 
-    local = args.pipeline in BUNDLED_PIPELINES or Path(args.pipeline).expanduser().exists()
-    if not local:
-        settle_hub()
-    place = str(Path(args.pipeline).expanduser()) if local else args.pipeline
-    text = study_for(place, args.revision)
+    text = study_for(study)
     if args.out is None:
         print(text, end="")
         return 0

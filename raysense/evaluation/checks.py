@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -135,8 +135,11 @@ def neighbours(pipeline: DiffusionPipeline, sampling: Sampling, dtype: str) -> F
     few = sampling.model_copy(update={"steps": min(2, sampling.steps)})
     alone = call_pipeline(pipeline, [SHORT], [0], few)
     beside = call_pipeline(pipeline, [SHORT, LONG], [0, 0], few)
-    told = "beside a longer prompt an image is another one (then set `sampling.batch: 1`); difference"
-    return alike("neighbours", alone[0], beside[0], ROUNDING[dtype], told)
+    found = alike(
+        "neighbours", alone[0], beside[0], ROUNDING[dtype], "an image alone and beside a longer prompt"
+    )
+    remedy = "; set `sampling.batch: 1`" if found.verdict == "wrong" else ""
+    return replace(found, told=found.told + remedy)
 
 
 def alike(check: str, one: Tensor, other: Tensor, allowed: float, told: str) -> Finding:

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, replace
 
 from raysense.errors import RaysenseError
+from raysense.execution.compactor import COMPACT_EVERY
 from raysense.execution.executor import ATTEMPTS, Measurer, failure, log, new_life, signed
 from raysense.execution.interrupt import Interrupt
 from raysense.execution.ledger import Ledger
@@ -16,7 +17,6 @@ from raysense.store.store import Store
 from raysense.strategies.base import Lookahead, Strategy
 
 TRIAL = "in-process"
-COMPACT_EVERY = 1000
 
 
 @dataclass(frozen=True)

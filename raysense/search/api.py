@@ -27,10 +27,10 @@ from raysense.search.doctor import examine as examine_pipeline
 from raysense.search.given import written
 from raysense.search.job import run_study
 from raysense.store.disk import Disk
-from raysense.study import Study, examine, listed, revise
-from raysense.study.checks import look
-from raysense.study.complete import complete
+from raysense.study import Study, examine, revise
+from raysense.study.checks import checked
 from raysense.study.reading import Examined
+from raysense.study.remote import settle
 
 
 class Run(results.Run):
@@ -137,7 +137,7 @@ def search(
         raise RaysenseError(f"`out` must be a folder or an s3:// address, but is {out!r}")
     if in_process and address is not None:
         raise RaysenseError(
-            "`address` names a Ray cluster, which a search with `in_process` does not use; give one"
+            "`address` names a Ray cluster, which a search with `in_process` does not use; give one of them"
         )
     ready = prepared(study, overrides, str(out))
     console = Console(quiet=not progress)
@@ -275,9 +275,7 @@ def prepared(study: Study | str | Path, overrides: Sequence[str], out: str) -> S
         if isinstance(study, Study)
         else examine(Path(study), overrides)
     )
-    mistakes, doubts = look(found)
-    if found.study is None or mistakes:
-        raise RaysenseError(listed(mistakes))
-    for doubt in doubts:
+    ready, doubts = checked(found)
+    for doubt in filter(None, [*doubts, settle(ready)]):
         warnings.warn(doubt, stacklevel=3)
-    return complete(found.study)
+    return ready

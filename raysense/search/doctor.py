@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
@@ -22,6 +22,7 @@ from raysense.evaluation import checks
 from raysense.evaluation.checks import Finding, judged
 from raysense.evaluation.live import LivePipeline
 from raysense.evaluation.rungs.probe import ProbeRung
+from raysense.evaluation.scoring import weights_hash
 from raysense.export.pack import compress, load_compressed
 from raysense.pipelines.adapter import NO_GUIDANCE, denoisers_of
 from raysense.pipelines.foresee import watched
@@ -246,7 +247,7 @@ def _guidance(patient: _Patient) -> Iterator[Finding]:
 def _masks(patient: _Patient) -> Iterator[Finding]:
     live = patient.live
     chosen = patient.study.prune.components
-    before = {name: _content(module) for name, module in patient.modules.items()}
+    before = {name: weights_hash(module) for name, module in patient.modules.items()}
     allocation = patient.pruned(chosen)
     live.stand_at(allocation)
     wanted = live.masker.count_zeros()
@@ -255,7 +256,7 @@ def _masks(patient: _Patient) -> Iterator[Finding]:
     yield judged("masks", fine, f"{wanted:,} zeros before sampling, {live.masker.count_zeros():,} after it")
     yield from _exports(patient, images)
     live.stand_at(Allocation())
-    other = [name for name, module in patient.modules.items() if _content(module) != before[name]]
+    other = [name for name, module in patient.modules.items() if weights_hash(module) != before[name]]
     again = patient.images(PROMPTS[:1])
     fine = not other and torch.equal(again, patient.alone)
     yield judged(
@@ -277,18 +278,6 @@ def _exports(patient: _Patient, images: Tensor) -> Iterator[Finding]:
         again.set_progress_bar_config(disable=True)
         image = call_pipeline(again, PROMPTS[:1], [0], study.sampling)
         yield checks.alike(name, images, image, allowed, "before and after it is written")
-
-
-def _content(module: nn.Module) -> tuple[float, ...]:
-    """A fingerprint of weights: sums of their bits."""
-    return tuple(
-        float(
-            weight.detach().contiguous().view(torch.uint8).double().sum()
-            if weight.is_contiguous()
-            else weight.sum()
-        )
-        for weight in module.parameters()
-    )
 
 
 def _memory(patient: _Patient) -> Iterator[Finding]:

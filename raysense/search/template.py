@@ -5,22 +5,22 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import diffusers
+from diffusers import DiffusionPipeline
 
-from raysense.hub import pipeline_index
 from raysense.names import BUNDLED_PIPELINES
 from raysense.pipelines.origin import Origin, configuration_folder
 from raysense.search.doctor import components_to_prune
-from raysense.study import Sampling
+from raysense.study import Sampling, Study
 
 TEMPLATE = """\
 # Every key: `raysense schema --markdown`. Check: `raysense validate FILE`. Price: `raysense plan FILE`.
 name: {name}
-pipeline: {quoted}
-dtype: {dtype}
+pipeline: {pipeline}
+{revision}dtype: {dtype}
 prompts: {prompts}                  # a file of captions: .csv, .jsonl, .txt, .parquet; or coco-train2017, bundled
 prune:
   components: [{components}]        # what may be pruned; `raysense layers --pipeline …` lists the layers
@@ -41,45 +41,41 @@ cluster:
 """
 
 
-def study_for(pipeline: str, revision: str | None = None) -> str:
-    """A study file for a pipeline, with what its own call does by default.
+def study_for(study: Study) -> str:
+    """A study file for a study's pipeline, with what the pipeline's own call does by default.
 
     Args:
-        pipeline: ``bundled``, a folder, or a hub id.
-        revision: Of a hub id.
+        study: Which pipeline; nothing else of it matters.
 
     Raises:
         RaysenseError: There is no such pipeline, or it is none that raysense measures.
     """
-    origin = Origin(pipeline, revision)
-    components = ", ".join(components_to_prune(origin))
+    origin = Origin.of(study)
+    pipeline = study.pipeline
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", pipeline.rstrip("/").rpartition("/")[2]).strip("-._") or "study"
+    common = {
+        "name": name,
+        "pipeline": json.dumps(pipeline),
+        "revision": f"revision: {study.revision}\n" if study.revision else "",
+        "components": ", ".join(components_to_prune(origin)),
+    }
     if pipeline in BUNDLED_PIPELINES:
         own = Sampling()
         return TEMPLATE.format(
-            name=name, quoted=json.dumps(pipeline), dtype="float32", prompts="bundled", components=components,
-            steps=own.steps, guidance=own.guidance, batch=own.batch, metrics="", drop=0.01,
-            preview=24, score=80, validation=160, gpus=0,
+            **common, dtype="float32", prompts="bundled", steps=own.steps, guidance=own.guidance, batch=own.batch,
+            metrics="", drop=0.01, preview=24, score=80, validation=160, gpus=0,
         )  # fmt: skip
-    call = _defaults(_index(origin))
+    index = DiffusionPipeline.load_config(configuration_folder(origin), revision=origin.revision)
+    call = _defaults(index)
     return TEMPLATE.format(
-        name=name, quoted=json.dumps(pipeline), dtype="bfloat16", prompts="coco-train2017", components=components,
-        steps=call.get("num_inference_steps", 28), guidance=call.get("guidance_scale", 1.0), batch=8,
+        **common, dtype="bfloat16", prompts="coco-train2017", steps=call.get("num_inference_steps", 28),
+        guidance=call.get("guidance_scale", 1.0), batch=8,
         metrics="metrics:\n  clip: {model: ViT-B-32, pretrained: openai}\n", drop=0.003,
         preview=64, score=512, validation=2048, gpus=1,
     )  # fmt: skip
 
 
-def _index(origin: Origin) -> dict[str, Any]:
-    """A pipeline's ``model_index.json``."""
-    place = configuration_folder(origin)
-    file = Path(place) / "model_index.json"
-    if not file.is_file():
-        file = Path(pipeline_index(place, origin.revision))
-    return dict(json.loads(file.read_text(encoding="utf-8")))
-
-
-def _defaults(index: dict[str, Any]) -> dict[str, Any]:
+def _defaults(index: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults of a pipeline's own call; empty for a class that diffusers does not have."""
     kind = getattr(diffusers, str(index.get("_class_name")), None)
     if kind is None:

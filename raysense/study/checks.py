@@ -29,7 +29,8 @@ from raysense.study.callables import (
     UPDATE,
     fault,
 )
-from raysense.study.complete import filled, kind_of_strategy, misfits
+from raysense.study.complete import complete, filled, kind_of_strategy, misfits
+from raysense.study.explain import listed
 from raysense.study.known import arguments_of, clip_models, extractors
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
@@ -52,6 +53,22 @@ def look(found: Examined[Study], *, needs_weights: bool = True) -> tuple[list[st
         mistakes += _without_weights(found.study) if needs_weights else ()
         doubts += _doubts(found.study)
     return mistakes, doubts
+
+
+def checked(found: Examined[Study], *, needs_weights: bool = True) -> tuple[Study, list[str]]:
+    """The study that was read, with what its plug-ins' decorators say, and what is doubtful about it.
+
+    Args:
+        found: What was read.
+        needs_weights: See `look`.
+
+    Raises:
+        RaysenseError: All that is wrong with it and can be known without loading anything.
+    """
+    mistakes, doubts = look(found, needs_weights=needs_weights)
+    if found.study is None or mistakes:
+        raise RaysenseError(listed(mistakes))
+    return complete(found.study), doubts
 
 
 Doubt = Callable[[str], None]

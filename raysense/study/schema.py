@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -434,6 +434,12 @@ class Study(Section, metaclass=_Readable):
     Raises:
         RaysenseError: A key is unknown, a value is out of range: all that is wrong, each with its remedy.
     """
+
+    if (
+        TYPE_CHECKING
+    ):  # what `_Readable` takes, beside what the fields say: plain mappings, live objects, no name
+
+        def __init__(self, **given: Any) -> None: ...
 
     _live: Live = PrivateAttr(default_factory=Live)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 from diffusers import (
     AutoencoderDC,
-    AutoencoderKL,
     DDIMScheduler,
     DiffusionPipeline,
     DiTPipeline,
@@ -28,27 +27,18 @@ from diffusers import (
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
-    UNet2DConditionModel,
 )
 from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
     Gemma2Config,
     Gemma2Model,
-    GemmaTokenizer,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
 )
 
+from benchmarks.families import parts
 from raysense.pipelines.sample import call_pipeline
 from raysense.prompts.sets import Prompt
 from raysense.study import Sampling
 
 SAMPLING = Sampling(steps=2, guidance=5.0)
-LETTERS = string.ascii_lowercase
 TOKENS = 12
 
 
@@ -81,66 +71,13 @@ def sample(
     return images
 
 
-def clip_tokenizer() -> CLIPTokenizer:
-    pieces = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={p: i for i, p in enumerate(pieces)}, merges=[], model_max_length=TOKENS)
-
-
-def t5_tokenizer() -> T5Tokenizer:
-    pieces = ["<pad>", "</s>", "<unk>", "▁", *LETTERS]
-    return T5Tokenizer(
-        vocab=[(p, -float(i)) for i, p in enumerate(pieces)], extra_ids=0, model_max_length=TOKENS
-    )
-
-
-def gemma_tokenizer() -> GemmaTokenizer:
-    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *LETTERS]
-    return GemmaTokenizer(vocab={p: i for i, p in enumerate(pieces)}, merges=[])
-
-
-def clip(width: int = 16, projection: bool = False) -> CLIPTextModel:
-    config = CLIPTextConfig(
-        vocab_size=54,
-        hidden_size=width,
-        intermediate_size=32,
-        projection_dim=width,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        max_position_embeddings=TOKENS,
-        bos_token_id=52,
-        eos_token_id=53,
-        pad_token_id=53,
-    )
-    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
-
-
-def t5(width: int = 32) -> T5EncoderModel:
-    return T5EncoderModel(T5Config(vocab_size=30, d_model=width, d_kv=8, d_ff=48, num_layers=2, num_heads=2))
-
-
-def vae(channels: int = 4, **options: Any) -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(16, 32),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=channels,
-        norm_num_groups=8,
-        sample_size=32,
-        **options,
-    )
-
-
-def unet(context: int, **options: Any) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=context,
-        norm_num_groups=8,
-        **options,
-    )
+clip_tokenizer = partial(parts.clip_tokenizer, TOKENS)
+t5_tokenizer = partial(parts.t5_tokenizer, TOKENS)
+gemma_tokenizer = parts.gemma_tokenizer
+clip = partial(parts.clip, length=TOKENS)
+t5 = parts.t5
+vae = partial(parts.vae, block_out_channels=(16, 32), norm_num_groups=8)
+unet = parts.unet
 
 
 def stable_diffusion(**options: Any) -> DiffusionPipeline:
@@ -178,7 +115,7 @@ def sdxl() -> DiffusionPipeline:
 
 def sd3() -> DiffusionPipeline:
     return StableDiffusion3Pipeline(
-        vae=vae(channels=8, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
+        vae=vae(channels=8, **parts.PLAIN),
         text_encoder=clip(projection=True),
         tokenizer=clip_tokenizer(),
         text_encoder_2=clip(projection=True),
@@ -203,7 +140,7 @@ def sd3() -> DiffusionPipeline:
 
 def flux() -> DiffusionPipeline:
     return FluxPipeline(
-        vae=vae(channels=4, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
+        vae=vae(channels=4, **parts.PLAIN),
         text_encoder=clip(),
         tokenizer=clip_tokenizer(),
         text_encoder_2=t5(),
