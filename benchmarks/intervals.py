@@ -30,10 +30,12 @@ import torch
 from torch import Tensor
 
 from raysense.evaluation.evaluator import Evaluator
-from raysense.metrics import frechet, kid
+from raysense.metrics import gaussians
+from raysense.metrics.builtin import kid
 from raysense.metrics.intervals import (
     Floats,
     Interval,
+    influence_rise,
     mean_interval,
     paired_drop,
 )
@@ -109,7 +111,7 @@ def distribution_coverage(seed: int, studies: int) -> dict[str, float]:
     for dimensions, prompts in ((96, 32), (24, 64)):
         spectrum = torch.arange(1, dimensions + 1).double() ** -0.7
         reference = draw(generator, 300, dimensions) * spectrum
-        statistics = frechet.statistics(reference)
+        statistics = gaussians.statistics(reference)
         ids = [index // 2 for index in range(2 * prompts)]
         frechet_rises, kid_rises = [], []
         for _ in range(studies):
@@ -117,8 +119,14 @@ def distribution_coverage(seed: int, studies: int) -> dict[str, float]:
             dense = (0.8 * subject + 0.6 * draw(generator, 2 * prompts, dimensions)) * spectrum
             noise = draw(generator, 2 * prompts, dimensions) * spectrum
             pruned = 0.8 * dense + 0.4 * noise + 0.15 * spectrum
-            frechet_rises.append(frechet.frechet_rise(pruned, dense, statistics, ids))
-            kid_rises.append(kid.kid_rise(pruned, dense, reference, ids))
+            frechet_rises.append(
+                influence_rise(
+                    gaussians.estimate(pruned, statistics), gaussians.estimate(dense, statistics), ids
+                )
+            )
+            kid_rises.append(
+                influence_rise(kid.estimate(pruned, reference), kid.estimate(dense, reference), ids)
+            )
         for name, rises in (("frechet", frechet_rises), ("kid", kid_rises)):
             truth = float(np.mean([rise.value for rise in rises]))
             found[f"{name}, {2 * prompts} images, {dimensions} features"] = share_covering(iter(rises), truth)

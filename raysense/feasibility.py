@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raysense.metrics.spec import RELATIVE, SPECS, base_of, spec_of
+from raysense.metrics.builtin import SPECS, spec_of
+from raysense.metrics.spec import RELATIVE, base_of
 from raysense.records import Bound, Evaluation
 
 IMAGE_RUNGS = ("preview", "score", "validation")

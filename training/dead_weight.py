@@ -14,7 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from raysense.allocation import Allocation, LevelGrid, block_of
-from raysense.metrics.closeness import feature_closeness
+from raysense.metrics.builtin.closeness import feature_closeness
 from raysense.metrics.features import FeatureExtractor
 from raysense.pipelines.load import modules_of
 from raysense.pipelines.sample import call_pipeline

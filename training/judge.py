@@ -26,7 +26,7 @@ from torch import Tensor
 
 from raysense.allocation import Allocation, LevelGrid
 from raysense.metrics.features import ClipFeatures, EfficientNetLite0Features
-from raysense.metrics.frechet import frechet_distance
+from raysense.metrics.gaussians import frechet_distance
 from raysense.pipelines.load import load_pipeline, modules_of
 from raysense.pipelines.sample import call_pipeline
 from raysense.prompts.sets import Prompt

@@ -113,7 +113,7 @@ def dense_identity(study: Study, inputs: Mapping[str, Any]) -> str:
         study.compile,
         study.sampling.model_dump(),
         sorted(study.metrics.model_dump(mode="json")["custom"].items()),
-        study.measured(),
+        sorted(study.measured()),
         study.seed,
     )
 

@@ -13,11 +13,12 @@ from raysense.evaluation.cache import TensorCache, TensorMemory
 from raysense.evaluation.identity import Identity
 from raysense.evaluation.live import LivePipeline
 from raysense.evaluation.sampler import Pairs, Sampler, pairs_of, reference_pairs
-from raysense.evaluation.scoring import DISTANCES, ImageScorer, Reference, ScoredImages, joined
+from raysense.evaluation.scoring import ImageScorer, Reference, ScoredImages, joined
 from raysense.evaluation.shards import is_kept, ranges_of, reference_rung
 from raysense.hashing import content_key
-from raysense.metrics import frechet
+from raysense.metrics import gaussians
 from raysense.metrics.intervals import Estimate
+from raysense.metrics.spec import FEATURES
 from raysense.records import Part
 
 
@@ -101,8 +102,8 @@ class ImageSets:
                 features = self._memory.remembered(
                     self._keys.external(dense.size), lambda: scorer.external_features(dense.size)
                 )
-            gaussian = frechet.statistics(features["frechet"])
-        metrics = [metric for metric in DISTANCES if metric in scorer.measured]
+            gaussian = gaussians.statistics(features[FEATURES])
+        metrics = sorted(scorer.distances)
 
         def estimate() -> dict[str, Tensor]:
             return _as_tensors({m: scorer.estimate(m, dense, features, gaussian) for m in metrics})

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from raysense.errors import RaysenseError
 from raysense.hashing import DIGITS
-from raysense.metrics import cmmd, frechet, kid, mmd, references
-from raysense.metrics.clip_score import clip_scores
-from raysense.metrics.closeness import Lpips, feature_closeness, ssim
+from raysense.metrics import gaussians, references
+from raysense.metrics.builtin import SPECS, spec_of
 from raysense.metrics.collapsed import why_collapsed
 from raysense.metrics.custom import custom_metric, refuse_other_facts, set_intervals, set_metric
 from raysense.metrics.features import ClipFeatures, as_bytes, extractor
@@ -29,15 +29,13 @@ from raysense.metrics.intervals import (
     mean_interval,
     paired_drop,
 )
-from raysense.metrics.precision_recall import precision_recall_intervals
-from raysense.metrics.spec import SPECS
+from raysense.metrics.spec import CLIP, FEATURES, Distance, How, OfFeatures, OfPixels, OfPrompt, OfSet
 from raysense.names import BUNDLED
 from raysense.prompts.sets import Prompt
 from raysense.records import Measure
 from raysense.study import Study
 
-DISTANCES = tuple(name for name, spec in SPECS.items() if spec.kind == "set" and spec.relative == "_rise")
-"""Metrics of the whole set with an influence an image."""
+AnyHow = TypeVar("AnyHow", bound=How)
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class ScoredImages:
     broken: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.values["clip_score"])
+        return len(self.features[CLIP])
 
     @property
     def undefined(self) -> list[str]:
@@ -129,7 +127,7 @@ class Reference:
         dense: Metric -> the dense pipeline's estimate, row by row the images of the rung.
     """
 
-    gaussian: frechet.Gaussian
+    gaussian: gaussians.Gaussian
     features: Mapping[str, Tensor]
     dense: Mapping[str, Estimate]
 
@@ -144,6 +142,7 @@ class ImageScorer:
     Attributes:
         device: See above.
         measured: The metrics, custom ones left out.
+        distances: Those of the whole set with an influence an image.
         compares_images: Whether a metric needs the dense pipeline's images beside the pruned one's.
 
     Raises:
@@ -159,8 +158,10 @@ class ImageScorer:
         self.measured = study.measured()
         self._clip = ClipFeatures(model, clip.pretrained, device)
         self._features = extractor(study.metrics.frechet.extractor, device)
-        self._lpips = Lpips(device) if "lpips" in self.measured else None
-        self._own = study.metrics.own
+        self.distances = self._hows(Distance)
+        self._of_prompt = self._hows(OfPrompt)
+        self._of_pixels = {name: how.load(device) for name, how in self._hows(OfPixels).items()}
+        self._own, self._own_specs = study.metrics.own, study.own_specs
         for name, own in self._own.items():
             field = f"metrics.custom.{name}"
             refuse_other_facts(own.path, field, higher_is_better=own.up, of_set=own.of_set)
@@ -169,7 +170,7 @@ class ImageScorer:
             for name, own in self._own.items()
             if not own.of_set
         }
-        self._of_set = {
+        self._of_set = {name: how.value for name, how in self._hows(OfSet).items()} | {
             name: set_metric(own.path, f"metrics.custom.{name}")
             for name, own in self._own.items()
             if own.of_set
@@ -178,7 +179,12 @@ class ImageScorer:
         self.external = study.metrics.reference
         if self.external.path is not None:
             references.check(Path(self.external.path))
-        self.compares_images = bool(self._custom) or self._lpips is not None or "ssim" in self.measured
+        self.compares_images = bool(self._custom or self._of_pixels)
+
+    def _hows(self, kind: type[AnyHow]) -> dict[str, AnyHow]:
+        """Those of raysense's own metrics that the study measures, and that are measured in such a way."""
+        hows = {name: SPECS[name].how for name in self.measured}
+        return {name: how for name, how in hows.items() if isinstance(how, kind)}
 
     def score(self, images: Tensor, prompts: Sequence[Prompt], dense: Tensor | None) -> ScoredImages:
         """Extract all features of a batch of images, once for all metrics.
@@ -194,7 +200,7 @@ class ImageScorer:
         images = images.nan_to_num(0.0).clamp(0, 1)
         features = self.extract(images)
         texts = self._encoded([prompt.text for prompt in prompts])
-        values = {"clip_score": clip_scores(features["clip"], texts)}
+        values = {name: how.scores(features[CLIP], texts) for name, how in self._of_prompt.items()}
         kept = torch.empty(0, dtype=torch.uint8)
         if self.compares_images:
             # The 8 bits that every extractor sees; the dense images are remembered as such.
@@ -202,10 +208,7 @@ class ImageScorer:
             kept = seen if dense is None else kept
             rounded = seen.float() / 255
             other = rounded if dense is None else dense.float() / 255
-            if "ssim" in self.measured:
-                values["ssim"] = ssim(rounded, other)
-            if self._lpips is not None:
-                values["lpips"] = self._lpips(rounded, other)
+            values |= {name: scores(rounded, other) for name, scores in self._of_pixels.items()}
             for name, metric in self._custom.items():
                 try:
                     scores = torch.from_numpy(metric(rounded, [prompt.text for prompt in prompts], other))
@@ -218,7 +221,7 @@ class ImageScorer:
 
     def extract(self, images: Tensor) -> dict[str, Tensor]:
         """Features of float (n, 3, h, w) images in [0, 1], by network."""
-        return {"clip": self._clip.images(images), "frechet": self._features.images(images)}
+        return {CLIP: self._clip.images(images), FEATURES: self._features.images(images)}
 
     def truncated(self, prompts: Sequence[str]) -> list[str]:
         """The prompts of which the CLIP model reads only the beginning."""
@@ -228,15 +231,15 @@ class ImageScorer:
         """Features of the study's own reference images, cropped and resized to the size of sampled ones."""
         assert self.external.path is not None
         path, limit = Path(self.external.path), self.external.limit
-        features = {"frechet": references.reference_features(path, self._features, size, limit)}
-        if "cmmd" in self.measured:
-            features["clip"] = references.reference_features(path, self._clip, size, limit)
+        features = {FEATURES: references.reference_features(path, self._features, size, limit)}
+        if any(how.network == CLIP for how in self.distances.values()):
+            features[CLIP] = references.reference_features(path, self._clip, size, limit)
         return features
 
-    def saved_reference(self) -> frechet.Gaussian:
+    def saved_reference(self) -> gaussians.Gaussian:
         """The study's saved statistics."""
         assert self.external.path is not None
-        return frechet.load(Path(self.external.path), self._features.name)
+        return gaussians.load(Path(self.external.path), self._features.name)
 
     @property
     def identity(self) -> list[str]:
@@ -246,22 +249,26 @@ class ImageScorer:
     @cached_property
     def contents(self) -> dict[str, str]:
         """Network -> its name and a hash of its weights: what features depend on, beside the images."""
-        networks = {"clip": self._clip, "features": self._features, "lpips": self._lpips}
-        return {
-            name: f"{network.name} {weights_hash(network)}"
-            for name, network in networks.items()
-            if network is not None
+        found: dict[str, tuple[str, object]] = {
+            "clip": (self._clip.name, self._clip),
+            "features": (self._features.name, self._features),
         }
+        for name, how in self._hows(OfPixels).items():
+            if how.weights:
+                found[name] = (how.extractor, self._of_pixels[name])
+        return {name: f"{judge} {weights_hash(network)}" for name, (judge, network) in found.items()}
+
+    @property
+    def downloads(self) -> dict[str, str]:
+        """Metric -> the weights that it brings beside the two networks, for a person."""
+        return {name: how.weights for name, how in self._hows(OfPixels).items() if how.weights}
 
     def estimate(
-        self, metric: str, images: ScoredImages, features: Mapping[str, Tensor], gaussian: frechet.Gaussian
+        self, metric: str, images: ScoredImages, features: Mapping[str, Tensor], gaussian: gaussians.Gaussian
     ) -> Estimate:
-        """One of `DISTANCES` of a set of images to a reference."""
-        if metric == "frechet":
-            return frechet.estimate(images.features["frechet"], gaussian)
-        if metric == "kid":
-            return mmd.estimate(kid.statistics(images.features["frechet"], features["frechet"]))
-        return mmd.estimate(cmmd.statistics(images.features["clip"], features["clip"]), cmmd.SCALE)
+        """One of `distances` of a set of images to a reference."""
+        how = self.distances[metric]
+        return how.estimate(images.features[how.network], features.get(how.network, torch.empty(0)), gaussian)
 
     def compare(
         self, prompts: Sequence[Prompt], pruned: ScoredImages, dense: ScoredImages, reference: Reference
@@ -275,66 +282,75 @@ class ImageScorer:
             reference: What distributions are compared with.
         """
         ids = [prompt.id for prompt in prompts]
-        network, clip = self._features.name, self._clip.name
-        measures: dict[str, Measure] = {}
         undefined = pruned.undefined
         values = {name: value for name, value in pruned.values.items() if name not in undefined}
-        means = {"clip_score": clip, **{name: self._own[name].path for name in self._custom}}
-        # Raw features share a large part that makes any two images look alike. The reference's mean is the same
-        # for every rung; photographs lie elsewhere, so there the dense images' own mean has to do.
-        external = self.external.path is not None
-        origin = (dense.features["frechet"] if external else reference.features["frechet"]).mean(dim=0)
-        values["closeness"] = feature_closeness(pruned.features["frechet"], dense.features["frechet"], origin)
-        for name, extractor_name in means.items():
-            if name in values:
-                measures[name] = measure(mean_interval(values[name].numpy(), ids), extractor_name)
-                up = name not in self._own or self._own[name].up
-                better, worse = (dense.values, values) if up else (values, dense.values)
-                loss = name + ("_drop" if up else "_rise")
-                measures[loss] = measure(
-                    paired_drop(better[name].numpy(), worse[name].numpy(), ids), extractor_name
-                )
-                values[loss] = better[name] - worse[name]
-        for name in DISTANCES:
-            if name in self.measured:
-                after = self.estimate(name, pruned, reference.features, reference.gaussian)
-                judge = clip if name == "cmmd" else network
-                measures[name] = measure(influence_interval(after, ids), judge)
-                measures[f"{name}_rise"] = measure(influence_rise(after, reference.dense[name], ids), judge)
-        if {"precision", "recall"} & set(self.measured):
-            found = precision_recall_intervals(
-                dense.features["frechet"], pruned.features["frechet"], reference.features["frechet"], ids
-            )
-            measures |= {name: measure(interval, network) for name, interval in found.items()}
-        measures |= self._own_of_set(pruned, dense, reference, ids)
-        for name, judge in (("closeness", network), ("ssim", "ssim 11x11"), ("lpips", Lpips.name)):
-            if name in values:
-                measures[name] = measure(mean_interval(values[name].numpy(), ids), judge)
+        values |= self._against_dense(pruned, dense, reference)
+        measures: dict[str, Measure] = {}
+        for name, value in list(values.items()):
+            spec, judge = spec_of(name, self._own_specs), self._judge(name)
+            measures[name] = measure(mean_interval(value.numpy(), ids), judge)
+            if spec.relative:
+                before = dense.values[name]
+                better, worse = (before, value) if spec.higher_is_better else (value, before)
+                loss = name + spec.relative
+                measures[loss] = measure(paired_drop(better.numpy(), worse.numpy(), ids), judge)
+                values[loss] = better - worse
+        for name in self.distances:
+            after = self.estimate(name, pruned, reference.features, reference.gaussian)
+            judge = self._judge(name)
+            measures[name] = measure(influence_interval(after, ids), judge)
+            measures[f"{name}_rise"] = measure(influence_rise(after, reference.dense[name], ids), judge)
+        measures |= self._of_sets(pruned, dense, reference, ids)
         return measures, values
 
-    def _own_of_set(
+    def _against_dense(
+        self, pruned: ScoredImages, dense: ScoredImages, reference: Reference
+    ) -> dict[str, Tensor]:
+        """What is known an image once the features of both pipelines' images are there."""
+        found = {}
+        for name, how in self._hows(OfFeatures).items():
+            # Raw features share a large part that makes any two images look alike. The reference's mean is the same
+            # for every rung; photographs lie elsewhere, so there the dense images' own mean has to do.
+            external = self.external.path is not None
+            origin = (dense if external else reference).features[how.network].mean(dim=0)
+            found[name] = how.scores(pruned.features[how.network], dense.features[how.network], origin)
+        return found
+
+    def _judge(self, metric: str) -> str:
+        """What stands beside a metric's value as what it was measured by."""
+        networks = {CLIP: self._clip.name, FEATURES: self._features.name}
+        if metric in self._own:
+            path = self._own[metric].path
+            return f"{path} {networks[FEATURES]}" if self._own[metric].of_set else path
+        how = SPECS[metric].how
+        if isinstance(how, OfPixels):
+            return how.extractor
+        return networks[CLIP if isinstance(how, OfPrompt) or how is None else how.network]
+
+    def _of_sets(
         self, pruned: ScoredImages, dense: ScoredImages, reference: Reference, ids: Sequence[str]
     ) -> dict[str, Measure]:
-        """The study's own metrics of the set; none that has no value for a set that is broken anyway."""
+        """Metrics of the set with a jackknife's interval; none that has no value for a set that is broken anyway."""
         measures: dict[str, Measure] = {}
         for name, metric in self._of_set.items():
-            up = self._own[name].up
+            spec = spec_of(name, self._own_specs)
+            how = spec.how
+            network = how.network if isinstance(how, OfSet) else FEATURES
             try:
                 value, loss = set_intervals(
                     metric,
-                    pruned.features["frechet"],
-                    dense.features["frechet"],
-                    reference.features["frechet"],  # a study with saved statistics is refused
+                    pruned.features[network],
+                    dense.features[network],
+                    reference.features[network],  # a study with saved statistics is refused
                     ids,
-                    higher_is_better=up,
+                    higher_is_better=spec.higher_is_better,
                 )
             except RaysenseError:
                 if not pruned.collapsed:
                     raise
                 continue
-            judge = f"{self._own[name].path} {self._features.name}"
-            measures[name] = measure(value, judge)
-            measures[name + ("_drop" if up else "_rise")] = measure(loss, judge)
+            measures[name] = measure(value, self._judge(name))
+            measures[name + spec.relative] = measure(loss, self._judge(name))
         return measures
 
     def _encoded(self, prompts: Sequence[str]) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from raysense import plain_file
 from raysense.errors import RaysenseError
-from raysense.metrics import frechet
+from raysense.metrics import gaussians
 from raysense.metrics.features import BATCH, FeatureExtractor
 from raysense.prompts.files import open_parquet, rows_of_csv, rows_of_jsonl
 
@@ -272,8 +272,8 @@ def reference_features(
 
 def reference_statistics(
     path: Path, extractor: FeatureExtractor, size: int, limit: int | None = None
-) -> frechet.Gaussian:
+) -> gaussians.Gaussian:
     """Statistics for the Fréchet distance: read if saved (.npz), else computed as in `reference_features`."""
     if path.suffix.lower() == STATISTICS:
-        return frechet.load(path, extractor.name)
-    return frechet.statistics(reference_features(path, extractor, size, limit))
+        return gaussians.load(path, extractor.name)
+    return gaussians.statistics(reference_features(path, extractor, size, limit))

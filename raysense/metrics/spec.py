@@ -1,16 +1,100 @@
-"""What is known of each metric, as plain data: study, search, page, charts and SQL read it here. Loads no torch."""
+"""What a metric is: its words, its bounds, and how it is measured. Loads no torch.
+
+The metrics of raysense's own are the files of `raysense.metrics.builtin`; those of a study are in its `metrics.custom`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from raysense.metrics.gaussians import Gaussian
+    from raysense.metrics.intervals import Estimate
 
 RELATIVE = ("_drop", "_rise")
 """Endings of measures that compare with the dense pipeline; both are losses, whatever the metric."""
 
 DERIVED = (*RELATIVE, "_low", "_high", "_n")
 """Endings that raysense itself gives to names of metrics, in rows and in data frames."""
+
+CLIP: Final = "clip"
+FEATURES: Final = "frechet"
+"""The two networks whose features are kept, as the study's sections `metrics.clip` and `metrics.frechet` name them."""
+
+Network = Literal["clip", "frechet"]
+
+
+@dataclass(frozen=True)
+class OfPrompt:
+    """A number an image, from its features and its prompt's.
+
+    Attributes:
+        scores: Image features (n, d), text features (n, d) -> (n,) float64.
+    """
+
+    scores: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class OfPixels:
+    """A number an image, from its pixels and those of the dense pipeline's image of the same prompt and noise.
+
+    Attributes:
+        load: Device -> a function of two times (n, 3, h, w) float32 images in [0, 1] that gives (n,) float64.
+        extractor: What stands in the rows.
+        weights: Which weights it downloads, for a person; empty if none.
+    """
+
+    load: Callable[[str], Callable[[Tensor, Tensor], Tensor]]
+    extractor: str
+    weights: str = ""
+
+
+@dataclass(frozen=True)
+class OfFeatures:
+    """A number an image, from its features and those of the dense pipeline's image.
+
+    Attributes:
+        scores: Features (n, d) of the pruned, of the dense images, and what is subtracted from both (d,)
+            -> (n,) float64.
+        network: Whose features.
+    """
+
+    scores: Callable[[Tensor, Tensor, Tensor], Tensor]
+    network: Network = FEATURES
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A number for the set, of which each image's influence is known.
+
+    Attributes:
+        estimate: Features (n, d), the reference's (m, d), its mean and covariance -> value and influences.
+        network: Whose features.
+    """
+
+    estimate: Callable[[Tensor, Tensor, Gaussian], Estimate]
+    network: Network = FEATURES
+
+
+@dataclass(frozen=True)
+class OfSet:
+    """A number for the set, its interval by leaving groups of prompts out; see `raysense.metrics.custom`.
+
+    Attributes:
+        value: Features (n, d), the reference's (m, d) -> the value.
+        network: Whose features.
+    """
+
+    value: Callable[[Tensor, Tensor], float]
+    network: Network = FEATURES
+
+
+How = OfPrompt | OfPixels | OfFeatures | Distance | OfSet
 
 
 @dataclass(frozen=True)
@@ -27,10 +111,16 @@ class MetricSpec:
             measured without images.
         relative: Ending of the paired measure beside it, or an empty text where there is none.
         dense: What the dense pipeline has by definition, where there is no paired measure.
+        lowest: The least value there can be; None for no limit. `highest` likewise.
         always: Measured on every image rung.
         needs_images: Whether a reference of a mean and a covariance is not enough.
         needs_full_sample: Whether its bias depends on the number of images, so that a smaller rung says nothing
             certain about a larger one.
+        biased_below: The number of images below which that bias is worth a warning.
+        caution: What `validate` says of a study that bounds it, after the key and "bounds it: ".
+        typical: Pipeline, or "" for any other -> standard deviation that a prompt adds to the measure that is compared
+            with the dense pipeline, of a useful candidate; see `raysense.strategies.noise`.
+        how: How raysense measures it; None for a metric of a study's own, and for the probes' errors.
     """
 
     name: str
@@ -42,132 +132,27 @@ class MetricSpec:
     kind: Literal["image", "set", "probe"] = "image"
     relative: Literal["_drop", "_rise", ""] = ""
     dense: float | None = None
+    lowest: float | None = None
+    highest: float | None = None
     always: bool = False
     needs_images: bool = False
     needs_full_sample: bool = False
+    biased_below: int = 0
+    caution: str = ""
+    typical: Mapping[str, float] = field(default_factory=dict)
+    how: How | None = None
 
-
-_FAR = "how far the set of images is from the dense pipeline's; lower is better"
-_OF_SET = "to dense images of other seeds"
-
-SPECS: dict[str, MetricSpec] = {
-    spec.name: spec
-    for spec in (
-        MetricSpec(
-            "clip_score",
-            "CLIP score",
-            "how well an image fits its prompt; higher is better",
-            "mean cosine of image and prompt",
-            "dense minus pruned, paired by prompt and seed",
-            higher_is_better=True,
-            relative="_drop",
-            always=True,
-        ),
-        MetricSpec(
-            "frechet",
-            "Fréchet distance",
-            _FAR,
-            f"Fréchet distance {_OF_SET}",
-            "pruned minus dense Fréchet distance, paired",
-            kind="set",
-            relative="_rise",
-            always=True,
-            needs_full_sample=True,
-        ),
-        MetricSpec(
-            "kid",
-            "KID",
-            _FAR,
-            f"kernel distance {_OF_SET}",
-            "pruned minus dense kernel distance, paired",
-            kind="set",
-            relative="_rise",
-            always=True,
-            needs_images=True,
-        ),
-        MetricSpec(
-            "closeness",
-            "closeness to the dense image",
-            "how alike an image and the dense one from the same noise are; 1 is equal",
-            "mean feature cosine with the dense image of the same noise",
-            higher_is_better=True,
-            dense=1.0,
-            always=True,
-        ),
-        MetricSpec(
-            "cmmd",
-            "CMMD",
-            _FAR,
-            f"kernel distance of CLIP features, × 1000, {_OF_SET}",
-            "pruned minus dense kernel distance, paired",
-            kind="set",
-            relative="_rise",
-            needs_images=True,
-            needs_full_sample=True,
-        ),
-        MetricSpec(
-            "precision",
-            "precision",
-            "share of images that look like the reference's; higher is better",
-            "share of images",
-            "dense minus pruned",
-            higher_is_better=True,
-            kind="set",
-            relative="_drop",
-            needs_images=True,
-            needs_full_sample=True,
-        ),
-        MetricSpec(
-            "recall",
-            "recall",
-            "share of the reference that the images cover; higher is better",
-            "share of reference images",
-            "dense minus pruned",
-            higher_is_better=True,
-            kind="set",
-            relative="_drop",
-            needs_images=True,
-            needs_full_sample=True,
-        ),
-        MetricSpec(
-            "ssim",
-            "SSIM to the dense image",
-            "how alike the pixels of an image and the dense one from the same noise are; 1 is equal",
-            "mean structural similarity",
-            higher_is_better=True,
-            dense=1.0,
-        ),
-        MetricSpec(
-            "lpips",
-            "LPIPS to the dense image",
-            "how unlike an image and the dense one from the same noise look; 0 is equal",
-            "mean LPIPS distance",
-            dense=0.0,
-        ),
-        MetricSpec("probe_error", "probe error", "squared error of the denoiser's output", kind="probe", dense=0.0),
-        MetricSpec("text_error", "text error", "squared error of the text embeddings", kind="probe", dense=0.0),
-        MetricSpec("layer_error", "layer error", "squared error of the layers' outputs", kind="probe", dense=0.0),
-    )
-}  # fmt: skip
+    @property
+    def compared(self) -> str:
+        """The measure that is compared with the dense pipeline: the paired one, where there is one."""
+        return self.name + self.relative
 
 
 def base_of(measure: str) -> str:
-    """The metric behind a measure: ``clip_score_drop`` → clip_score."""
+    """The metric behind a measure: ``sharpness_drop`` → sharpness."""
     return measure.removesuffix("_drop").removesuffix("_rise")
 
 
-def spec_of(measure: str, own: Mapping[str, MetricSpec] | None = None) -> MetricSpec:
-    """What is known of a measure's metric.
-
-    Args:
-        measure: A metric, or its drop or rise.
-        own: What a study says of metrics of its own (`Study.own_specs`); of other unknown names nothing is known but
-            the name.
-    """
-    name = base_of(measure)
-    return SPECS.get(name) or (own or {}).get(name) or MetricSpec(name, name.replace("_", " "))
-
-
-def higher_is_better(measure: str, own: Mapping[str, MetricSpec] | None = None) -> bool:
-    """Which way is good: drops and rises are losses. See `spec_of`."""
-    return not measure.endswith(RELATIVE) and spec_of(measure, own).higher_is_better
+FAR = "how far the set of images is from the dense pipeline's; lower is better"
+OF_SET = "to dense images of other seeds"
+"""Words that distances share."""

@@ -23,6 +23,7 @@ import pandas as pd
 
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
+from raysense.metrics.builtin.probe_error import PROBE_ERROR
 from raysense.records import Bound
 from raysense.results.pareto import front
 from raysense.store.disk import Disk, read_sealed
@@ -33,7 +34,6 @@ from raysense.study import ImageRung, Study, parse
 TOLERABLE = 0.05
 """Probe error beyond which a group alone counts as over its cliff: a twentieth of the denoiser's guided output."""
 
-PROBE_ERROR = "probe_error"
 
 DENOMINATORS = ("selected", "prunable", "components", "pipeline")
 

@@ -24,6 +24,7 @@ from raysense.evaluation.live import LivePipeline
 from raysense.evaluation.rungs.probe import ProbeRung
 from raysense.evaluation.scoring import weights_hash
 from raysense.export.pack import compress, load_compressed
+from raysense.metrics.builtin.probe_error import PROBE_ERROR
 from raysense.pipelines.adapter import NO_GUIDANCE, denoisers_of
 from raysense.pipelines.foresee import watched
 from raysense.pipelines.idle import foreseen_for, heads_of, idle_in
@@ -210,7 +211,7 @@ def _pruned_probe(patient: _Patient) -> Iterator[Finding]:
             yield Finding(f"pruned probe: {component}", "not applicable", "too few weights for one step")
             continue
         found = patient.probe.errors(allocation)
-        fine = found["probe_error"].value > 0
+        fine = found[PROBE_ERROR].value > 0
         yield judged(f"pruned probe: {component}", fine, _values(found))
 
 

@@ -11,7 +11,8 @@ from raysense.evaluation.cache import TensorCache
 from raysense.evaluation.identity import external_key, inventory_and_grid
 from raysense.evaluation.inputs import hub_commit, inputs_of
 from raysense.evaluation.scoring import ImageScorer
-from raysense.metrics import frechet
+from raysense.metrics import gaussians
+from raysense.metrics.spec import FEATURES
 from raysense.pipelines.load import load_for, modules_of
 from raysense.pipelines.text_cache import cut_off
 from raysense.prompts.sets import PromptSets, load_prompts
@@ -25,7 +26,8 @@ class Found:
     """One thing that a study needs and that is there.
 
     Attributes:
-        what: ``pipeline``, ``prompts``, ``clip``, ``features``, ``lpips``, ``custom`` or ``reference``.
+        what: ``pipeline``, ``prompts``, ``clip``, ``features``, a metric with weights of its own, ``custom`` or
+            ``reference``.
         text: What was found, for a person.
         advice: What the study's author should change, or an empty string.
     """
@@ -80,8 +82,8 @@ def prepare(study: Study, out: str) -> Iterator[Found]:
     clip, features = scorer.identity
     yield Found("clip", clip, advice)
     yield Found("features", features)
-    if "lpips" in scorer.measured:
-        yield Found("lpips", "VGG-16 weights")
+    for metric, weights in scorer.downloads.items():
+        yield Found(metric, weights)
     for name, own in study.metrics.own.items():
         yield Found("custom", f"{name}: {own.path}")
     yield _reference(study, prompts, scorer, TensorCache(Disk(out)), size)
@@ -107,7 +109,7 @@ def _reference(
     if stored is None:
         stored = scorer.external_features(size)
         cache.put(key, stored)
-    n = frechet.statistics(stored["frechet"]).n
+    n = gaussians.statistics(stored[FEATURES]).n
     return Found("reference", f"{external.path}: features of {n:,} images, cached as {key}")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
 from raysense.feasibility import is_feasible
+from raysense.metrics.builtin.probe_error import PROBE_ERROR
 from raysense.names import JOINT, SOLVER
 from raysense.records import Bound, Evaluation
 from raysense.store.rows import strategy_of
@@ -322,11 +323,11 @@ def _curves(
     group_of = {a: group for group, members in groups.items() for a in members}
     points: dict[str, dict[int, float]] = {}
     for evaluation in evaluations:
-        if evaluation.stage != "sensitivity" or evaluation.failed or "probe_error" not in evaluation.measures:
+        if evaluation.stage != "sensitivity" or evaluation.failed or PROBE_ERROR not in evaluation.measures:
             continue
         allocation = levels[evaluation.allocation]
         group = group_of[next(iter(allocation))]
-        points.setdefault(group, {})[grid.zeros(allocation)] = evaluation.measures["probe_error"].value
+        points.setdefault(group, {})[grid.zeros(allocation)] = evaluation.measures[PROBE_ERROR].value
     curves = []
     for group, measured in points.items():
         size = sum(grid.weights(a) for a in groups[group])

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from raysense.allocation import Allocation
+from raysense.metrics.builtin.probe_error import PROBE_ERROR
 from raysense.names import EVOPRESS, ITERATIVE, JOINT, OWL, RANDOM, SOLVER, SWITCHES, TPE
 from raysense.pruning.allocation_rules import AllocationRule
 from raysense.records import CALIBRATION, Evaluation, Question, Task
@@ -149,7 +150,7 @@ def _evopress(context: SearchContext, start: Allocation) -> Coroutine:
             evaluations = yield from asked_for(context, Question(name, "search", tasks))
             spent += sum(evaluation.cost for evaluation in evaluations)
             if rung == "probe":
-                losses = [math.inf if e.failed else e.measures["probe_error"].value for e in evaluations]
+                losses = [math.inf if e.failed else e.measures[PROBE_ERROR].value for e in evaluations]
             else:
                 candidates = [
                     candidate_of(context, EVOPRESS, a, e) for a, e in zip(pool, evaluations, strict=True)

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from scipy import stats
 
 from raysense.errors import RaysenseError
+from raysense.metrics.builtin import SPECS, spec_of
 from raysense.metrics.intervals import LEVEL
-from raysense.metrics.spec import base_of, spec_of
+from raysense.metrics.spec import base_of
 from raysense.names import BUNDLED
 from raysense.records import Bound, Measure
 from raysense.strategies.verdict import held_out_stretch
@@ -29,37 +30,25 @@ USUAL = 0.9
 """Share of harmless candidates that are to pass where a number of prompts is advised."""
 
 
-@dataclass(frozen=True)
-class Typical:
+TYPICAL = {
+    BUNDLED: "the bundled pipeline, 30 % removed by one ratio, 80 prompts",
+    "": "half-widths of 0.0020 to 0.0028 on 512 captions, Stable Diffusion 2",
+}
+"""Pipeline, or "" for any other -> where the typical spreads of its metrics (`MetricSpec.typical`) come from."""
+
+
+def typical_of(pipeline: str) -> tuple[dict[str, float], str]:
     """Spreads to plan with before a study's first image.
 
-    Attributes:
-        spreads: Bounded measure -> standard deviation that a prompt adds, of a useful candidate.
-        source: Where they come from.
+    Args:
+        pipeline: As in the study.
+
+    Returns:
+        Bounded measure -> standard deviation that a prompt adds, of a useful candidate; where they come from.
     """
-
-    spreads: Mapping[str, float]
-    source: str
-
-
-TYPICAL = {
-    BUNDLED: Typical(
-        {
-            "clip_score_drop": 0.014,
-            "frechet_rise": 78.0,
-            "kid_rise": 0.045,
-            "cmmd_rise": 0.16,
-            "recall_drop": 0.15,
-            "closeness": 0.051,
-            "ssim": 0.027,
-        },
-        "the bundled pipeline, 30 % removed by one ratio, 80 prompts",
-    ),
-    "": Typical(
-        {"clip_score_drop": 0.0275}, "half-widths of 0.0020 to 0.0028 on 512 captions, Stable Diffusion 2"
-    ),
-}
-"""Pipeline, or "" for any other -> what is typical of it."""
+    known = pipeline if pipeline in TYPICAL else ""
+    spreads = {spec.compared: spec.typical[known] for spec in SPECS.values() if known in spec.typical}
+    return spreads, TYPICAL[known]
 
 
 @dataclass(frozen=True)
@@ -102,8 +91,8 @@ class Need:
 def paired(bounds: Sequence[Bound]) -> list[Bound]:
     """The bounds of which a lightly pruned candidate's spread tells the noise.
 
-    They are those on differences from the dense pipeline, and on what the dense pipeline has by definition (closeness,
-    SSIM, LPIPS). Of any other absolute value the dense pipeline's own interval tells; see `alone`.
+    They are those on differences from the dense pipeline, and on what the dense pipeline has by definition (how alike
+    the images are). Of any other absolute value the dense pipeline's own interval tells; see `alone`.
     """
     return [bound for bound in bounds if (room(bound) or 0.0) > 0]
 
@@ -215,12 +204,12 @@ def foretold(study: Study, given: Mapping[str, float] | None = None) -> list[str
         given: Bounded measure -> spread that the user knows; see `given_spreads`.
     """
     given, bounds = given or {}, study.constraints.bounds()
-    typical = TYPICAL.get(study.pipeline, TYPICAL[""])
-    spreads = {**typical.spreads, **given}
+    typical, their_source = typical_of(study.pipeline)
+    spreads = {**typical, **given}
     lines = []
     for need in needs(study, spreads):
         measure = need.bound.measure
-        source = "given" if measure in given else f"typical: {typical.source}"
+        source = "given" if measure in given else f"typical: {their_source}"
         inside = (
             f"±{need.reach:.2g} for a harmless candidate on {need.prompts:,} prompts of the {need.rung} rung, inside "
             f"`{need.bound.field}` {need.bound.limit:g}; nine in ten pass from {need.usual:,} prompts on."
@@ -234,14 +223,14 @@ def foretold(study: Study, given: Mapping[str, float] | None = None) -> list[str
 
 def foretold_short(study: Study) -> list[str]:
     """What `foretold` says that is doubtful: bounds below a typical noise, and those of which nothing is known yet."""
-    typical = TYPICAL.get(study.pipeline, TYPICAL[""])
+    spreads, source = typical_of(study.pipeline)
     found = [
-        f"{need} (at a spread of {typical.spreads[need.bound.measure]:g} a prompt, typical: {typical.source}). The "
+        f"{need} (at a spread of {spreads[need.bound.measure]:g} a prompt, typical: {source}). The "
         "study will be refused if that is so"
-        for need in needs(study, typical.spreads)
+        for need in needs(study, spreads)
         if not need.is_met
     ]
-    return found + _known_later(study.constraints.bounds(), typical.spreads)
+    return found + _known_later(study.constraints.bounds(), spreads)
 
 
 def _known_later(bounds: Sequence[Bound], spreads: Mapping[str, float]) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from raysense.allocation import Allocation
+from raysense.metrics.builtin.probe_error import PROBE_ERROR
 from raysense.names import SOLVER
 from raysense.records import Question, StopRule, Task
 from raysense.strategies.context import Findings, SearchContext
@@ -60,7 +61,7 @@ def _curve(context: SearchContext, group: str, members: Sequence[str]) -> Corout
     cap = min(grid.cap, 0.95)
     lighter = sparsity_removing(float(removed_energy(np.array(cap))) / 6)
     wanted = [at(cap), at(lighter)]
-    stop: StopRule | None = StopRule(below={"probe_error": HARMLESS_PROBE})
+    stop: StopRule | None = StopRule(below={PROBE_ERROR: HARMLESS_PROBE})
     while wanted := [
         allocation for allocation in dict.fromkeys(wanted) if allocation and allocation not in asked
     ]:
@@ -73,9 +74,9 @@ def _curve(context: SearchContext, group: str, members: Sequence[str]) -> Corout
         stop = None
         asked.update(wanted)
         for allocation, evaluation in zip(wanted, evaluations, strict=False):
-            if evaluation.failed or not math.isfinite(evaluation.measures["probe_error"].value):
+            if evaluation.failed or not math.isfinite(evaluation.measures[PROBE_ERROR].value):
                 continue
-            measured[grid.zeros(allocation)] = evaluation.measures["probe_error"].value
+            measured[grid.zeros(allocation)] = evaluation.measures[PROBE_ERROR].value
         if len(asked) >= most or len(evaluations) < len(wanted):
             break
         sparsity, doubt = least_known(curve(), HARMLESS_PROBE, HOPELESS_PROBE)

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from scipy import stats
 
 from raysense.feasibility import Budget
+from raysense.metrics.builtin import spec_of
 from raysense.metrics.intervals import GROUPS, LEVEL, look_levels
-from raysense.metrics.spec import MetricSpec, spec_of
+from raysense.metrics.spec import MetricSpec
 from raysense.names import JOINT, SOLVER, UNIFORM
 from raysense.records import Bound, StopRule
 from raysense.study import Rungs, Study

@@ -3,15 +3,7 @@
 `schema` and `bounds` say what may stand in it, `load` reads it, `checks` says what can be known without weights.
 """
 
-from raysense.study.bounds import (
-    ClipScoreBound,
-    ClosenessBound,
-    Constraints,
-    CustomBound,
-    DistanceBound,
-    ShareBound,
-    UnlikenessBound,
-)
+from raysense.study.bounds import Constraints, CustomBound
 from raysense.study.explain import listed
 from raysense.study.live import GIVEN, Live
 from raysense.study.load import examine, load, parse, revise
@@ -53,12 +45,9 @@ __all__ = [
     "Budget",
     "Calibration",
     "Clip",
-    "ClipScoreBound",
-    "ClosenessBound",
     "Cluster",
     "Constraints",
     "CustomBound",
-    "DistanceBound",
     "Examined",
     "Frechet",
     "ImageRung",
@@ -73,10 +62,8 @@ __all__ = [
     "Sampling",
     "SchedulerChoice",
     "Search",
-    "ShareBound",
     "Study",
     "Track",
-    "UnlikenessBound",
     "bundled_pipeline",
     "bundled_scorer",
     "examine",

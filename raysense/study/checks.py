@@ -18,6 +18,7 @@ from raysense.prompts.sets import check_counts
 from raysense.registry import DOTTED
 from raysense.study import Examined, Study, bundled_pipeline, bundled_scorer
 from raysense.study import weight_files as files
+from raysense.study.bounds import BOUNDED
 from raysense.study.callables import (
     ALLOCATION_RULE,
     ANYTHING,
@@ -430,27 +431,26 @@ def _others(study: Study, doubt: Doubt) -> Iterator[str]:
 def _doubts(study: Study) -> list[str]:
     doubts = []
     rungs, constraints = study.rungs, study.constraints
-    if constraints.frechet is not None and constraints.clip_score is None:
+    bounded = {name: spec for name, spec in BOUNDED.items() if getattr(constraints, name) is not None}
+    distances = [name for name, spec in bounded.items() if spec.kind == "set" and spec.relative == "_rise"]
+    if distances and not any(spec.kind == "image" for spec in bounded.values()):
+        images = ", ".join(name for name, spec in BOUNDED.items() if spec.kind == "image" and spec.always)
         doubts.append(
-            "`constraints.frechet` stands without `constraints.clip_score`: the Fréchet distance is not monotone and "
-            "can improve while images stop showing what the prompt says"
+            f"`constraints.{distances[0]}` stands without a bound on each image ({images}): a distance between "
+            "distributions is not monotone and can improve while images stop showing what the prompt says"
         )
-    elif (constraints.kid or constraints.cmmd) and not (constraints.clip_score or constraints.closeness):
-        doubts.append(
-            "`constraints` bounds a distribution distance but neither clip_score nor closeness: distances can "
-            "improve while images get worse"
-        )
-    images = rungs.score.prompts * rungs.score.seeds
-    if constraints.frechet is not None and images < 2048:
-        doubts.append(
-            f"`constraints.frechet` stands on {images} images, fewer than most extractors have dimensions: "
-            "the distance is biased (less so its rise); `constraints.kid` is not"
-        )
-    if constraints.precision is not None or constraints.recall is not None:
-        doubts.append(
-            "`constraints` bounds precision or recall: both depend strongly on the number of images, so a bound "
-            "holds for this study's rungs only"
-        )
+    images_scored = rungs.score.prompts * rungs.score.seeds
+    for name, spec in bounded.items():
+        if images_scored < spec.biased_below:
+            others = [
+                n for n, s in BOUNDED.items() if s.kind == spec.kind and s.always and not s.biased_below
+            ]
+            doubts.append(
+                f"`constraints.{name}` stands on {images_scored} images, fewer than most extractors have dimensions: "
+                f"the distance is biased (less so its rise); `constraints.{others[0]}` is not"
+            )
+        if spec.caution:
+            doubts.append(f"`constraints` bounds {name}: {spec.caution}")
     commit = study.revision is not None and len(study.revision) == 40
     if study.pipeline not in BUNDLED_PIPELINES and not os.path.exists(study.pipeline) and not commit:
         doubts.append(

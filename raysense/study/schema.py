@@ -25,16 +25,20 @@ from pydantic import (
     model_validator,
 )
 
-from raysense.metrics.spec import DERIVED, SPECS, MetricSpec, higher_is_better, spec_of
+from raysense.metrics.builtin import SPECS, higher_is_better, spec_of
+from raysense.metrics.spec import DERIVED, MetricSpec
 from raysense.names import BUNDLED, BUNDLED_PIPELINES, UPDATING
 from raysense.study import plain_yaml, reading
-from raysense.study.bounds import Constraints
+from raysense.study.bounds import BOUNDED, Constraints
 from raysense.study.live import Live, from_python
 from raysense.study.own import Own, OwnMetric, as_own
 from raysense.study.section import MetricName, Name, Said, Section, shown, without_new
 
 Kind = Literal["linear", "conv1d", "conv2d", "conv3d", "transformers_conv1d"]
-Extra = Literal["cmmd", "precision", "recall", "ssim", "lpips"]
+if TYPE_CHECKING:
+    Extra = str
+else:
+    Extra = Literal[*(name for name, spec in BOUNDED.items() if not spec.always)]
 
 EXTENSIONS = ("budget", "cluster", "name", "track")
 """Parts of a study that may change between a run and its resumption, as no row depends on them."""
@@ -492,7 +496,7 @@ class Study(Section, metaclass=_Readable):
                     f"there: {known}); add `metrics.custom.{name}: package.module.function`"
                 )
         if self.metrics.reference.is_saved:
-            for metric in (name for name, spec in SPECS.items() if spec.needs_images):
+            for metric in (name for name, spec in BOUNDED.items() if spec.needs_images):
                 if getattr(self.constraints, metric, None) is not None or metric in self.metrics.also:
                     raise Said(
                         f"`metrics.reference.path` is {self.metrics.reference.path!r}, saved statistics, which "
@@ -540,7 +544,7 @@ class Study(Section, metaclass=_Readable):
         """The metrics of an image rung, those of `metrics.custom` left out."""
         chosen = [
             name
-            for name, spec in SPECS.items()
+            for name, spec in BOUNDED.items()
             if spec.always or name in self.metrics.also or getattr(self.constraints, name, None) is not None
         ]
         saved = self.metrics.reference.is_saved

@@ -18,7 +18,7 @@ from raysense.evaluation.evaluator import Evaluator
 from raysense.evaluation.identity import external_key
 from raysense.evaluation.inputs import hub_commit
 from raysense.evaluation.scoring import ImageScorer, ScoredImages, joined
-from raysense.metrics import frechet
+from raysense.metrics import gaussians
 from raysense.metrics.intervals import mean_interval
 from raysense.pipelines.origin import pipeline_folder
 from raysense.records import Evaluation, Task
@@ -100,7 +100,9 @@ def test_the_three_kinds_of_external_reference_agree_and_are_read_once(tmp_path:
     stored = cache / "cache" / external_key(evaluator.inputs, scorer, 32)
     assert stored.exists()
     saved = tmp_path / "photos.npz"
-    frechet.save(frechet.statistics(scorer.external_features(32)["frechet"]), saved, "efficientnet-lite0-96")
+    gaussians.save(
+        gaussians.statistics(scorer.external_features(32)["frechet"]), saved, "efficientnet-lite0-96"
+    )
     for path, measures in ((table, {"frechet", "kid"}), (saved, {"frechet"})):
         _, other = evaluated(load(overrides=[*SMALL, f"metrics.reference.path={path}"]), cache)
         for name in measures:
@@ -134,7 +136,7 @@ def test_bad_references_and_metrics_name_field_and_remedy(
 
 def test_validate_warns_of_a_frechet_bound_without_a_clip_bound(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", "--set", "constraints={frechet: {max_rise: 50}}"]) == 0
-    assert "stands without `constraints.clip_score`" in capsys.readouterr().err
+    assert "stands without a bound on each image (clip_score, closeness)" in capsys.readouterr().err
     assert main(["validate"]) == 0
     assert "stands without" not in capsys.readouterr().err
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from raysense.metrics import frechet, references
+from raysense.metrics import gaussians, references
 from tests.fuzz.harness import Case, Changed, run
 
 SIZE = 16
@@ -145,7 +145,7 @@ def _read(folder: Path, name: str, number: int, content: bytes) -> None:
     path.write_bytes(content)
     try:
         if name.endswith(".npz"):
-            found = frechet.load(path, "x")
+            found = gaussians.load(path, "x")
             if not np.allclose(found.mean, np.arange(3.0)) or not np.allclose(found.covariance, np.eye(3)):
                 raise Changed("other statistics")
         else:

@@ -10,7 +10,9 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from raysense.errors import RaysenseError
-from raysense.metrics.closeness import Lpips, feature_closeness, ssim
+from raysense.metrics.builtin.closeness import feature_closeness
+from raysense.metrics.builtin.lpips import Lpips
+from raysense.metrics.builtin.ssim import ssim
 
 from .conftest import paint
 
@@ -62,7 +64,7 @@ class Difference(torch.nn.Module):
 
 
 def test_lpips_feeds_pairs_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = "raysense.metrics.closeness.create_sample_similarity"
+    made = "torch_fidelity.utils.create_sample_similarity"
     monkeypatch.setattr(made, lambda *args, **kwargs: Difference())
     a, b = paint(7, seed=3), paint(7, seed=4)
     expected = (a - b).abs().mean(dim=(1, 2, 3)).double()

@@ -5,7 +5,10 @@ import torch
 from torch import Tensor
 
 from raysense.errors import RaysenseError
-from raysense.metrics.precision_recall import precision_recall, precision_recall_intervals
+from raysense.metrics.builtin import SPECS
+from raysense.metrics.custom import set_intervals
+from raysense.metrics.precision_recall import precision_recall
+from raysense.metrics.spec import OfSet
 
 
 def sample(n: int, seed: int, scale: float = 1.0) -> Tensor:
@@ -36,13 +39,24 @@ def test_narrow_images_are_precise_and_cover_little() -> None:
 
 
 def test_a_narrower_set_drops_in_recall() -> None:
-    dense, reference = sample(96, 4), sample(150, 5)
-    found = precision_recall_intervals(dense, dense * 0.3, reference, groups=12)
-    assert found["recall_drop"].low > 0.3
-    assert found["precision_drop"].high < 0
-    assert found["recall_drop"].n == 96
-    whole = precision_recall(dense * 0.3, reference)
-    assert (found["precision"].value, found["recall"].value) == (whole.precision, whole.recall)
+    dense, reference = sample(192, 4), sample(150, 5)
+    found = {}
+    for name in ("precision", "recall"):
+        how = SPECS[name].how
+        assert isinstance(how, OfSet)
+        found[name] = set_intervals(
+            how.value,
+            dense * 0.2,
+            dense,
+            reference,
+            range(192),
+            higher_is_better=SPECS[name].higher_is_better,
+        )
+    assert found["recall"][1].low > 0.3
+    assert found["precision"][1].high < 0
+    assert found["recall"][1].n == 192
+    whole = precision_recall(dense * 0.2, reference)
+    assert (found["precision"][0].value, found["recall"][0].value) == (whole.precision, whole.recall)
 
 
 def test_too_few_images_for_the_neighbours() -> None:
@@ -50,5 +64,3 @@ def test_too_few_images_for_the_neighbours() -> None:
         precision_recall(sample(3, 6), sample(20, 7))
     with pytest.raises(RaysenseError, match="one extractor"):
         precision_recall(sample(9, 6), sample(20, 7)[:, :2])
-    with pytest.raises(RaysenseError, match="pair up"):
-        precision_recall_intervals(sample(9, 6), sample(8, 6), sample(20, 7))

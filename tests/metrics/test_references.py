@@ -19,7 +19,7 @@ from torch import Tensor
 
 from raysense.errors import RaysenseError
 from raysense.hashing import file_hash
-from raysense.metrics import frechet, references
+from raysense.metrics import gaussians, references
 
 from .conftest import paint
 
@@ -299,10 +299,10 @@ def test_statistics_are_read_or_computed(folder: Path) -> None:
     computed = references.reference_statistics(folder, network, size=32)
     features = references.reference_features(folder, network, size=32)
     assert computed.n == len(features) == 6
-    assert frechet.distance(computed, frechet.statistics(features)) == pytest.approx(0, abs=1e-9)
-    frechet.save(computed, folder / "saved.npz", network.name)
+    assert gaussians.distance(computed, gaussians.statistics(features)) == pytest.approx(0, abs=1e-9)
+    gaussians.save(computed, folder / "saved.npz", network.name)
     read = references.reference_statistics(folder / "saved.npz", network, size=32)
-    assert frechet.distance(computed, read) == pytest.approx(0, abs=1e-9)
+    assert gaussians.distance(computed, read) == pytest.approx(0, abs=1e-9)
     assert references.reference_statistics(folder, network, size=32, limit=4).n == 4
 
 

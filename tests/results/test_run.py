@@ -9,7 +9,7 @@ import pytest
 
 from raysense.cli import main
 from raysense.errors import RaysenseError
-from raysense.metrics.spec import SPECS, higher_is_better, spec_of
+from raysense.metrics.builtin import SPECS, higher_is_better, spec_of
 from raysense.results.run import Run
 from raysense.store.rows import strategy_of
 from raysense.store.schema import LATER, TABLES

@@ -18,7 +18,7 @@ from raysense.metrics.intervals import paired_drop
 from raysense.records import Bound, Evaluation, Measure, Task
 from raysense.store.store import Store
 from raysense.strategies.baseline import refuse_impossible
-from raysense.strategies.noise import TYPICAL, foretold, foretold_short, given_spreads, needs, spread_of
+from raysense.strategies.noise import foretold, foretold_short, given_spreads, needs, spread_of, typical_of
 from raysense.strategies.rules import closed_forms
 from raysense.strategies.schedule import make_strategy
 from raysense.study import load, parse
@@ -197,6 +197,6 @@ def test_validate_says_what_is_below_a_typical_noise_or_not_known() -> None:
 @pytest.mark.parametrize("path", sorted(Path("search").glob("*.yaml")), ids=lambda path: path.stem)
 def test_ready_studies_have_bounds_above_typical_noise(path: Path) -> None:
     study = load(path)
-    found = needs(study, TYPICAL.get(study.pipeline, TYPICAL[""]).spreads)
+    found = needs(study, typical_of(study.pipeline)[0])
     assert found
     assert [str(need) for need in found if not need.is_met] == []

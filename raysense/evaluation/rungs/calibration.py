@@ -15,6 +15,7 @@ from raysense.evaluation.method_selection import as_measures, components_of, hol
 from raysense.evaluation.rungs.base import Found
 from raysense.evaluation.rungs.probe import ProbeRung
 from raysense.hashing import content_key
+from raysense.metrics.builtin.probe_error import PROBE_ERROR
 from raysense.names import OWL
 from raysense.records import OUTLIERS, Measure, Task
 
@@ -73,4 +74,4 @@ class CalibrationRung:
     def _contend(self, method: str) -> Callable[[Allocation], Measure]:
         """Let one method prune everything; gives what measures its allocations."""
         self._live.prune_with(dict.fromkeys(components_of(self._live.grid), method))
-        return lambda allocation: self._probe.errors(allocation)["probe_error"]
+        return lambda allocation: self._probe.errors(allocation)[PROBE_ERROR]

@@ -20,6 +20,7 @@ from raysense.evaluation.live import LivePipeline
 from raysense.evaluation.rungs.base import Found
 from raysense.evaluation.sampler import seed_of
 from raysense.evaluation.scoring import measure
+from raysense.metrics.builtin.layer_error import LAYER_ERROR
 from raysense.metrics.intervals import mean_interval
 from raysense.pipelines.adapter import denoisers_of, samples_in, schedulers_of, wrapped
 from raysense.pipelines.load import modules_of
@@ -46,7 +47,7 @@ class LayerRung:
         pruned = {a for host in task.allocation for a in live.grid.members(host)}
         errors = self._layers.errors(pruned)
         share = sum(layer.n for layer in live.inventory.layers if layer.address in pruned) / live.grid.n
-        measures = {"layer_error": measure(mean_interval(errors.numpy()), "layer outputs")}
+        measures = {LAYER_ERROR: measure(mean_interval(errors.numpy()), "layer outputs")}
         return Found(measures, forwards=math.ceil(share * self._layers.forwards))
 
     def _record(self) -> LayerOutputs:

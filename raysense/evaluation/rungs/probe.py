@@ -29,6 +29,8 @@ from raysense.evaluation.method_selection import EXTRACTOR
 from raysense.evaluation.rungs.base import Found
 from raysense.evaluation.sampler import seed_of
 from raysense.evaluation.scoring import measure
+from raysense.metrics.builtin.probe_error import PROBE_ERROR
+from raysense.metrics.builtin.text_error import TEXT_ERROR
 from raysense.metrics.intervals import mean_interval
 from raysense.pipelines.adapter import denoisers_of, samples_in, schedulers_of, wrapped
 from raysense.pipelines.load import modules_of
@@ -72,8 +74,8 @@ class ProbeRung:
         return {
             name: measure(mean_interval(torch.cat([errors[name] for errors in found]).numpy()), what, n=n)
             for name, what, n in (
-                ("probe_error", EXTRACTOR, tuples),
-                ("text_error", "text embeddings", None),
+                (PROBE_ERROR, EXTRACTOR, tuples),
+                (TEXT_ERROR, "text embeddings", None),
             )
             if all(name in errors for errors in found)
         }
@@ -164,14 +166,14 @@ class Probe:
             total += weight * _relative_error(now.guided[step], self._dense[step])
         if self._decoded:
             total += _relative_error(torch.cat(now.decoded), torch.cat(self._decoded))
-        errors = {"probe_error": total}
+        errors = {PROBE_ERROR: total}
         if self._embeddings:
             n = len(self._prompts)
             parts = [
                 _relative_error(a, b).view(-1, n).mean(0)
                 for a, b in zip(now.embeddings, self._embeddings, strict=True)
             ]
-            errors["text_error"] = torch.stack(parts).mean(0)
+            errors[TEXT_ERROR] = torch.stack(parts).mean(0)
         return errors
 
     def _refuse_unless_exact(self) -> None:

@@ -11,14 +11,16 @@ With one subset as large as the sample both give the same figure. `kid_by_subset
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-
-from torch import Tensor
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+from typing import TYPE_CHECKING
 
 from raysense.errors import RaysenseError
-from raysense.metrics import mmd
-from raysense.metrics.intervals import LEVEL, Interval, influence_interval, influence_rise
+from raysense.metrics.spec import FAR, OF_SET, Distance, MetricSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from raysense.metrics.gaussians import Gaussian
+    from raysense.metrics.intervals import Estimate
 
 
 def kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -26,34 +28,16 @@ def kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def statistics(features: Tensor, reference: Tensor) -> mmd.Similarity:
-    """Mean kernels of (n, d) features against an (m, d) reference."""
-    return mmd.statistics(features, reference, kernel, unbiased=True)
+def estimate(features: Tensor, reference: Tensor, gaussian: Gaussian | None = None) -> Estimate:
+    """KID of (n, d) features against an (m, d) reference, and each image's influence on it."""
+    from raysense.metrics import mmd
+
+    return mmd.estimate(mmd.statistics(features, reference, kernel, unbiased=True))
 
 
 def kid(features: Tensor, reference: Tensor) -> float:
     """KID of (n, d) features against an (m, d) reference; about zero when both come from one distribution."""
-    return mmd.value(statistics(features, reference))
-
-
-def kid_interval(
-    features: Tensor, reference: Tensor, prompt_ids: Sequence[Hashable] | None = None, level: float = LEVEL
-) -> Interval:
-    """KID with its interval over prompts, for a fixed reference."""
-    return influence_interval(mmd.estimate(statistics(features, reference)), prompt_ids, level)
-
-
-def kid_rise(
-    pruned: Tensor,
-    dense: Tensor,
-    reference: Tensor,
-    prompt_ids: Sequence[Hashable] | None = None,
-    level: float = LEVEL,
-) -> Interval:
-    """KID of the pruned − of the dense pipeline's images, same prompts and seeds; positive is worse."""
-    after = mmd.estimate(statistics(pruned, reference))
-    before = mmd.estimate(statistics(dense, reference))
-    return influence_rise(after, before, prompt_ids, level)
+    return estimate(features, reference).value
 
 
 def kid_by_subsets(
@@ -64,6 +48,8 @@ def kid_by_subsets(
     Raises:
         RaysenseError: If a subset is larger than either set.
     """
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+
     if subset_size > min(len(features), len(reference)):
         raise RaysenseError(
             f"`subset_size` {subset_size} exceeds {len(features)} or {len(reference)} images; lower it."
@@ -72,3 +58,19 @@ def kid_by_subsets(
         features, reference, kid_subset_size=subset_size, kid_subsets=subsets, rng_seed=seed, verbose=False
     )
     return float(metric[KEY_METRIC_KID_MEAN])
+
+
+SPEC = MetricSpec(
+    "kid",
+    "KID",
+    FAR,
+    f"kernel distance {OF_SET}",
+    "pruned minus dense kernel distance, paired",
+    kind="set",
+    relative="_rise",
+    lowest=0.0,
+    always=True,
+    needs_images=True,
+    typical={"bundled": 0.045},
+    how=Distance(estimate),
+)

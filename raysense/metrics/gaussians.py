@@ -1,4 +1,4 @@
-"""Fréchet distance between two sets of features, for any number of images.
+"""Mean and covariance of features, and the Fréchet distance between two of them, for any number of images.
 
 Dowson & Landau, "The Fréchet distance between multivariate normal distributions" (1982); Heusel et al.,
 "GANs Trained by a Two Time-Scale Update Rule…" (2017), who call it FID with Inception features:
@@ -22,7 +22,6 @@ Unbiased FID…", 2020): compare only at equal N, against the same reference.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +31,7 @@ import torch
 from torch import Tensor
 
 from raysense.errors import RaysenseError
-from raysense.metrics.intervals import LEVEL, Estimate, Interval, influence_interval, influence_rise
+from raysense.metrics.intervals import Estimate
 
 
 @dataclass(frozen=True)
@@ -124,42 +123,6 @@ def estimate(features: Tensor, reference: Gaussian) -> Estimate:
     value = shift.square().sum() + sizes.sum() / (n - 1) + reference.factor.square().sum() - 2 * s.sum()
     influence = 2 * centred @ shift + sizes * n / (n - 1) - n * u.square() @ s
     return Estimate(float(value), (influence - influence.mean()).numpy())
-
-
-def frechet_interval(
-    features: Tensor, reference: Gaussian, prompt_ids: Sequence[Hashable] | None = None, level: float = LEVEL
-) -> Interval:
-    """Fréchet distance to a fixed reference at this sample size, with its interval over prompts."""
-    return influence_interval(estimate(features, reference), prompt_ids, level)
-
-
-def frechet_rise(
-    pruned: Tensor,
-    dense: Tensor,
-    reference: Gaussian,
-    prompt_ids: Sequence[Hashable] | None = None,
-    level: float = LEVEL,
-) -> Interval:
-    """How much further from the reference the pruned pipeline's images are than the dense pipeline's.
-
-    Both sets have the same size and the same prompts and seeds, so most of the bias and of the noise cancels.
-    A caller that measures many allocations keeps `estimate(dense, reference)` and calls
-    `statistics.influence_rise` itself.
-
-    Args:
-        pruned: (n, d) features of the pruned pipeline's images.
-        dense: (n, d) of the dense pipeline's, image by image the same prompt and noise.
-        reference: Statistics of the reference: photographs, or the dense pipeline under *other* seeds.
-        prompt_ids: (n,) the prompt of each pair; None when all differ.
-        level: Two-sided confidence.
-
-    Returns:
-        Interval of d(pruned, reference) − d(dense, reference), the reference fixed: positive is worse.
-
-    Raises:
-        RaysenseError: If the two sets do not pair up.
-    """
-    return influence_rise(estimate(pruned, reference), estimate(dense, reference), prompt_ids, level)
 
 
 def from_moments(mean: npt.ArrayLike, covariance: npt.ArrayLike, n: int) -> Gaussian:

@@ -4,22 +4,20 @@ Hessel et al., "CLIPScore: A Reference-free Evaluation Metric for Image Captioni
 
     s = cos(E_image, E_text)
 
-raysense records the raw cosine (about .31 for Stable Diffusion 2 under OpenAI's ViT-B/32), negative values
+raysense records the raw cosine (about 0.31 for Stable Diffusion 2 under OpenAI's ViT-B/32), negative values
 included. Hessel's own score is 2.5 · max(s, 0), torchmetrics' is 100 · max(s, 0): figures compare only
 between equal models *and* scales.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-
-from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from typing import TYPE_CHECKING
 
 from raysense.errors import RaysenseError
-from raysense.metrics.intervals import LEVEL, Interval, mean_interval
+from raysense.metrics.spec import MetricSpec, OfPrompt
 
-SCALE = "raw cosine"
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def clip_scores(image_features: Tensor, text_features: Tensor) -> Tensor:
@@ -35,6 +33,8 @@ def clip_scores(image_features: Tensor, text_features: Tensor) -> Tensor:
     Raises:
         RaysenseError: If there is not one prompt an image.
     """
+    from torch.nn.functional import cosine_similarity
+
     if image_features.shape != text_features.shape:
         raise RaysenseError(
             f"images {tuple(image_features.shape)} and prompts {tuple(text_features.shape)} must pair up row "
@@ -43,11 +43,17 @@ def clip_scores(image_features: Tensor, text_features: Tensor) -> Tensor:
     return cosine_similarity(image_features.double(), text_features.double(), dim=1)
 
 
-def clip_score(
-    image_features: Tensor,
-    text_features: Tensor,
-    prompt_ids: Sequence[Hashable] | None = None,
-    level: float = LEVEL,
-) -> Interval:
-    """Mean CLIP score with its interval over prompts."""
-    return mean_interval(clip_scores(image_features, text_features).numpy(), prompt_ids, level)
+SPEC = MetricSpec(
+    "clip_score",
+    "CLIP score",
+    "how well an image fits its prompt; higher is better",
+    "mean cosine of image and prompt",
+    "dense minus pruned, paired by prompt and seed",
+    higher_is_better=True,
+    relative="_drop",
+    lowest=-1.0,
+    highest=1.0,
+    always=True,
+    typical={"bundled": 0.014, "": 0.0275},
+    how=OfPrompt(clip_scores),
+)

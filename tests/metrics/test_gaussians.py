@@ -13,9 +13,9 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from raysense.errors import RaysenseError
-from raysense.metrics import frechet
+from raysense.metrics import gaussians
 from raysense.metrics.features import TorchFidelityFeatures, as_bytes
-from raysense.metrics.intervals import jackknife
+from raysense.metrics.intervals import Interval, influence_rise, jackknife
 
 from .conftest import paint
 
@@ -26,6 +26,14 @@ def sample(n: int, d: int, seed: int, scale: float = 1.0, shift: float = 0.0) ->
     return torch.randn(n, d, generator=generator, dtype=torch.float64) * spread * scale + shift
 
 
+def rise(
+    pruned: Tensor, dense: Tensor, reference: gaussians.Gaussian, prompts: list[int] | None = None
+) -> Interval:
+    return influence_rise(
+        gaussians.estimate(pruned, reference), gaussians.estimate(dense, reference), prompts
+    )
+
+
 def fidelity(a: Tensor, b: Tensor) -> float:
     one, two = fid_features_to_statistics(a), fid_features_to_statistics(b)
     return float(fid_statistics_to_metric(one, two, False)["frechet_inception_distance"])
@@ -34,7 +42,7 @@ def fidelity(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize(("n", "m", "d"), [(200, 150, 24), (60, 200, 24), (20, 30, 24), (12, 300, 24)])
 def test_equals_torch_fidelity(n: int, m: int, d: int) -> None:
     a, b = sample(n, d, 0), sample(m, d, 1, 1.3, 0.2)
-    assert frechet.frechet_distance(a, b) == pytest.approx(fidelity(a, b), rel=1e-5)
+    assert gaussians.frechet_distance(a, b) == pytest.approx(fidelity(a, b), rel=1e-5)
 
 
 class Pooled(FeatureExtractorBase):  # type: ignore[misc]
@@ -84,24 +92,24 @@ def test_equals_torch_fidelity_from_the_images_on() -> None:
         cache=False,
     )
     features = TorchFidelityFeatures("pooled-by-a-test")
-    ours = frechet.frechet_distance(features.images(a), features.images(b))
+    ours = gaussians.frechet_distance(features.images(a), features.images(b))
     assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
 
 
 def test_of_two_points_in_one_dimension() -> None:
     a, b = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [7.0]])
     # Means 1 and 4; standard deviations √2 and √18.
-    assert frechet.frechet_distance(a, b) == pytest.approx(9 + (18**0.5 - 2**0.5) ** 2)
+    assert gaussians.frechet_distance(a, b) == pytest.approx(9 + (18**0.5 - 2**0.5) ** 2)
 
 
 @given(st.integers(2, 40), st.integers(1, 12), st.integers(0, 10**6))
 @settings(max_examples=40, deadline=None)
 def test_is_a_distance(n: int, d: int, seed: int) -> None:
     a, b = sample(n, d, seed), sample(n + 3, d, seed + 1, 1.5, 0.3)
-    there, back = frechet.frechet_distance(a, b), frechet.frechet_distance(b, a)
+    there, back = gaussians.frechet_distance(a, b), gaussians.frechet_distance(b, a)
     assert there == pytest.approx(back, rel=1e-9, abs=1e-9)
     assert there >= -1e-9
-    assert frechet.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert gaussians.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
 
 
 @given(st.integers(3, 30), st.integers(0, 10**6), st.floats(0.1, 10))
@@ -109,22 +117,22 @@ def test_is_a_distance(n: int, d: int, seed: int) -> None:
 def test_follows_rotation_shift_and_scale(n: int, seed: int, scale: float) -> None:
     a, b = sample(n, 8, seed), sample(20, 8, seed + 1, 1.5, 0.3)
     rotation = torch.linalg.qr(sample(8, 8, seed + 2)).Q
-    moved = frechet.frechet_distance(scale * a @ rotation + 5, scale * b @ rotation + 5)
-    assert moved == pytest.approx(scale**2 * frechet.frechet_distance(a, b), rel=1e-7, abs=1e-7)
+    moved = gaussians.frechet_distance(scale * a @ rotation + 5, scale * b @ rotation + 5)
+    assert moved == pytest.approx(scale**2 * gaussians.frechet_distance(a, b), rel=1e-7, abs=1e-7)
 
 
 @pytest.mark.parametrize(("n", "m"), [(40, 100), (15, 100), (100, 15), (15, 12)])
 def test_influence_is_the_derivative_in_the_weights(n: int, m: int) -> None:
     d = 20
-    x, reference = sample(n, d, 3, 1.2, 0.1), frechet.statistics(sample(m, d, 4))
+    x, reference = sample(n, d, 3, 1.2, 0.1), gaussians.statistics(sample(m, d, 4))
 
     def weighted(weights: Tensor) -> float:
         mean = weights @ x
         factor = (weights * n / (n - 1)).sqrt()[:, None] * (x - mean)
-        return frechet.distance(frechet.Gaussian(mean, factor, n), reference)
+        return gaussians.distance(gaussians.Gaussian(mean, factor, n), reference)
 
     uniform, step = torch.full((n,), 1 / n, dtype=torch.float64), 1e-6
-    influence = frechet.estimate(x, reference).influence
+    influence = gaussians.estimate(x, reference).influence
     for i in range(0, n, 5):
         towards = torch.zeros(n, dtype=torch.float64)
         towards[i] = 1
@@ -136,66 +144,68 @@ def test_influence_is_the_derivative_in_the_weights(n: int, m: int) -> None:
 
 def test_interval_agrees_with_leaving_out() -> None:
     pruned, dense = sample(64, 40, 5, 1.2, 0.1), sample(64, 40, 6)
-    reference = frechet.statistics(sample(200, 40, 7))
+    reference = gaussians.statistics(sample(200, 40, 7))
     prompts = [index // 2 for index in range(64)]
 
     def value_of(kept: np.ndarray) -> float:
-        return frechet.distance(frechet.statistics(pruned[kept]), reference) - frechet.distance(
-            frechet.statistics(dense[kept]), reference
+        return gaussians.distance(gaussians.statistics(pruned[kept]), reference) - gaussians.distance(
+            gaussians.statistics(dense[kept]), reference
         )
 
-    quick, slow = frechet.frechet_rise(pruned, dense, reference, prompts), jackknife(value_of, prompts)
+    quick, slow = rise(pruned, dense, reference, prompts), jackknife(value_of, prompts)
     assert quick.value == pytest.approx(slow.value, rel=1e-9)
     assert quick.high - quick.low == pytest.approx(slow.high - slow.low, rel=0.2)
 
 
 def test_rise_of_a_pipeline_over_itself_is_exactly_zero() -> None:
-    dense, reference = sample(30, 40, 8), frechet.statistics(sample(50, 40, 9))
-    found = frechet.frechet_rise(dense, dense, reference)
+    dense, reference = sample(30, 40, 8), gaussians.statistics(sample(50, 40, 9))
+    found = rise(dense, dense, reference)
     assert (found.value, found.low, found.high) == (0, 0, 0)
 
 
 def test_few_images_never_meet_a_square_matrix_of_the_features() -> None:
     dense, pruned = sample(48, 30_000, 10).float(), sample(48, 30_000, 11, 1.1).float()
-    reference = frechet.statistics(sample(64, 30_000, 12).float())
-    found = frechet.frechet_rise(pruned, dense, reference)  # a 30,000² covariance would need 7 GB
+    reference = gaussians.statistics(sample(64, 30_000, 12).float())
+    found = rise(pruned, dense, reference)  # a 30,000² covariance would need 7 GB
     assert found.low < found.value < found.high
 
 
 def test_statistics_survive_the_disk(tmp_path: Path) -> None:
-    a, b = frechet.statistics(sample(60, 16, 13)), frechet.statistics(sample(10, 16, 14))
+    a, b = gaussians.statistics(sample(60, 16, 13)), gaussians.statistics(sample(10, 16, 14))
     for name, gaussian in {"many": a, "few": b}.items():
-        frechet.save(gaussian, tmp_path / f"{name}.npz", "net-1")
-        back = frechet.load(tmp_path / f"{name}.npz", "net-1")
+        gaussians.save(gaussian, tmp_path / f"{name}.npz", "net-1")
+        back = gaussians.load(tmp_path / f"{name}.npz", "net-1")
         assert back.n == gaussian.n
-        assert frechet.distance(back, a) == pytest.approx(frechet.distance(gaussian, a), rel=1e-7, abs=1e-7)
+        assert gaussians.distance(back, a) == pytest.approx(
+            gaussians.distance(gaussian, a), rel=1e-7, abs=1e-7
+        )
 
 
 def test_statistics_of_other_tools_are_read(tmp_path: Path) -> None:
     x = sample(60, 16, 15).numpy()
     np.savez(tmp_path / "theirs.npz", mu=x.mean(axis=0), sigma=np.cov(x, rowvar=False))
-    stored = frechet.load(tmp_path / "theirs.npz", "inception-v3-compat")
+    stored = gaussians.load(tmp_path / "theirs.npz", "inception-v3-compat")
     assert stored.n == 0
-    assert frechet.distance(stored, frechet.statistics(torch.from_numpy(x))) == pytest.approx(0, abs=1e-7)
+    assert gaussians.distance(stored, gaussians.statistics(torch.from_numpy(x))) == pytest.approx(0, abs=1e-7)
 
 
 def test_statistics_of_another_extractor_are_refused(tmp_path: Path) -> None:
-    frechet.save(frechet.statistics(sample(9, 4, 16)), tmp_path / "a.npz", "net-1")
+    gaussians.save(gaussians.statistics(sample(9, 4, 16)), tmp_path / "a.npz", "net-1")
     with pytest.raises(RaysenseError, match=r"a\.npz.*net-1.*net-2"):
-        frechet.load(tmp_path / "a.npz", "net-2")
+        gaussians.load(tmp_path / "a.npz", "net-2")
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda path: frechet.load(path / "none.npz", "net"), "cannot be read"),
-        (lambda path: frechet.load(broken(path), "net"), "cannot be read"),
-        (lambda path: frechet.load(other(path), "net"), "needs `mu`"),
-        (lambda path: frechet.statistics(torch.zeros(1, 3)), "n ≥ 2"),
-        (lambda path: frechet.statistics(torch.full((3, 3), torch.nan)), "NaN"),
-        (lambda path: frechet.frechet_distance(torch.zeros(3, 3), torch.zeros(3, 4)), "3 and 4 features"),
-        (lambda path: frechet.from_moments(np.zeros(3), np.eye(4), 5), "do not belong together"),
-        (lambda path: frechet.from_moments(np.zeros(2), np.diag([1.0, -1.0]), 5), "negative"),
+        (lambda path: gaussians.load(path / "none.npz", "net"), "cannot be read"),
+        (lambda path: gaussians.load(broken(path), "net"), "cannot be read"),
+        (lambda path: gaussians.load(other(path), "net"), "needs `mu`"),
+        (lambda path: gaussians.statistics(torch.zeros(1, 3)), "n ≥ 2"),
+        (lambda path: gaussians.statistics(torch.full((3, 3), torch.nan)), "NaN"),
+        (lambda path: gaussians.frechet_distance(torch.zeros(3, 3), torch.zeros(3, 4)), "3 and 4 features"),
+        (lambda path: gaussians.from_moments(np.zeros(3), np.eye(4), 5), "do not belong together"),
+        (lambda path: gaussians.from_moments(np.zeros(2), np.diag([1.0, -1.0]), 5), "negative"),
     ],
 )
 def test_errors_say_what_and_why(call: object, words: str, tmp_path: Path) -> None:
