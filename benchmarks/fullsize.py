@@ -1,6 +1,7 @@
 """A whole small study at full size: how long it takes, what every process holds, and whether it ever falls silent.
 
     python -m benchmarks.fullsize            # Stable Diffusion 2's U-Net and text encoder, 1.2 billion weights
+    python -m benchmarks.fullsize --evaluator  # only one evaluator: builds, switches masks, ends; half a minute
     python -m benchmarks.fullsize --quick    # the same networks, narrow
 
 Random bfloat16 weights around the bundle's VAE (a random one paints one colour, which no metric can judge). The study
@@ -15,6 +16,7 @@ import argparse
 import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -143,8 +145,49 @@ def measure(quick: bool) -> dict[str, Any]:
         summary = json.loads((run / "summary.json").read_text())
         chosen = summary["allocation"] or _sparsest(run)
         export = watched([*raysense, "export", str(run), "--allocation", chosen, "--out", str(exported)])
-    limit = EVALUATOR_SLACK * (sizes["weights"] + 2 * sizes["selected"] + sizes["selected"])
+    limit = _evaluator_limit(sizes)
     return {**sizes, "evaluator_limit_gb": round(limit / 1e9, 2), "study": study, "export": export}
+
+
+def one_evaluator(quick: bool) -> dict[str, Any]:
+    """What one evaluator holds at its peak: twice built in a process of its own, the second time from what is kept."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, sizes = shaped(Path(scratch, "pipeline"), quick)
+        settings = [f"pipeline={folder}", *STUDY]
+        order = json.dumps({"settings": settings, "directory": str(Path(scratch, "run"))})
+        lives = []
+        for _ in range(2):
+            command = [sys.executable, "-m", "benchmarks.fullsize", "--live", order]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            lives.append(json.loads(done.stdout.splitlines()[-1]))
+    return {**sizes, "evaluator_limit_gb": round(_evaluator_limit(sizes) / 1e9, 2), "lives": lives}
+
+
+def live(order: str) -> None:
+    """Builds an evaluator, switches all masks three times, says seconds and peaks of its own process."""
+    given = json.loads(order)
+    from raysense.evaluation.evaluator import Evaluator
+    from raysense.study import Study
+
+    seen = {"imports": _peak()}
+    began = time.monotonic()
+    evaluator = Evaluator(Study.load(None, given["settings"]), given["directory"], 1)
+    seen["loaded"] = _peak()
+    for name, share in (("first masks", 0.5), ("second masks", 0.8), ("third masks", 0.3)):
+        evaluator.stand_at(evaluator.grid.uniform(share))
+        seen[name] = _peak()
+        seen.setdefault("seconds", round(time.monotonic() - began, 1))
+    print(json.dumps(seen))
+
+
+def _peak() -> float:
+    """The most resident memory so far, GB."""
+    return round(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9, 2)
+
+
+def _evaluator_limit(sizes: dict[str, int]) -> float:
+    """Live weights, one dense master, a byte a selected weight, and slack."""
+    return EVALUATOR_SLACK * (sizes["weights"] + 2 * sizes["selected"] + sizes["selected"])
 
 
 def _sparsest(run: Path) -> str:
@@ -160,7 +203,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="the same networks, narrow")
-    quick = parser.parse_args(arguments).quick
+    parser.add_argument("--evaluator", action="store_true", help="only the memory of one evaluator")
+    parser.add_argument("--live", metavar="ORDER", help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    quick = args.quick
+    if args.live:
+        live(args.live)
+        return 0
+    if args.evaluator:
+        figures = one_evaluator(quick)
+        peak = max(one["third masks"] for one in figures["lives"])
+        fits = quick or peak <= figures["evaluator_limit_gb"]
+        print(json.dumps({"benchmark": "fullsize evaluator", "figures": figures, "holds": fits}))
+        return 0 if fits else 1
     figures = measure(quick)
     study, export = figures["study"], figures["export"]
     bar = {

@@ -51,11 +51,17 @@ def needs_of(study: Study) -> frozenset[str]:
     """What must be collected from the dense pipeline: any of ``inputs``, ``gradients`` and ``hessians``.
 
     Raises:
-        RaysenseError: An unknown method.
+        RaysenseError: An unknown method, or one whose gradients cannot be had.
     """
     needs = frozenset({"inputs"} if OWL in study.search.strategies else ())
     for name in study.prune.methods:
-        needs |= {"hessians"} if name in UPDATING or study.prune.updates else find_method(name).needs
+        own = frozenset({"hessians"}) if name in UPDATING or study.prune.updates else find_method(name).needs
+        if "gradients" in own and study.offload == "sequential":
+            raise RaysenseError(
+                f"`offload` is 'sequential', but {name} needs gradients of weights, which are gone after each layer's "
+                "call; use `offload: model`, or another `prune.saliency`"
+            )
+        needs |= own
     return needs
 
 

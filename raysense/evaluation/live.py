@@ -19,8 +19,9 @@ from raysense.evaluation.method_selection import components_of
 from raysense.hashing import content_key
 from raysense.pipelines.idle import foreseen_for
 from raysense.pipelines.load import compile_denoiser, load_for, modules_of
+from raysense.pipelines.offload import place
 from raysense.pipelines.sample import call_pipeline
-from raysense.pipelines.text_cache import TextCache
+from raysense.pipelines.text_cache import TextCache, room_for
 from raysense.prompts.sets import PromptSets
 from raysense.pruning.layers import count_zeros, weight_of
 from raysense.pruning.masks import Pruner
@@ -55,8 +56,9 @@ class LivePipeline:
     def __init__(self, study: Study, directory: str, prompts: PromptSets) -> None:
         self.study, self.prompts = study, prompts
         self.device = "cuda" if study.cluster.gpus_per_evaluator > 0 else "cpu"
-        self.pipeline = load_for(study, self.device)
+        self.pipeline = load_for(study)
         self.inventory, self.grid = inventory_and_grid(study, self.pipeline.components)
+        place(self.pipeline, study.offload, self.device)
         self.calibration = Calibration(
             study,
             self.pipeline,
@@ -73,7 +75,7 @@ class LivePipeline:
         self._masker: Pruner | None = None
         self.begin()
         self._refuse_what_is_measured_wrongly()
-        self.texts = TextCache(self.pipeline, self._state)
+        self.texts = TextCache(self.pipeline, self._state, room_for(torch.device(self.device)))
         decode_in_slices(self.pipeline, lambda text: self.notes.append(text))
         if study.compile:
             compile_denoiser(self.pipeline)
@@ -87,7 +89,7 @@ class LivePipeline:
         """
         foreseen, study = foreseen_for(self.study), self.study
         try:
-            if foreseen.why_not:
+            if foreseen.why_not or study.offload != "none":  # some code uses weights that nobody brought
                 with checks.traced(modules_of(self.pipeline)) as ran:
                     call_pipeline(self.pipeline, [checks.SHORT], [0], study.sampling)
                 checks.refuse(checks.layers_run(self.inventory, (), ran))

@@ -31,6 +31,10 @@ KINDS: dict[str, type[nn.Module]] = {
 """Kind -> module class. Subclasses count; norms, biases, embeddings and transposed convolutions never do."""
 
 
+AT_REST = "weights_at_rest"
+"""Attribute of a module whose parameters are placeholders between its calls: name -> the tensor that they come from."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """One prunable weight tensor.
@@ -221,11 +225,16 @@ def find_layers(modules: Mapping[str, nn.Module]) -> Iterator[tuple[Layer, Tenso
             yield Layer(address, component, path, kind, tuple(weight.shape), block_of(address)), weight
 
 
-def weight_of(modules: Mapping[str, nn.Module], layer: Layer) -> nn.Parameter:
+def weight_of(modules: Mapping[str, nn.Module], layer: Layer) -> Tensor:
     """The live weight of a layer."""
-    module = modules[layer.component].get_submodule(layer.path)
-    weight = module.weight
-    assert isinstance(weight, nn.Parameter)
+    return live_weight(modules[layer.component].get_submodule(layer.path))
+
+
+def live_weight(module: nn.Module) -> Tensor:
+    """The weight that the module's next call uses: its parameter, or what that is brought from (`AT_REST`)."""
+    waiting: Mapping[str, Tensor] = vars(module).get(AT_REST, {})
+    weight = waiting.get("weight", module.weight)
+    assert isinstance(weight, Tensor)
     return weight
 
 

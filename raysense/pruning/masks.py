@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
-from raysense.pruning.layers import Inventory, Layer, weight_of
+from raysense.pruning.layers import Inventory, Layer, live_weight, weight_of
 from raysense.pruning.patterns import Pattern, pattern_leaves
 from raysense.pruning.ranking import leaving_levels
 from raysense.pruning.saliency import Known, Method, find_method, score_layer
@@ -146,10 +146,8 @@ class Pruner(ABC):
         """A layer's weight as the next forward pass will use it."""
         return self._parameter(address).data
 
-    def _parameter(self, address: str) -> nn.Parameter:
-        weight = self._owners[address].weight
-        assert isinstance(weight, nn.Parameter)
-        return weight
+    def _parameter(self, address: str) -> Tensor:
+        return live_weight(self._owners[address])
 
     def _mark(self, address: str) -> tuple[int, torch.dtype, int]:
         """What changes when somebody else gives a weight new storage or other values."""
@@ -216,7 +214,8 @@ class Masker(Pruner):
         }
 
     def _write(self, address: str, target: Tensor, level: int) -> None:
-        mask_into(target, self._master[address], self._leaves[address], level)
+        # Whole components may be elsewhere than when the bytes were made: they are brought to the GPU and back.
+        mask_into(target, self._master[address], self._leaves[address].to(target.device), level)
 
 
 def leaves_of(

@@ -29,6 +29,7 @@ from raysense.pipelines.adapter import NO_GUIDANCE, denoisers_of
 from raysense.pipelines.foresee import watched
 from raysense.pipelines.idle import foreseen_for, heads_of, idle_in
 from raysense.pipelines.load import empty_components, load_pipeline, modules_of, notes_of
+from raysense.pipelines.offload import at_rest
 from raysense.pipelines.origin import Origin
 from raysense.pipelines.sample import call_pipeline
 from raysense.prompts.sets import Prompt, PromptSets
@@ -139,6 +140,11 @@ class _Patient:
             {a: grid.level_for(a, SHARE) for a in grid.addresses if a.partition(":")[0] in components}
         )
 
+    def hashes(self) -> dict[str, str]:
+        """Component -> hash of its weights."""
+        with at_rest(self.live.pipeline):
+            return {name: weights_hash(module) for name, module in self.modules.items()}
+
     @cached_property
     def idle(self) -> frozenset[str]:
         return idle_in(self.modules, self.foreseen.order) - heads_of(self.modules)
@@ -167,7 +173,8 @@ def _answer(check: Check, patient: _Patient) -> Iterator[Finding]:
 
 
 def _inventory(patient: _Patient) -> Iterator[Finding]:
-    yield checks.same_parameters(empty_components(Origin.of(patient.study)), patient.modules)
+    with at_rest(patient.live.pipeline):
+        yield checks.same_parameters(empty_components(Origin.of(patient.study)), patient.modules)
     inventory = patient.live.inventory
     order = inventory.n_selected <= inventory.n_prunable <= inventory.n_components <= inventory.n_pipeline
     yield judged(
@@ -248,7 +255,7 @@ def _guidance(patient: _Patient) -> Iterator[Finding]:
 def _masks(patient: _Patient) -> Iterator[Finding]:
     live = patient.live
     chosen = patient.study.prune.components
-    before = {name: weights_hash(module) for name, module in patient.modules.items()}
+    before = patient.hashes()
     allocation = patient.pruned(chosen)
     live.stand_at(allocation)
     wanted = live.masker.count_zeros()
@@ -257,7 +264,7 @@ def _masks(patient: _Patient) -> Iterator[Finding]:
     yield judged("masks", fine, f"{wanted:,} zeros before sampling, {live.masker.count_zeros():,} after it")
     yield from _exports(patient, images)
     live.stand_at(Allocation())
-    other = [name for name, module in patient.modules.items() if weights_hash(module) != before[name]]
+    other = [name for name, value in patient.hashes().items() if value != before[name]]
     again = patient.images(PROMPTS[:1])
     fine = not other and torch.equal(again, patient.alone)
     yield judged(
@@ -269,7 +276,8 @@ def _exports(patient: _Patient, images: Tensor) -> Iterator[Finding]:
     """What is written, plain and compressed, and loaded again, makes the same images."""
     study, live = patient.study, patient.live
     plain, packed = patient.folder / "plain", patient.folder / "packed"
-    live.pipeline.save_pretrained(plain, safe_serialization=True)
+    with at_rest(live.pipeline):
+        live.pipeline.save_pretrained(plain, safe_serialization=True)
     compress(plain, packed)
     allowed = 1e-6 if study.dtype == "float32" else checks.ROUNDING[study.dtype]
     for name, again in (

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 else:
     Extra = Literal[*(name for name, spec in BOUNDED.items() if not spec.always)]
 
-EXTENSIONS = ("budget", "cluster", "name", "track")
+EXTENSIONS = ("budget", "cluster", "name", "offload", "track")
 """Parts of a study that may change between a run and its resumption, as no row depends on them."""
 
 PLACES = ("pipeline", "revision", "prompts", "metrics.reference.path")
@@ -474,6 +474,10 @@ class Study(Section, metaclass=_Readable):
     compile: bool = Field(
         False, description="torch.compile the denoiser; pays off over hundreds of evaluations"
     )
+    offload: Literal["none", "model", "sequential"] = Field(
+        "none",
+        description="weights wait in the host's memory: whole components (model) or layers (sequential)",
+    )
     prompts: str = Field(BUNDLED, description="file of captions, coco-train2017, or bundled")
     prune: Prune = Field(Prune(), description="see below")
     sampling: Sampling = Field(Sampling(), description="see below")
@@ -488,6 +492,11 @@ class Study(Section, metaclass=_Readable):
 
     @model_validator(mode="after")
     def _measurable(self) -> Study:
+        if self.offload != "none" and self.compile:
+            raise Said(
+                f"`offload` is {self.offload!r}, but `compile` needs the weights to stay where they are; leave one of "
+                "them out"
+            )
         for name in self.constraints.custom:
             if name not in self.metrics.custom:
                 known = ", ".join(self.metrics.custom) or "none yet"
@@ -506,7 +515,9 @@ class Study(Section, metaclass=_Readable):
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return without_new(dump(self), info, variant=None, config=None, lora=[], pickled=False)
+        return without_new(
+            dump(self), info, variant=None, config=None, lora=[], pickled=False, offload="none"
+        )
 
     @property
     def own_specs(self) -> dict[str, MetricSpec]:
@@ -554,7 +565,7 @@ class Study(Section, metaclass=_Readable):
         """What decides the rows, beside contents: the definition less what may be changed on ``--resume``."""
         definition = self.model_dump(mode="json")
         for extension in EXTENSIONS:
-            del definition[extension]
+            definition.pop(extension, None)
         for place in PLACES:
             *sections, last = place.split(".")
             del functools.reduce(operator.getitem, sections, definition)[last]
