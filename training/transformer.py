@@ -20,7 +20,7 @@ from . import models
 from .world import RESOLUTION
 
 MAX_TOKENS = 17
-WIDTH = 192
+WIDTH = 160
 TEXT_WIDTHS = (96, 64)
 
 
@@ -48,13 +48,13 @@ def text_encoder(words: CLIPTokenizer, width: int) -> CLIPTextModelWithProjectio
 
 
 def transformer() -> SD3Transformer2DModel:
-    """Six joint blocks of width 192 on 16 patches of 2×2 latents."""
+    """Four joint blocks of width 160 on 16 patches of 2×2 latents."""
     model = SD3Transformer2DModel(
         sample_size=RESOLUTION // 4,
         patch_size=2,
         in_channels=4,
         out_channels=4,
-        num_layers=6,
+        num_layers=4,
         attention_head_dim=32,
         num_attention_heads=WIDTH // 32,
         joint_attention_dim=sum(TEXT_WIDTHS),
