@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -93,11 +94,13 @@ class ImageSets:
     def _make_reference(self, rung: str, draw: int, dense: ScoredImages) -> Reference:
         scorer, external = self._scorer(), self._scorer().external
         features: Mapping[str, Tensor] = {}
+        prompt_ids = None
         if external.is_saved:
             gaussian = scorer.saved_reference()
         else:
             if external.path is None:
                 features = self._dense_reference(rung).features
+                prompt_ids = [prompt.id for prompt in self._reference_pairs(rung)[0]]
             else:
                 features = self._memory.remembered(
                     self._keys.external(dense.size), lambda: scorer.external_features(dense.size)
@@ -110,7 +113,8 @@ class ImageSets:
 
         key = content_key("distances", self._keys.signature, rung, draw, metrics)
         stored = self._memory.remembered(key, estimate)
-        return Reference(gaussian, features, {metric: _from_tensors(metric, stored) for metric in metrics})
+        before = {metric: _from_tensors(metric, stored) for metric in metrics}
+        return Reference(gaussian, features, before, prompt_ids)
 
     # --- dense and pruned sets ------------------------------------------------------------------------
 
@@ -170,18 +174,21 @@ def _some(pairs: Pairs, chosen: range) -> Pairs:
     return pairs[0][chosen.start : chosen.stop], pairs[1][chosen.start : chosen.stop]
 
 
+_PARTS = tuple(field.name for field in fields(Estimate) if field.name != "value")
+
+
 def _as_tensors(estimates: Mapping[str, Estimate]) -> dict[str, Tensor]:
     """Metric -> estimate as named tensors, for the cache."""
     tensors = {}
     for metric, estimate in estimates.items():
         tensors[f"{metric}/value"] = torch.tensor(estimate.value, dtype=torch.float64)
-        tensors[f"{metric}/influence"] = torch.from_numpy(estimate.influence)
-        if estimate.joint is not None:
-            tensors[f"{metric}/joint"] = torch.from_numpy(estimate.joint)
+        for part in _PARTS:
+            if (values := getattr(estimate, part)) is not None:
+                tensors[f"{metric}/{part}"] = torch.from_numpy(values)
     return tensors
 
 
 def _from_tensors(metric: str, stored: Mapping[str, Tensor]) -> Estimate:
     """One of the estimates that `_as_tensors` was given."""
-    joint = stored[f"{metric}/joint"].numpy() if f"{metric}/joint" in stored else None
-    return Estimate(float(stored[f"{metric}/value"]), stored[f"{metric}/influence"].numpy(), joint)
+    parts = {part: stored[f"{metric}/{part}"].numpy() for part in _PARTS if f"{metric}/{part}" in stored}
+    return Estimate(float(stored[f"{metric}/value"]), **parts)

@@ -125,11 +125,13 @@ class Reference:
         gaussian: Mean and covariance of the features.
         features: Network -> (m, d) features; empty for saved statistics.
         dense: Metric -> the dense pipeline's estimate, row by row the images of the rung.
+        prompt_ids: (m,) the prompt of each image; None where these are the study's own images.
     """
 
     gaussian: gaussians.Gaussian
     features: Mapping[str, Tensor]
     dense: Mapping[str, Estimate]
+    prompt_ids: Sequence[str] | None = None
 
 
 class ImageScorer:
@@ -298,8 +300,10 @@ class ImageScorer:
         for name in self.distances:
             after = self.estimate(name, pruned, reference.features, reference.gaussian)
             judge = self._judge(name)
-            measures[name] = measure(influence_interval(after, ids), judge)
-            measures[f"{name}_rise"] = measure(influence_rise(after, reference.dense[name], ids), judge)
+            theirs = reference.prompt_ids
+            measures[name] = measure(influence_interval(after, ids, reference_ids=theirs), judge)
+            rise = influence_rise(after, reference.dense[name], ids, reference_ids=theirs)
+            measures[f"{name}_rise"] = measure(rise, judge)
         measures |= self._of_sets(pruned, dense, reference, ids)
         return measures, values
 

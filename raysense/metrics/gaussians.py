@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from raysense.errors import RaysenseError
-from raysense.metrics.intervals import Estimate
+from raysense.metrics.intervals import Estimate, Floats
 
 
 @dataclass(frozen=True)
@@ -110,19 +110,32 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     return distance(statistics(features_a), statistics(features_b))
 
 
-def estimate(features: Tensor, reference: Gaussian) -> Estimate:
-    """Fréchet distance of (n, d) features to a fixed reference, and each image's influence on it.
+def estimate(features: Tensor, reference: Gaussian, reference_features: Tensor | None = None) -> Estimate:
+    """Fréchet distance of (n, d) features to a reference, and each image's influence on it.
+
+    Args:
+        features: (n, d).
+        reference: Mean and covariance of the reference.
+        reference_features: (m, d), what `reference` was made of, for the influence of its images; None where they
+            are not known, and then the reference counts as fixed.
 
     Raises:
         RaysenseError: See `centre` and `distance`.
     """
+    value, influence = _moves(features, reference)
+    theirs = None if reference_features is None else _moves(reference_features, statistics(features))[1]
+    return Estimate(value, influence, reference=theirs)
+
+
+def _moves(features: Tensor, reference: Gaussian) -> tuple[float, Floats]:
+    """The distance, and what each image of (n, d) features moves it by."""
     mean, centred = centre(features)
     n = len(centred)
     shift, sizes = gap(mean, reference.mean), centred.square().sum(dim=1)
     u, s, _ = torch.linalg.svd(centred @ reference.factor.T / (n - 1) ** 0.5, full_matrices=False)
     value = shift.square().sum() + sizes.sum() / (n - 1) + reference.factor.square().sum() - 2 * s.sum()
     influence = 2 * centred @ shift + sizes * n / (n - 1) - n * u.square() @ s
-    return Estimate(float(value), (influence - influence.mean()).numpy())
+    return float(value), (influence - influence.mean()).numpy()
 
 
 def from_moments(mean: npt.ArrayLike, covariance: npt.ArrayLike, n: int) -> Gaussian:

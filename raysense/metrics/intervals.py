@@ -167,11 +167,19 @@ class Estimate:
         joint: (n, n) float64, symmetric, rows with mean zero, nothing on the diagonal: what two images do to the
             statistic together beyond what each does alone, for a statistic that is a mean over pairs of
             images. None where there is no such part, or where it is too small to matter.
+        reference: (m,) float64 with mean zero: the same as `influence` for the images of the reference. None where they
+            are not known (saved statistics), and then the interval holds for this very reference only.
+        across: (n, m) float64, rows and columns with mean zero: what an image and one of the reference do together
+            beyond what each does alone. None as for `joint`.
+        joint_reference: (m, m) float64, as `joint` for the images of the reference.
     """
 
     value: float
     influence: Floats
     joint: Floats | None = None
+    reference: Floats | None = None
+    across: Floats | None = None
+    joint_reference: Floats | None = None
 
     def __sub__(self, other: Estimate) -> Estimate:
         """The difference of two statistics of the same images, in their order.
@@ -183,50 +191,107 @@ class Estimate:
             raise RaysenseError(
                 f"estimates of {len(self.influence)} and {len(other.influence)} images; they must pair."
             )
-        joint = None if self.joint is None or other.joint is None else self.joint - other.joint
-        return Estimate(self.value - other.value, self.influence - other.influence, joint)
+
+        def less(a: Floats | None, b: Floats | None) -> Floats | None:
+            return None if a is None or b is None else a - b
+
+        return Estimate(
+            self.value - other.value,
+            self.influence - other.influence,
+            less(self.joint, other.joint),
+            less(self.reference, other.reference),
+            less(self.across, other.across),
+            less(self.joint_reference, other.joint_reference),
+        )
 
 
 def influence_interval(
-    estimate: Estimate, prompt_ids: Sequence[Hashable] | None = None, level: float = LEVEL
+    estimate: Estimate,
+    prompt_ids: Sequence[Hashable] | None = None,
+    level: float = LEVEL,
+    reference_ids: Sequence[Hashable] | None = None,
 ) -> Interval:
     """Interval of a statistic by the infinitesimal jackknife over prompts.
 
-    It is for the statistic *at this sample size*: a Fréchet distance keeps the bias that its number of images
-    gives it.
+    Prompts are drawn anew, and with them the images of the reference; a reference with images of its own is drawn anew
+    apart from them. What two images do together is counted by each of them, so it is taken off once (Efron and Stein
+    1981). The interval is for the statistic *at this sample size*: a Fréchet distance keeps the bias that its number of
+    images gives it.
 
     Args:
         estimate: The statistic and the images' influences.
         prompt_ids: (n,) the prompt of each image; None when all differ.
         level: Two-sided confidence.
+        reference_ids: (m,) the prompt of each image of the reference; None when it has nothing to do with the prompts.
 
     Raises:
-        RaysenseError: If `prompt_ids` does not fit.
+        RaysenseError: If `prompt_ids` or `reference_ids` does not fit.
     """
     n = len(estimate.influence)
     labels = prompt_labels(prompt_ids, n)
-    sums = np.bincount(labels, weights=estimate.influence).astype(np.float64)
-    if sums.size < 2:
+    # What one prompt moves the statistic by.
+    moves = np.bincount(labels, weights=estimate.influence).astype(np.float64) / n
+    if moves.size < 2:
         return Interval(estimate.value, -np.inf, np.inf, n)
-    if estimate.joint is None:
-        return around(estimate.value, float(np.sqrt(between(sums))) / n, sums.size - 1, n, level)
-    own = np.eye(sums.size)[labels]
-    together = own.T @ estimate.joint @ own
-    # Two images of one prompt stand in the influence of both.
-    variance = between(sums - together.diagonal() / (n - 1))
-    np.fill_diagonal(together, 0)
-    # Where pairs are all there is, half of it is there twice: never take off more.
-    variance = max(variance - 2 * float((together**2).sum()) / n**2, variance / 2)
-    return around(estimate.value, float(np.sqrt(variance)) / n, sums.size - 1, n, level)
+    theirs: Integers = np.zeros(0, dtype=np.int64)
+    if estimate.reference is not None:
+        m = len(estimate.reference)
+        theirs = _reference_labels(prompt_ids, labels, reference_ids, m)
+        sums = np.bincount(theirs, weights=estimate.reference, minlength=moves.size).astype(np.float64) / m
+        sums[: moves.size] += moves
+        moves, apart = np.split(sums, [moves.size])
+    else:
+        apart = np.zeros(0)
+    variance = between(moves) + between(apart)
+    if estimate.joint is not None:
+        pairs = _pairs(estimate, estimate.joint, labels, theirs, moves.size + apart.size)
+        # Two images of one prompt stand in the influence of both.
+        variance = between(moves - pairs.diagonal()[: moves.size] * n / (n - 1)) + between(apart)
+        np.fill_diagonal(pairs, 0)
+        # Where pairs are all there is, half of it is there twice: never take off more.
+        variance = max(variance - 2 * float((pairs**2).sum()), variance / 2)
+    return around(estimate.value, float(np.sqrt(variance)), moves.size - 1, n, level)
+
+
+def _pairs(estimate: Estimate, joint: Floats, labels: Integers, theirs: Integers, prompts: int) -> Floats:
+    """What two prompts do to the statistic together, with all of their images: (prompts, prompts), symmetric."""
+    n = len(labels)
+    if estimate.across is None or estimate.joint_reference is None:
+        own = np.eye(int(labels.max()) + 1)[labels]
+        return np.asarray(own.T @ joint @ own / n**2)
+    own, other, m = np.eye(prompts)[labels], np.eye(prompts)[theirs], len(theirs)
+    total = own.T @ joint @ own / n**2 + own.T @ estimate.across @ other / (n * m)
+    total += other.T @ estimate.joint_reference @ other / m**2
+    return np.asarray((total + total.T) / 2)
+
+
+def _reference_labels(
+    prompt_ids: Sequence[Hashable] | None, labels: Integers, reference_ids: Sequence[Hashable] | None, m: int
+) -> Integers:
+    """The number of each reference image's prompt: that of the images, or a new one, counted on from theirs."""
+    prompts = int(labels.max()) + 1
+    if reference_ids is None:
+        return prompts + np.arange(m, dtype=np.int64)
+    if len(reference_ids) != m:
+        raise RaysenseError(
+            f"`reference_ids` has {len(reference_ids)} entries for {m} images; give one an image."
+        )
+    ids = list(range(len(labels))) if prompt_ids is None else prompt_ids
+    numbers: dict[Hashable, int] = {name: int(label) for name, label in zip(ids, labels, strict=True)}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in reference_ids], dtype=np.int64)
 
 
 def between(sums: Floats) -> float:
     """Variance of the total of (prompts,) independent sums."""
-    return sums.size * float(sums.var(ddof=1))
+    return sums.size * float(sums.var(ddof=1)) if sums.size > 1 else 0.0
 
 
 def influence_rise(
-    pruned: Estimate, dense: Estimate, prompt_ids: Sequence[Hashable] | None = None, level: float = LEVEL
+    pruned: Estimate,
+    dense: Estimate,
+    prompt_ids: Sequence[Hashable] | None = None,
+    level: float = LEVEL,
+    reference_ids: Sequence[Hashable] | None = None,
 ) -> Interval:
     """How much a statistic of the set grows from the dense to the pruned pipeline, same prompts and seeds.
 
@@ -235,6 +300,7 @@ def influence_rise(
         dense: Of the dense pipeline's, image by image the same prompt and noise, against the same reference.
         prompt_ids: (n,) the prompt of each pair; None when all differ.
         level: Two-sided confidence.
+        reference_ids: (m,) see `influence_interval`.
 
     Returns:
         Interval of pruned − dense; what both have in common, bias and noise, cancels.
@@ -242,7 +308,7 @@ def influence_rise(
     Raises:
         RaysenseError: If the two do not pair up.
     """
-    return influence_interval(pruned - dense, prompt_ids, level)
+    return influence_interval(pruned - dense, prompt_ids, level, reference_ids)
 
 
 def jackknife(

@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from raysense.errors import RaysenseError
-from raysense.metrics.intervals import Estimate
+from raysense.metrics.intervals import Estimate, Floats
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 """(n, d) and (m, d) features to the (n, m) kernel between them."""
@@ -35,14 +36,21 @@ class Similarity:
     Attributes:
         within: (n,) float64, each image's mean kernel with the images of its own set.
         across: (n,) float64, with the images of the reference.
-        reference: Mean kernel between the reference's images.
+        reference_within: (m,) float64, each reference image's mean kernel with the others of the reference.
+        reference_across: (m,) float64, with the images.
         joint: (n, n) float64, see `Estimate`; None for more than `ROWS` images, or fewer than three.
+        joint_across: (n, m) float64, the kernel between the two sets less its row and column means; None for more than
+            `ROWS` images on a side, or fewer than three.
+        joint_reference: (m, m) float64, as `joint`.
     """
 
     within: Tensor
     across: Tensor
-    reference: float
+    reference_within: Tensor
+    reference_across: Tensor
     joint: Tensor | None
+    joint_across: Tensor | None
+    joint_reference: Tensor | None
 
 
 def statistics(features: Tensor, reference: Tensor, kernel: Kernel, *, unbiased: bool) -> Similarity:
@@ -69,11 +77,20 @@ def statistics(features: Tensor, reference: Tensor, kernel: Kernel, *, unbiased:
     x, y = features.double(), reference.double()
     if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
         raise RaysenseError("`features` hold NaN or infinity; ask `why_collapsed` before measuring.")
+    across, back = torch.empty(len(x), dtype=x.dtype), torch.zeros(len(y), dtype=x.dtype)
+    for start in range(0, len(x), ROWS):
+        block = kernel(x[start : start + ROWS], y)
+        across[start : start + ROWS] = block.mean(dim=1)
+        back += block.sum(dim=0) / len(x)
+    few, few_y = (2 < len(side) <= ROWS for side in (x, y))
     return Similarity(
         within=within_means(x, kernel, unbiased=unbiased),
-        across=torch.cat([kernel(rows, y).mean(dim=1) for rows in torch.split(x, ROWS)]),
-        reference=float(within_means(y, kernel, unbiased=unbiased).mean()),
-        joint=joint(kernel(x, x)) if 2 < len(x) <= ROWS else None,
+        across=across,
+        reference_within=within_means(y, kernel, unbiased=unbiased),
+        reference_across=back,
+        joint=joint(kernel(x, x)) if few else None,
+        joint_across=kernel(x, y) - across[:, None] - back + across.mean() if few and few_y else None,
+        joint_reference=joint(kernel(y, y)) if few_y else None,
     )
 
 
@@ -100,11 +117,26 @@ def within_means(x: Tensor, kernel: Kernel, *, unbiased: bool) -> Tensor:
 
 def value(similarity: Similarity) -> float:
     """MMD² from the mean kernels."""
-    return float(similarity.within.mean() - 2 * similarity.across.mean()) + similarity.reference
+    within = similarity.within.mean() + similarity.reference_within.mean()
+    return float(within - 2 * similarity.across.mean())
 
 
 def estimate(similarity: Similarity, scale: float = 1.0) -> Estimate:
-    """`scale` · MMD² and each image's influence on it, the reference fixed."""
-    influence = 2 * (similarity.within - similarity.across)
-    together = None if similarity.joint is None else scale * similarity.joint.numpy()
-    return Estimate(scale * value(similarity), scale * (influence - influence.mean()).numpy(), together)
+    """`scale` · MMD² and the influence on it of each image, the reference's too."""
+
+    def scaled(pairs: Tensor | None, by: float = 1) -> Floats | None:
+        return None if pairs is None else np.asarray(by * scale * pairs.numpy(), dtype=np.float64)
+
+    return Estimate(
+        scale * value(similarity),
+        _influence(similarity.within, similarity.across, scale),
+        scaled(similarity.joint),
+        _influence(similarity.reference_within, similarity.reference_across, scale),
+        scaled(similarity.joint_across, -2),
+        scaled(similarity.joint_reference),
+    )
+
+
+def _influence(within: Tensor, across: Tensor, scale: float) -> Floats:
+    moves = 2 * (within - across)
+    return np.asarray(scale * (moves - moves.mean()).numpy(), dtype=np.float64)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import scipy.stats
@@ -15,7 +16,7 @@ from raysense.errors import RaysenseError
 from raysense.metrics import mmd
 from raysense.metrics.builtin import cmmd, kid
 from raysense.metrics.features import EfficientNetLite0Features
-from raysense.metrics.intervals import Estimate, influence_interval, influence_rise, jackknife
+from raysense.metrics.intervals import Estimate, Integers, influence_interval, influence_rise, jackknife
 
 from .conftest import paint
 from .test_gaussians import Images
@@ -99,17 +100,22 @@ def test_rows_at_a_time_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("estimate", "value"), [(kid.estimate, kid.kid), (cmmd.estimate, cmmd.cmmd)])
 def test_intervals_agree_with_leaving_out(estimate: object, value: object) -> None:
-    dense, reference = sample(96, 8), sample(200, 9)
+    dense, reference = sample(96, 8), sample(96, 9)
     pruned = dense * 1.2 + 0.2 * sample(96, 10) + 0.5
     if value is cmmd.cmmd:
         dense, pruned, reference = unit(dense), unit(pruned), unit(reference)
     prompts = [index // 3 for index in range(96)]
+    # The reference shows the same prompts, in another order and under other seeds: it is left out with them.
+    theirs = [index % 32 for index in range(96)]
     after, before = estimate(pruned, reference), estimate(dense, reference)  # type: ignore[operator]
-    quick = influence_rise(after, before, prompts)
-    slow = jackknife(
-        lambda kept: value(pruned[kept], reference) - value(dense[kept], reference),  # type: ignore[operator]
-        prompts,
-    )
+    quick = influence_rise(after, before, prompts, reference_ids=theirs)
+
+    def value_of(kept: Integers) -> float:
+        left = {prompts[index] for index in kept}
+        of_reference = reference[[index for index, prompt in enumerate(theirs) if prompt in left]]
+        return value(pruned[kept], of_reference) - value(dense[kept], of_reference)  # type: ignore[operator, no-any-return]
+
+    slow = jackknife(value_of, prompts)
     assert quick.value == pytest.approx(slow.value, rel=1e-9)
     assert quick.high - quick.low == pytest.approx(slow.high - slow.low, rel=0.1)
     assert quick.low > 0
@@ -127,12 +133,28 @@ def test_what_pairs_do_is_counted_once(seeds: int) -> None:
     quantile = float(scipy.stats.t.ppf(0.975, 23))
 
     def variance(found: list[Estimate]) -> float:
-        reach = [influence_interval(e, prompts) for e in found]
+        reach = [influence_interval(replace(e, reference=None, across=None), prompts) for e in found]
         return sum(((i.high - i.low) / 2 / quantile) ** 2 for i in reach) / len(reach)
 
     plain = [Estimate(e.value, e.influence) for e in estimates]
     assert variance(plain) > 1.5 * spread
     assert variance(estimates) == pytest.approx(spread, rel=0.25)
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["its prompts", "apart"])
+def test_intervals_count_a_reference_drawn_anew(same: bool) -> None:
+    """Prompts, images and reference drawn anew each time: the interval is as wide as the values then spread."""
+    prompts, rises = list(range(40)), []
+    theirs = prompts * 2 if same else None
+    for study in range(400):
+        subject, other = sample(40, 5000 + study), sample(80, 6000 + study)
+        dense = 0.8 * subject + 0.6 * sample(40, 7000 + study)
+        reference = 0.8 * subject.repeat(2, 1) + 0.6 * other if same else other
+        pair = kid.estimate(0.7 * dense, reference), kid.estimate(dense, reference)
+        rises.append(influence_rise(*pair, prompts, reference_ids=theirs))
+    quantile = float(scipy.stats.t.ppf(0.975, 39))
+    said = sum(((rise.high - rise.low) / 2 / quantile) ** 2 for rise in rises) / len(rises)
+    assert said == pytest.approx(float(torch.tensor([rise.value for rise in rises]).var()), rel=0.25)
 
 
 @pytest.mark.parametrize("estimate", [kid.estimate, cmmd.estimate])

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 
 def estimate(features: Tensor, reference: Tensor, gaussian: Gaussian) -> Estimate:
-    """Fréchet distance of (n, d) features to the reference's Gaussian, and each image's influence on it."""
+    """Fréchet distance of (n, d) features to the reference's Gaussian, and the influence of each image on it.
+
+    `reference` is (m, d), or empty where only the Gaussian is known.
+    """
     from raysense.metrics import gaussians
 
-    return gaussians.estimate(features, gaussian)
+    return gaussians.estimate(features, gaussian, reference if len(reference) else None)
 
 
 SPEC = MetricSpec(
