@@ -158,6 +158,7 @@ class Evaluation:
         evaluator: Which evaluator life answered.
         device: What it ran on: ``cpu``, ``cuda: NVIDIA H100``.
         versions: Of the software that decides what is measured.
+        taken_from: The earlier run that measured it, where nothing was spent on it here; else an empty string.
         samples: Per-image rows: ``prompt_id``, ``prompt``, ``seed`` and one float per per-image metric.
     """
 
@@ -180,6 +181,7 @@ class Evaluation:
     evaluator: str = ""
     device: str = ""
     versions: str = ""
+    taken_from: str = ""
     samples: Sequence[Mapping[str, Any]] = ()
 
 

@@ -17,6 +17,9 @@ examples:
       your own study with one value changed
   python -m raysense.search my_study.yaml --resume
       go on after Ctrl-C, a crash or a lost machine; what is stored is not measured again
+  python -m raysense.search my_study.yaml --set constraints.clip_score.max_drop=0.01 --from reports/runs/my-study \
+          --out reports/runs/my-study-tighter
+      another bound, budget or strategy: the rows of an earlier run are taken over, only what is missing is measured
   python -m raysense.search my_study.yaml --address auto
       on the Ray cluster this machine belongs to
 
@@ -42,6 +45,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--out", metavar="DIR", help=f"folder or s3:// address; default: {RUNS}/<name of the study>"
     )
     parser.add_argument("--address", help="a running Ray cluster, e.g. auto; default: Ray on this machine")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="RUN",
+        help="an earlier run of a study that differs in bounds, budget or strategies only: what it measured is not "
+        "measured again",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the study that DIR holds, if any")
 
 
@@ -61,7 +71,14 @@ def run(args: argparse.Namespace) -> int:
                 from raysense.search.job import refuse_to_overwrite, run_study
 
             refuse_to_overwrite(out, args.resume)
-            summary = run_study(study, out, address=args.address, resume=args.resume, console=console)
+            summary = run_study(
+                study,
+                out,
+                address=args.address,
+                resume=args.resume,
+                console=console,
+                source=args.source,
+            )
         except KeyboardInterrupt as stopped:
             with contextlib.suppress(OSError):  # the terminal may be what went away
                 say(console, str(stopped) or stopping, whole=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from raysense.errors import RaysenseError
+from raysense.execution.earlier import Earlier
 from raysense.execution.progress import OnProgress, Outcome
 from raysense.records import Evaluation, Question, Task
 from raysense.store.store import Store
@@ -33,6 +34,7 @@ class Executor(Protocol):
         signature: str,
         lookahead: int,
         on_progress: OnProgress | None = None,
+        earlier: Earlier | None = None,
     ) -> Outcome:
         """Ask, measure what the store does not answer, store, tell, until the strategy is done.
 
@@ -42,6 +44,7 @@ class Executor(Protocol):
             signature: The study's signature, part of every evaluation's key.
             lookahead: W of design decision 3: the same W gives the same decisions, whoever executes.
             on_progress: Called about twice a second, and at the end.
+            earlier: A run whose rows are taken over where the store has none.
 
         Returns:
             Whether the strategy is done or the run was interrupted (Ctrl-C once), and the final numbers.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from raysense.errors import RaysenseError
+from raysense.execution.earlier import Earlier
 from raysense.execution.progress import Snapshot
 from raysense.records import Evaluation, Question, Task
 from raysense.strategies.base import Lookahead
@@ -48,12 +49,20 @@ class Ledger:
         strategy: Asked and told in the order that `Lookahead` enforces.
         known: Evaluations by key, as the store had them when the run began.
         signature: The study's.
+        earlier: A run whose rows are taken over where the store has none; None for none.
     """
 
-    def __init__(self, strategy: Lookahead, known: Mapping[str, Evaluation], signature: str) -> None:
+    def __init__(
+        self,
+        strategy: Lookahead,
+        known: Mapping[str, Evaluation],
+        signature: str,
+        earlier: Earlier | None = None,
+    ) -> None:
         self._strategy = strategy
         self._known = known
         self._signature = signature
+        self._earlier = earlier
         self._new: dict[str, Evaluation] = {}
         self._open: dict[str, PendingTrial] = {}
         self._stage = ""
@@ -108,11 +117,15 @@ class Ledger:
     def _replay(self, work: PendingTrial) -> None:
         """Answer what the store answers, up to the first task that it does not."""
         tasks = work.question.tasks
-        while not work.settled and (answer := self._stored(tasks[len(work.answers)])) is not None:
+        while not work.settled:
+            task = tasks[len(work.answers)]
+            answer = self._stored(task) or self._taken(work.question, task)
+            if answer is None:
+                break
             work.answers.append(answer)
             self._count(answer, replayed=True)
         later = range(len(work.answers) + 1, len(tasks))
-        work.until = next((place for place in later if self._stored(tasks[place]) is not None), None)
+        work.until = next((place for place in later if self._has(tasks[place])), None)
 
     def snapshot(self) -> Snapshot:
         """The counts; who executes adds the clock and the evaluators."""
@@ -134,6 +147,15 @@ class Ledger:
     def _stored(self, task: Task) -> Evaluation | None:
         key = task.key(self._signature)
         return self._new.get(key) or self._known.get(key)
+
+    def _taken(self, question: Question, task: Task) -> Evaluation | None:
+        taken = self._earlier.take(question, task) if self._earlier is not None else None
+        if taken is not None:
+            self._new[taken.key] = taken
+        return taken
+
+    def _has(self, task: Task) -> bool:
+        return self._stored(task) is not None or (self._earlier is not None and self._earlier.has(task))
 
     def _count(self, evaluation: Evaluation, *, replayed: bool) -> None:
         self._done += 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from raysense.errors import RaysenseError
 from raysense.execution.compactor import COMPACT_EVERY
+from raysense.execution.earlier import Earlier
 from raysense.execution.executor import ATTEMPTS, Measurer, failure, log, new_life, signed
 from raysense.execution.interrupt import Interrupt
 from raysense.execution.ledger import Ledger
@@ -37,12 +38,13 @@ class LocalExecutor:
         signature: str,
         lookahead: int = 1,
         on_progress: OnProgress | None = None,
+        earlier: Earlier | None = None,
     ) -> Outcome:
         """See `Executor`."""
         clock, life = Clock(0.5), new_life()
         with store.lock(), Interrupt() as interrupt:
             store.forget_failed()
-            ledger = Ledger(Lookahead(strategy, lookahead), store.known(), signature)
+            ledger = Ledger(Lookahead(strategy, lookahead), store.known(), signature, earlier)
 
             def snapshot(busy: int) -> Snapshot:
                 return replace(ledger.snapshot(), seconds=clock.seconds, busy=busy, evaluators=1)

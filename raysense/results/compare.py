@@ -48,7 +48,7 @@ def compare(a: Run, b: Run) -> Comparison:
 
 def _figures(run: Run) -> dict[str, Any]:
     found: dict[str, Any] = {"evaluations": float(len(run.table("evaluations")))}
-    found["cost (sample-forwards)"] = float(run.table("evaluations")["cost"].sum())
+    found["cost (sample-forwards)"] = float(run.costs()["cost"].sum())
     summary = run.summary
     if summary is None or not summary["feasible"]:
         return found

@@ -282,21 +282,13 @@ class Run:
     def costs(self) -> pd.DataFrame:
         """One row per stage, in order.
 
-        Columns: ``stage``, ``evaluations``, ``images``, ``cost``, ``seconds``, ``failed``, ``collapsed``.
+        Columns: ``stage``, ``evaluations``, ``taken`` (from an earlier run, at no cost), ``images``, ``cost``,
+        ``seconds``, ``failed``, ``collapsed``.
         """
-        rows = self.table("evaluations")
-        grouped = rows.groupby("stage").agg(
-            evaluations=("key", "size"),
-            images=("images", "sum"),
-            cost=("cost", "sum"),
-            seconds=("seconds", "sum"),
-            failed=("failed", lambda texts: int((texts != "").sum())),
-            collapsed=("collapsed", lambda texts: int((texts != "").sum())),
-        )
-        order = ["baseline", "sensitivity", "search", "validation"]
-        known = [stage for stage in order if stage in grouped.index]
-        others = [stage for stage in grouped.index if stage not in order]
-        return grouped.loc[[*known, *others]].reset_index()
+        rows = self.table("evaluations").copy()
+        taken = rows["taken_from"] != ""
+        rows.loc[taken, ["images", "cost", "seconds"]] = 0
+        return _costs(self.table("evaluations"))
 
     def front(self, metric: str, rung: str = "score") -> pd.DataFrame:
         """The candidates of a rung that no other beats in both sparsity and `metric`, least sparse first."""
@@ -341,3 +333,22 @@ def cliffs_of(curves: pd.DataFrame, tolerable: float) -> pd.DataFrame:
     frame["edge"] = ((frame["safe"] + frame["over"]) / 2).round(2)
     ordered = frame.sort_values(["edge", "worst", "group"], ascending=[True, False, True], na_position="last")
     return ordered.drop(columns="edge").reset_index(drop=True)
+
+
+def _costs(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """What stages took; nothing is charged for rows that an earlier run measured."""
+    rows = evaluations.assign(taken=evaluations["taken_from"] != "")
+    rows.loc[rows["taken"], ["images", "cost", "seconds"]] = 0
+    grouped = rows.groupby("stage").agg(
+        evaluations=("key", "size"),
+        taken=("taken", "sum"),
+        images=("images", "sum"),
+        cost=("cost", "sum"),
+        seconds=("seconds", "sum"),
+        failed=("failed", lambda texts: int((texts != "").sum())),
+        collapsed=("collapsed", lambda texts: int((texts != "").sum())),
+    )
+    order = ["baseline", "sensitivity", "search", "validation"]
+    known = [stage for stage in order if stage in grouped.index]
+    others = [stage for stage in grouped.index if stage not in order]
+    return grouped.loc[[*known, *others]].reset_index()

@@ -88,11 +88,13 @@ def summarise(
 
 
 def _spent(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """What all evaluations took."""
+    """What all evaluations took that were measured here, not in an earlier run."""
+    own = [e for e in evaluations if not e.taken_from]
     return {
         "evaluations": len(evaluations),
-        "images": sum(e.images for e in evaluations),
-        "cost": sum(e.cost for e in evaluations),
+        "taken": len(evaluations) - len(own),
+        "images": sum(e.images for e in own),
+        "cost": sum(e.cost for e in own),
         "cost_unit": "denoiser sample-forwards",
     }
 

@@ -110,6 +110,7 @@ def search(
     address: str | None = None,
     resume: bool = False,
     in_process: bool = False,
+    from_run: str | Path | None = None,
     progress: bool = True,
 ) -> Run:
     """Find the sparsest layer-wise pruning inside a study's quality budget; `python -m raysense.search`.
@@ -121,6 +122,8 @@ def search(
         address: A running Ray cluster's address; None starts Ray on this machine.
         resume: Go on in a folder that already holds evaluations of this study.
         in_process: Measure in this process, one evaluation after another, without Ray: for a live pipeline on one GPU.
+        from_run: An earlier run of a study that differs in bounds, budget or strategies only: its rows are taken over
+            where they fit, at no cost; their column ``taken_from`` says so.
         progress: Show how far it is, with the time left.
 
     Returns:
@@ -145,7 +148,15 @@ def search(
         f"Stopped; nothing stored is lost. Go on with raysense.search(…, out={str(out)!r}, resume=True)"
     )
     try:
-        run_study(ready, str(out), address=address, resume=resume, console=console, in_process=in_process)
+        run_study(
+            ready,
+            str(out),
+            address=address,
+            resume=resume,
+            console=console,
+            in_process=in_process,
+            source=None if from_run is None else str(from_run),
+        )
     except KeyboardInterrupt as stopped:
         if Disk(str(out)).read("study.json") is None:
             raise

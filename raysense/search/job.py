@@ -21,6 +21,7 @@ from raysense.evaluation.identity import grid_of, signature
 from raysense.evaluation.inputs import inputs_of, keep_code, keep_prompts
 from raysense.evaluation.scoring import ImageScorer
 from raysense.evaluation.weights import Weights
+from raysense.execution.earlier import Earlier
 from raysense.execution.executor import EvaluatorSpec, Executor
 from raysense.execution.live import view
 from raysense.execution.local import LocalExecutor
@@ -39,6 +40,7 @@ from raysense.results.page import is_finished_page, page_of, write_page
 from raysense.results.painted import write_painted_page
 from raysense.results.refresh import PageWhileRunning
 from raysense.results.summary import render, summarise
+from raysense.search.earlier import EarlierRun
 from raysense.search.given import FOLDER
 from raysense.search.starts import Starts, stored_starts
 from raysense.store.disk import Disk, read_sealed
@@ -68,6 +70,7 @@ def run_study(
     resume: bool,
     console: Console,
     in_process: bool = False,
+    source: str | None = None,
 ) -> dict[str, Any]:
     """Run a study to its end, or on from where it was stopped.
 
@@ -78,6 +81,7 @@ def run_study(
         resume: Go on in a folder that already holds evaluations of this study.
         console: Where progress and the result are shown.
         in_process: Measure in this process, one evaluation after another, without Ray.
+        source: An earlier run, whose rows are taken over where they fit.
 
     Returns:
         The summary, as written to ``summary.json``.
@@ -89,6 +93,7 @@ def run_study(
     study = complete(study)
     check_track(study.track)
     refuse_to_overwrite(out, resume)
+    earlier = EarlierRun.of(source, study, out) if source else None
     with patient(console, "Reading what the study is measured on …"):
         inputs = inputs_of(study, load_prompts(study.prompts), ImageScorer(study), device_of(study))
     if resume and (done := finished_already(study, out, inputs)) is not None:
@@ -103,8 +108,7 @@ def run_study(
             empty = empty_components(Origin.of(study))
         learning = calibration_cost(study, inventory, grid, empty, foreseen.cost)
         families = closed_forms(inventory, grid, {}, study.search.proportions, weights.counts)
-        asked = study.search.strategies
-        families |= own_rules(asked, inventory, grid)
+        families |= own_rules(asked := study.search.strategies, inventory, grid)
         check_strategies(asked, (*families, OWL, SOLVER, *ITERATIVE[1:], *own_strategies(asked)))
         strategy = make_strategy(study, inventory, grid, families, learning, foreseen.cost)
         store = begin_store(study, out, inventory, grid, inputs, foreseen.order)
@@ -113,7 +117,9 @@ def run_study(
             LocalExecutor(spec.build()) if in_process else ray_executor(study, spec, inventory, address)
         )
         where = "this process" if in_process else address
-        summary = _searched(study, out, strategy, executor, store, inventory, grid, inputs, where, console)
+        summary = _searched(
+            study, out, strategy, executor, store, inventory, grid, inputs, where, console, earlier
+        )
     finish_page(study, out, console)
     return summary
 
@@ -129,11 +135,22 @@ def _searched(
     inputs: Mapping[str, Any],
     address: str | None,
     console: Console,
+    earlier: EarlierRun | None,
 ) -> dict[str, Any]:
     """Search, then write and show the summary."""
     with Starts(Disk(out), address, inputs["versions"]) as starts:
         identity, lookahead = signature(study, grid, inputs), study.search.lookahead
-        search(strategy, executor, store, identity, lookahead=lookahead, starts=starts, console=console)
+        taken = earlier.rows(study, store, identity, inputs) if earlier else None
+        search(
+            strategy,
+            executor,
+            store,
+            identity,
+            lookahead=lookahead,
+            starts=starts,
+            console=console,
+            earlier=taken,
+        )
         assert strategy.outcome is not None  # `search` raises otherwise
         say(console, "Writing the tables and the summary …")
         store.compact()
@@ -157,6 +174,7 @@ def search(
     lookahead: int,
     starts: Starts,
     console: Console,
+    earlier: Earlier | None = None,
 ) -> None:
     """Let the strategy ask, and the executor measure, until the strategy has its outcome.
 
@@ -173,7 +191,9 @@ def search(
             with contextlib.suppress(OSError):  # the terminal went away
                 live(snapshot)
 
-        executor.run(strategy, store, signature=identity, lookahead=lookahead, on_progress=see)
+        executor.run(
+            strategy, store, signature=identity, lookahead=lookahead, on_progress=see, earlier=earlier
+        )
         if strategy.error is not None:
             raise strategy.error
         if strategy.outcome is None:

@@ -33,6 +33,7 @@ _PLAIN = (
     "evaluator",
     "device",
     "versions",
+    "taken_from",
 )
 _OWN = ("key", "allocation")  # texts that hardly recur
 _MEASURE = ("value", "low", "high", "n", "extractor")

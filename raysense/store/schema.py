@@ -93,7 +93,11 @@ EVALUATIONS = _schema(
     ("zeros", _INT, "counted zeros among the selected layers' weights after masking"),
     *((name, _INT, text) for name, text in DENOMINATORS.items()),
     ("images", _INT, "images sampled for this evaluation"),
-    ("cost", _INT, "denoiser sample-forwards spent"),
+    (
+        "cost",
+        _INT,
+        "denoiser sample-forwards that measuring it took; spent here unless `taken_from` says where",
+    ),
     ("seconds", _FLOAT, "wall time, seconds"),
     ("strategy", _TEXT, "which strategy proposed it; dense in the baseline, an empty text for sensitivity"),
     (
@@ -115,6 +119,11 @@ EVALUATIONS = _schema(
     ("evaluator", _TEXT, "which evaluator life answered"),
     ("device", _TEXT, "what it ran on: cpu, cuda and the card's name"),
     ("versions", _TEXT, "of the software that decides what is measured"),
+    (
+        "taken_from",
+        _TEXT,
+        "the earlier run that measured it (`search --from`); an empty text if this one did",
+    ),
 )
 
 MEASURES = _schema(
@@ -140,7 +149,7 @@ SAMPLES = _schema(
     ("value", _FLOAT, "its value for this image"),
 )
 
-LATER = {"method", "device", "versions", "order"}
+LATER = {"method", "device", "versions", "order", "taken_from"}
 """Columns that came after the first stores of this version: an empty text or null where missing."""
 
 TABLES: dict[str, pa.Schema] = {

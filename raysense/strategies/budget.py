@@ -86,17 +86,18 @@ class BudgetTracker:
         self._by_rung: dict[str, tuple[float, int]] = {}  # seconds and sample-forwards
 
     def charge(self, evaluations: Iterable[Evaluation]) -> None:
-        """Pay for evaluations; one that answers two questions is paid once."""
+        """Pay for evaluations, each once; for one that an earlier run measured nothing."""
         for evaluation in evaluations:
             if evaluation.key in self._counted:
                 continue
             if evaluation.key:
                 self._counted.add(evaluation.key)
-            self.spent += evaluation.cost
+            if not evaluation.taken_from:
+                self.spent += evaluation.cost
+                self.seconds += evaluation.seconds
             if evaluation.images and evaluation.rung != CALIBRATION:
                 counted = math.ceil(evaluation.cost / evaluation.images)
                 self.image_cost = min(counted, self.image_cost or counted)
-            self.seconds += evaluation.seconds
             seconds, cost = self._by_rung.get(evaluation.rung, (0.0, 0))
             self._by_rung[evaluation.rung] = seconds + evaluation.seconds, cost + evaluation.cost
 

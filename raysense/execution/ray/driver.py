@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import raysense
 from raysense.errors import RaysenseError
 from raysense.execution.compactor import Compactor
+from raysense.execution.earlier import Earlier
 from raysense.execution.executor import EvaluatorSpec
 from raysense.execution.interrupt import Interrupt, handlers_kept
 from raysense.execution.ledger import Ledger, PendingTrial
@@ -83,6 +84,7 @@ class RayExecutor:
         signature: str,
         lookahead: int,
         on_progress: OnProgress | None = None,
+        earlier: Earlier | None = None,
     ) -> Outcome:
         """See `Executor`; every node must reach the store, and at least three questions per evaluator keep all busy.
 
@@ -95,7 +97,7 @@ class RayExecutor:
         with store.lock():
             store.forget_failed()
             clock = Clock(0.5)
-            ledger = Ledger(Lookahead(strategy, lookahead), store.known(), signature)
+            ledger = Ledger(Lookahead(strategy, lookahead), store.known(), signature, earlier)
             first = ledger.next()
             last = ledger.snapshot()
             if first is not None:  # otherwise the store answers everything: no cluster is needed

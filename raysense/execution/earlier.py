@@ -1,0 +1,86 @@
+"""Rows of an earlier study that answer a new one's questions: taken over when they are asked, instead of measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pyarrow.compute as pc
+
+from raysense.metrics.builtin import SPECS
+from raysense.metrics.spec import base_of
+from raysense.records import Evaluation, Question, Task
+from raysense.store.disk import Disk
+from raysense.store.rows import without_samples
+from raysense.store.store import Store
+
+
+class Earlier:
+    """What an earlier study measured, looked up by task.
+
+    Args:
+        source: Its store.
+        into: The new study's store, where what is taken over is put.
+        signature: The new study's.
+        fits: Whether a row has all that the new study measures on its rung.
+        wanted: Metrics of raysense's own that the new study measures; what the earlier one measured beside them stays
+            there. None for all.
+    """
+
+    def __init__(
+        self,
+        source: Store,
+        into: Store,
+        signature: str,
+        fits: Callable[[Evaluation], bool],
+        wanted: frozenset[str],
+    ) -> None:
+        self._source, self._into, self._signature, self._fits = source, into, signature, fits
+        self._wanted = wanted
+        assert source.study is not None  # `Store.open` says so
+        self._known: Mapping[str, Evaluation] = source.known()
+        self._theirs: str = source.study["signature"]
+        self._place = Disk(source.uri).shown
+        self._samples: Any = None
+
+    def has(self, task: Task) -> bool:
+        """Whether the earlier study measured this, all of it that is wanted now."""
+        found = self._known.get(task.key(self._theirs))
+        if found is None or found.failed or not self._fits(found):
+            return False
+        # A part's images lie in the earlier study's cache; they are of use only as the evaluation that they led to.
+        return task.part is None or self.has(Task(task.allocation, task.part.rung, task.draw))
+
+    def take(self, question: Question, task: Task) -> Evaluation | None:
+        """The task's evaluation as the new study's own row, stored; None if the earlier study has none."""
+        if not self.has(task):
+            return None
+        found = self._known[task.key(self._theirs)]
+        taken = replace(
+            found,
+            key=task.key(self._signature),
+            question=question.name,
+            stage=question.stage,
+            measures={name: measure for name, measure in found.measures.items() if self._is_wanted(name)},
+            samples=self._samples_of(found.key),
+            taken_from=found.taken_from or self._place,
+        )
+        self._into.put(taken, task.allocation)
+        return without_samples(taken)
+
+    def _is_wanted(self, measure: str) -> bool:
+        spec = SPECS.get(base_of(measure))
+        return spec is None or spec.kind == "probe" or spec.name in self._wanted
+
+    def _samples_of(self, key: str) -> tuple[dict[str, Any], ...]:
+        """Per-image values, an image each."""
+        if self._samples is None:
+            self._samples = self._source.table("samples")
+        images: dict[tuple[str, int], dict[str, Any]] = {}
+        for row in self._samples.filter(pc.equal(self._samples["key"], key)).to_pylist():
+            image = {name: row[name] for name in ("prompt_id", "prompt", "seed")}
+            known = images.setdefault((row["prompt_id"], row["seed"]), image)
+            if self._is_wanted(row["metric"]):
+                known[row["metric"]] = row["value"]
+        return tuple(images.values())

@@ -1,0 +1,123 @@
+"""`search --from RUN`: an earlier run's rows for a study that differs in bounds, budget or strategies only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raysense.errors import RaysenseError
+from raysense.execution.earlier import Earlier
+from raysense.feasibility import IMAGE_RUNGS
+from raysense.names import OWL
+from raysense.plugins import named_by
+from raysense.records import CALIBRATION, OUTLIERS, Evaluation
+from raysense.store.differences import contents_differ, difference
+from raysense.store.disk import Disk
+from raysense.store.store import Store
+from raysense.study import Study, parse
+
+FREE = ("constraints", "search", "metrics.also")
+"""Parts of a study that no row depends on: what is bounded and how it is searched. What is measured is looked at."""
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """An earlier run whose rows can answer a new study. Make one with `EarlierRun.of`.
+
+    Attributes:
+        uri: Where it is.
+        study: Its definition.
+    """
+
+    uri: str
+    study: Study
+
+    @classmethod
+    def of(cls, uri: str, study: Study, out: str) -> EarlierRun:
+        """The run at an address, if its definition differs from the new one's in nothing that decides rows.
+
+        Args:
+            uri: The earlier run.
+            study: The new study, complete.
+            out: Where the new one is stored.
+
+        Raises:
+            RaysenseError: There is no run, it is the new one itself, or a difference decides rows; names each.
+        """
+        if os.path.realpath(uri) == os.path.realpath(out) or uri.rstrip("/") == out.rstrip("/"):
+            raise RaysenseError(f"`--from {uri}` is the folder of the new study; give --out another one")
+        record = Store.open(uri).study
+        assert record is not None
+        earlier = parse(record["definition"])
+        differing = [
+            f"  {field}: there {was!r}, here {now!r}"
+            for field, was, now in difference(earlier.identity(), study.identity())
+            if not any(field == free or field.startswith(f"{free}.") for free in FREE)
+        ]
+        _refuse(uri, differing)
+        return cls(uri, earlier)
+
+    def rows(self, study: Study, store: Store, signature: str, inputs: Mapping[str, Any]) -> Earlier:
+        """Its rows, to be taken over when they are asked for; what its evaluators made once is there for the new ones.
+
+        Args:
+            study: The new study.
+            store: The new study's store.
+            signature: The new study's.
+            inputs: What the new study is measured on, by content.
+
+        Raises:
+            RaysenseError: The earlier run was measured on something else; names it.
+        """
+        source = Store.open(self.uri)
+        assert source.study is not None
+        theirs = _deciding(source.study["inputs"], self.study)
+        _refuse(self.uri, contents_differ(theirs, _deciding(inputs, study)))
+        share_cache(Disk(self.uri), Disk(store.uri))
+        all_measured = set(study.measured()) <= set(self.study.measured())
+        needs_outliers = OWL in study.search.strategies
+
+        def fits(row: Evaluation) -> bool:
+            if row.rung == CALIBRATION and needs_outliers:
+                return any(name.startswith(OUTLIERS) for name in row.measures)
+            return all_measured or row.rung not in IMAGE_RUNGS
+
+        return Earlier(source, store, signature, fits, frozenset(study.measured()))
+
+
+def share_cache(source: Disk, into: Disk) -> None:
+    """Dense images, references, statistics and solved weights, all named by content: linked, or else copied."""
+    there = {name for name, _ in into.names("cache")}
+    for name, _ in source.names("cache"):
+        if name in there:
+            continue
+        file = f"cache/{name}"
+        if source.local and into.local:
+            target = Path(into.path(file))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):  # another file system
+                os.link(source.path(file), target)
+                continue
+        content = source.read(file)
+        if content is not None:
+            into.write(file, content)
+
+
+def _deciding(inputs: Mapping[str, Any], study: Study) -> dict[str, Any]:
+    """Contents without the code of strategies and allocation rules: no row depends on who proposed it."""
+    free = set(named_by(study)) & set(study.search.strategies) - set(study.prune.methods)
+    own = inputs.get("plugins", {})
+    return {**inputs, "plugins": {name: own[name] for name in own if name not in free}}
+
+
+def _refuse(uri: str, differing: list[str]) -> None:
+    if differing:
+        shown = "\n".join(differing)
+        raise RaysenseError(
+            f"`--from {uri}`: its rows do not fit this study, which may differ in constraints, search, budget, "
+            f"cluster and track only. What differs:\n{shown}\nSet it back, or leave --from out."
+        )
