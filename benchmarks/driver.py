@@ -35,7 +35,7 @@ class Instant:
         measures = {
             name: Measure(level, level, level, 16, "none") for name in ("clip_drop", "kid_rise", "probe")
         }
-        return Evaluation(measures=measures, zeros=0, images=16, cost=32, seconds=0.0)
+        return Evaluation(measures=measures, zeros=0, images=16, nfe=32, seconds=0.0)
 
 
 class Timed(Curves):

@@ -97,7 +97,7 @@ def mean_coverage(rng: np.random.Generator, studies: int) -> dict[str, float]:
 
 def share_covering(intervals: Iterator[Interval], truth: float) -> float:
     """Share of the intervals that contain the truth."""
-    return float(np.mean([interval.low <= truth <= interval.high for interval in intervals]))
+    return float(np.mean([interval.ci_low <= truth <= interval.ci_high for interval in intervals]))
 
 
 def distribution_coverage(seed: int, studies: int) -> dict[str, float]:
@@ -162,9 +162,9 @@ def early_stop(rng: np.random.Generator, studies: int) -> dict[str, float]:
 def clip_row(dense: Floats, pruned: Floats, prompts: int) -> Evaluation:
     """What an evaluator says of the first so many prompts."""
     found = paired_drop(dense[:prompts], pruned[:prompts])
-    measure = Measure(found.value, found.low, found.high, found.n, "simulated")
+    measure = Measure(found.value, found.ci_low, found.ci_high, found.n, "simulated")
     return Evaluation(
-        stage="search", measures={"clip_score_drop": measure}, zeros=0, images=0, cost=0, seconds=0.0
+        stage="search", measures={"clip_score_drop": measure}, zeros=0, images=0, nfe=0, seconds=0.0
     )
 
 

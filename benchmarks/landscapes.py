@@ -167,10 +167,10 @@ def run(problem: Landscape, strategy: str, budget: int, seed: int) -> Run:
     safety = NOISE if problem.kind == "noisy" else 0.0
 
     def judged(allocation: Allocation) -> float:
-        load = problem.score(allocation) + safety
-        if load <= 1 and problem.damage(allocation) <= slack:
+        utilisation = problem.score(allocation) + safety
+        if utilisation <= 1 and problem.damage(allocation) <= slack:
             result.zeros = max(result.zeros, grid.zeros(allocation))
-        return load
+        return utilisation
 
     def climb(
         family: Callable[[int], Allocation], tell: Callable[[Allocation, float], None], steps: int
@@ -179,16 +179,16 @@ def run(problem: Landscape, strategy: str, budget: int, seed: int) -> Run:
         for _ in range(steps):
             middle = (low + high) / 2
             allocation = family(int(middle * grid.n))
-            load = judged(allocation)
-            tell(allocation, load)
-            low, high = (middle, high) if load <= 1 else (low, middle)
+            utilisation = judged(allocation)
+            tell(allocation, utilisation)
+            low, high = (middle, high) if utilisation <= 1 else (low, middle)
 
     def uniform(zeros: int) -> Allocation:
         return grid.nearest(
             {n: zeros * s / grid.n for n, s in zip(problem.names, problem.size, strict=True)}, zeros
         )
 
-    def nothing(allocation: Allocation, load: float) -> None: ...
+    def nothing(allocation: Allocation, utilisation: float) -> None: ...
 
     members = {name: (name,) for name in problem.names}
     if strategy == "uniform":

@@ -30,7 +30,7 @@ from raysense.strategies.base import ASKED_PER_EVALUATOR, RUNNING_PER_EVALUATOR,
 
 EVALUATORS, SLOW, LONGEST = 8, 10.0, 8
 BAR = 0.95
-EMPTY = Evaluation(measures={}, zeros=0, images=0, cost=0, seconds=0.0)
+EMPTY = Evaluation(measures={}, zeros=0, images=0, nfe=0, seconds=0.0)
 
 
 class Curves:

@@ -143,7 +143,7 @@ def main() -> None:
     figures = {
         MEASURE: {
             scope: {
-                method: {f"{c['share']:.3f}": [c["value"], c["low"], c["high"]] for c in cells}
+                method: {f"{c['share']:.3f}": [c["value"], c["ci_low"], c["ci_high"]] for c in cells}
                 for method, cells in rows.items()
             }
             for scope, rows in found.items()
@@ -182,7 +182,7 @@ class Setting:
                 f"name={self.folder.replace('/', '.').replace('+', 'and')}",
                 *SCOPES[self.scope],
                 f"prune.saliency={self.method}",
-                f"prune.cap={CAP}",
+                f"prune.max_layer_sparsity={CAP}",
                 f"prune.calibration={{prompts: {self.calibration}, damping: {self.damping}, levels: {self.levels}}}",
                 f"sampling.steps={size.steps}",
                 "rungs.probe.prompts=2",
@@ -207,7 +207,7 @@ def sweep(size: Size, scope: str, out: Path) -> tuple[int, float]:
             (row,) = rows_of(out / setting.folder, [question_of(SWEPT, middle)])
             print(
                 f"  {prompts:>4} prompts, damping {damping:<6g} {row['value']:.4f} "
-                f"[{row['low']:.4f}, {row['high']:.4f}] {row['notes']}",
+                f"[{row['ci_low']:.4f}, {row['ci_high']:.4f}] {row['notes']}",
                 flush=True,
             )
             if row["value"] > best:
@@ -262,7 +262,7 @@ def rows_of(folder: Path, questions: Sequence[str]) -> list[dict[str, Any]]:
         connection.register(name, store.table(name))
     found = connection.execute(
         f"""
-        SELECT zeros, zeros / n_selected AS share, value, low, high, notes,
+        SELECT zeros, zeros / n_selected AS share, value, ci_low, ci_high, notes,
                (SELECT min(step) FROM layers WHERE step > 0) AS base, n_selected
         FROM evaluations JOIN measures USING (key)
         WHERE metric = '{MEASURE}' AND list_contains(?, question) ORDER BY zeros
@@ -293,7 +293,7 @@ def table(scope: str, rows: Mapping[str, Sequence[Mapping[str, Any]]], size: Siz
     lines = [f"\n{scope}: {MEASURE} on {size.prompts} held-out images, {size.steps} steps"]
     lines.append(f"{'':<14}" + "".join(f"{f'{sparsity:.0%}':<24}" for sparsity in size.sparsities))
     for method, cells in rows.items():
-        shown = (f"{c['value']:.4f} [{c['low']:.4f}, {c['high']:.4f}]" for c in cells)
+        shown = (f"{c['value']:.4f} [{c['ci_low']:.4f}, {c['ci_high']:.4f}]" for c in cells)
         lines.append(f"{method:<14}" + "".join(f"{cell:<24}" for cell in shown))
     notes = sorted({c["notes"] for cells in rows.values() for c in cells if c["notes"]})
     return "\n".join(lines + notes)

@@ -65,7 +65,7 @@ class Recipe:
         self.study, self.evaluator, self.folder = study, evaluator, folder
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self.prompts = evaluator.prompts.of("score", study.rungs.score.prompts)
-        self.features = extractor(study.metrics.frechet.extractor).name  # registers it with torch-fidelity
+        self.features = extractor(study.metrics.features.extractor).name  # registers it with torch-fidelity
         self.generate({}, folder / "reference", seed=1_000_000)
         self.distance(folder / "reference")  # caches the reference's features
         self.seconds.clear()
@@ -263,7 +263,7 @@ def cliff(evaluator: Evaluator, steps: Sequence[Allocation], bound: float) -> in
 def clears(evaluation: Evaluation, bound: float, stretch: float) -> bool:
     """Whether the preview's widened interval lies wholly inside the bound."""
     drop = evaluation.measures["clip_score_drop"]
-    return drop.value + stretch * (drop.high - drop.value) <= bound
+    return drop.value + stretch * (drop.ci_high - drop.value) <= bound
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -271,9 +271,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="12 images, 4 steps, one stage")
     quick = parser.parse_args(arguments).quick
-    sizes = ["rungs.preview.prompts=32", "rungs.score.prompts=256", "prune.cap=0.99"]
+    sizes = ["rungs.preview.prompts=32", "rungs.score.prompts=256", "prune.max_layer_sparsity=0.99"]
     if quick:
-        sizes = ["rungs.preview.prompts=8", "rungs.score.prompts=12", "sampling.steps=4", "prune.cap=0.99"]
+        sizes = [
+            "rungs.preview.prompts=8",
+            "rungs.score.prompts=12",
+            "sampling.steps=4",
+            "prune.max_layer_sparsity=0.99",
+        ]
     study = load(overrides=sizes)
     with tempfile.TemporaryDirectory() as folder:
         evaluator = Evaluator(study, f"{folder}/engine")

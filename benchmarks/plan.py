@@ -31,7 +31,7 @@ SMALL += ["rungs.validation.prompts=48"]
 STUDIES = {
     "bundled": [],
     "blocks": ["name=blocks", "search.granularity=block", "search.rounds=1"],
-    "bisections": ["name=bisections", "search.strategies=[uniform, recipe, lamp]", "search.rounds=0"],
+    "bisections": ["name=bisections", "search.strategies=[uniform, linear_uniform, lamp]", "search.rounds=0"],
 }
 QUICK = {"few-steps": ["name=few-steps", "search.granularity=block", "sampling.steps=6", *SMALL]}
 
@@ -41,7 +41,7 @@ def measure(changes: Sequence[str]) -> dict[str, Any]:
     study = load(None, changes)
     began = time.monotonic()
     (foretold,) = forecast(
-        study, evaluators=None, forwards_per_second=None, price=None, gpu_memory=None, console=Console()
+        study, evaluators=None, nfe_per_second=None, price=None, gpu_memory=None, console=Console()
     )
     calibrated = time.monotonic() - began
     with tempfile.TemporaryDirectory() as folder:
@@ -56,10 +56,10 @@ def measure(changes: Sequence[str]) -> dict[str, Any]:
         "evaluators": foretold.evaluators,
         "calibration_s": round(calibrated, 1),
         "evaluations": {"plan": foretold.evaluations, "actual": summary["evaluations"]},
-        "sample_forwards": {"plan": foretold.cost, "actual": summary["cost"]},
+        "nfe": {"plan": foretold.cost, "actual": summary["nfe"]},
         "wall_s": {"plan": round(foretold.wall, 1), "actual": round(wall, 1)},
         "wall_ratio": round(foretold.wall / wall, 3),
-        "sample_forwards_ratio": round(foretold.cost / summary["cost"], 3),
+        "nfe_ratio": round(foretold.cost / summary["nfe"], 3),
     }
 
 

@@ -214,7 +214,7 @@ def run(study: Study, out: str, each: int) -> dict[str, Any]:
     reliability = 2 * half / (1 + half)
     top = {
         name: np.median([getattr(r["validation"], name) for r in sound.values()])
-        for name in ("cost", "seconds")
+        for name in ("nfe", "seconds")
     }
     upper = better_half(truth)
     figures: dict[str, Any] = {
@@ -232,12 +232,12 @@ def run(study: Study, out: str, each: int) -> dict[str, Any]:
             "spearman_in_better_half": round(
                 within_bands({n: v for n, v in values.items() if n in upper}, truth), 3
             ),
-            "cost_to_top": round(float(np.median([e.cost for e in rows]) / top["cost"]), 4),
+            "cost_to_top": round(float(np.median([e.nfe for e in rows]) / top["nfe"]), 4),
             "seconds_to_top": round(float(np.median([e.seconds for e in rows]) / top["seconds"]), 4),
         }
     figures["descents"] = descents(evaluator, store, identity, chosen, answers)
     evaluations = store.table("evaluations").to_pandas()
-    evaluations[["key", "question", "rung", "zeros", "cost", "seconds"]].merge(
+    evaluations[["key", "question", "rung", "zeros", "nfe", "seconds"]].merge(
         store.table("measures").to_pandas(), on="key"
     ).drop(columns="key").to_parquet(Path(out) / "proxies.parquet", index=False, write_page_checksum=True)
     return figures
@@ -259,7 +259,7 @@ def descents(
         closeness = rungs["validation"].measures["closeness"]
         return {
             "probe_error": round(rungs["probe"].measures["probe_error"].value, 5),
-            "closeness": [round(x, 4) for x in (closeness.value, closeness.low, closeness.high)],
+            "closeness": [round(x, 4) for x in (closeness.value, closeness.ci_low, closeness.ci_high)],
         }
 
     starts = {}

@@ -48,9 +48,9 @@ from raysense.study import Study, load
 
 OUT = Path("reports/benchmarks")
 OURS = (SOLVER, JOINT)
-UNIFORM, BEST_CLOSED, BEST_ITERATIVE = "uniform", "best closed form", "best iterative"
-NOT_CLOSED = (*OURS, *ITERATIVE, "recipe", UNIFORM)
-BARS = {"recipe": 3.0, UNIFORM: 1.6, BEST_CLOSED: 1.25}
+UNIFORM, BEST_CLOSED, BEST_ITERATIVE = "uniform", "best allocation rule", "best iterative"
+NOT_CLOSED = (*OURS, *ITERATIVE, "linear_uniform", UNIFORM)
+BARS = {"linear_uniform": 3.0, UNIFORM: 1.6, BEST_CLOSED: 1.25}
 """Ours over theirs, at least; 1 for whoever is not named."""
 
 COST_BAR = 0.25
@@ -78,18 +78,19 @@ class Preset:
 
 PRESETS = {
     "tiny": Preset(
-        1, (0.3,), ("uniform", "recipe", SOLVER, EVOPRESS, TPE),
+        1, (0.3,), ("uniform", "linear_uniform", SOLVER, EVOPRESS, TPE),
         ("search.granularity=component", "search.bisections=3", "search.rounds=1", "search.offspring=3",
          "search.levels=3", "rungs.probe={prompts: 4, timesteps: 2}", "rungs.preview.prompts=8",
          "rungs.score.prompts=12", "rungs.validation.prompts=12", "sampling.steps=4"),
     ),
     # Up to 3,000 images a strategy: 7 of the climb and 16 of the joint search see 80 images each at most.
     "cpu": Preset(
-        3, (0.01,), ("uniform", "recipe", "lamp", "owl", SOLVER, EVOPRESS, TPE),
+        3, (0.01,), ("uniform", "linear_uniform", "lamp", "owl", SOLVER, EVOPRESS, TPE),
         ("search.granularity=block", "search.bisections=7", "search.rounds=1", "search.offspring=16"),
     ),
     "full": Preset(
-        3, (0.005, 0.02), ("uniform", "recipe", "lamp", "erk", "global", "owl", SOLVER, EVOPRESS, TPE, "random"),
+        3, (0.005, 0.02),
+        ("uniform", "linear_uniform", "lamp", "erk", "global", "owl", SOLVER, EVOPRESS, TPE, "random"),
         ("search.granularity=layer", "search.bisections=8", "search.rounds=4", "search.offspring=16",
          "rungs.score.prompts=192"),
     ),
@@ -208,7 +209,7 @@ def rows_of(
                 "max_drop": study.constraints.clip_score.max_drop if study.constraints.clip_score else None,
                 "zeros": validated[name],
                 "sparsity_components": validated[name] / n_components,
-                "cost": sum(e.cost for e in path),
+                "nfe": sum(e.nfe for e in path),
                 "images": sum(e.images for e in path),
                 "candidates": sum(c.strategy == name for c in findings.tried),
                 "target": target / n_components,
@@ -246,7 +247,7 @@ def cost_to_reach(zeros: int, path: Sequence[Evaluation], bounds: Sequence[Bound
     """What a path had cost when a total of at least so many zeros was first judged inside the budget."""
     spent = 0
     for evaluation in path:
-        spent += evaluation.cost
+        spent += evaluation.nfe
         if evaluation.rung == "score" and evaluation.zeros >= zeros and is_feasible(evaluation, bounds):
             return spent
     return None
@@ -257,8 +258,8 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if b > 0]
     found: dict[str, Any] = {
         "ratio": None,
-        "low": None,
-        "high": None,
+        "ci_low": None,
+        "ci_high": None,
         "studies": [round(a / b, 3) for a, b in pairs],
         "rival_never_inside": len(ours) - len(pairs),
     }
@@ -270,7 +271,9 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
     found["ratio"] = round(float(np.exp(logs.mean())), 3)
     if len(logs) > 1:
         half = float(stats.t.ppf((1 + LEVEL) / 2, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs)))
-        found["low"], found["high"] = (round(math.exp(float(logs.mean()) + d), 3) for d in (-half, half))
+        found["ci_low"], found["ci_high"] = (
+            round(math.exp(float(logs.mean()) + d), 3) for d in (-half, half)
+        )
     return found
 
 
@@ -333,9 +336,9 @@ def holds(found: dict[str, Any]) -> bool:
 
 SETTINGS = {
     JOINT: f"starts from the climbs of solver and closed forms; relative sd of a group's factor "
-    f"{joint.FACTOR_SD:g}, of a load {joint.LOAD_SD:g}; totals {proposers.LEAST_GROWTH:.1%} to "
+    f"{joint.FACTOR_SD:g}, of a utilisation {joint.UTILISATION_SD:g}; totals {proposers.LEAST_GROWTH:.1%} to "
     f"{proposers.MOST_GROWTH:.0%} above the best",
-    TPE: "Optuna's TPESampler, defaults, one sparsity a group, load ≤ 1 as a constraint; starts from the closed "
+    TPE: "Optuna's TPESampler, defaults, one sparsity a group, utilisation ≤ 1 as a constraint; starts from the closed "
     "forms' climbs as finished trials",
     EVOPRESS: f"{evopress.EVOPRESS_OFFSPRING} offspring by 1 to 3 level switches, survivors "
     f"{', '.join(map(str, evopress.EVOPRESS_SURVIVORS))} on probe, preview, score; starts from the sparsest closed "
@@ -349,7 +352,7 @@ def summary(preset: Preset, table: pd.DataFrame, found: dict[str, Any]) -> str:
     lines = [
         f"`python -m benchmarks.search`, {preset.seeds} studies a bound, each with noise and prompts of its own. "
         "Means; in brackets the least and the most of the studies. Sparsities are validated on held-out prompts. Cost: "
-        "denoiser sample-forwards, shared evaluations charged to each, dense baseline and validation left out. Cost to "
+        "NFE, shared evaluations charged to each, dense baseline and validation left out. Cost to "
         "reach: until the search first judged the final sparsity of the best iterative baseline inside the budget. "
         "`(own in k of n)`: in the other studies no candidate of the strategy's own was inside, and it counts with "
         "the best of what it starts from.",
@@ -361,7 +364,7 @@ def summary(preset: Preset, table: pd.DataFrame, found: dict[str, Any]) -> str:
     for (bound, name), rows in table.groupby(["max_drop", "strategy"], sort=False):
         share = credited(table[table["max_drop"] == bound])[name]
         inside, reach = int((rows["sparsity_components"] > 0).sum()), rows["cost_to_reach"].dropna()
-        cost = rows["cost"].mean()
+        cost = rows["nfe"].mean()
         reached = f"{reach.mean():,.0f}" if len(reach) else "never"
         reached += f" ({len(reach)} of {len(rows)})" if 0 < len(reach) < len(rows) else ""
         sparsity = f"{share.mean():.1%} [{share.min():.1%}, {share.max():.1%}]"
@@ -380,7 +383,9 @@ def summary(preset: Preset, table: pd.DataFrame, found: dict[str, Any]) -> str:
         for name, figure, bar in bars:
             value = "—" if figure["ratio"] is None else f"{figure['ratio']:.2f}"
             interval = (
-                "not measured" if figure["low"] is None else f"{figure['low']:.2f} to {figure['high']:.2f}"
+                "not measured"
+                if figure["ci_low"] is None
+                else f"{figure['ci_low']:.2f} to {figure['ci_high']:.2f}"
             )
             never = figure["rival_never_inside"]
             note = f" (left out: {never}, where nothing of it was inside)" if never else ""

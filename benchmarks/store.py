@@ -56,8 +56,8 @@ def filled(uri: str, evaluations: int) -> list[str]:
         "key": pa.array(np.repeat(np.array(keys, dtype=object), len(METRICS))),
         "metric": pa.array(list(METRICS) * evaluations),
         "value": pa.array(values),
-        "low": pa.array(values - 1),
-        "high": pa.array(values + 1),
+        "ci_low": pa.array(values - 1),
+        "ci_high": pa.array(values + 1),
         "n": pa.repeat(pa.scalar(96, pa.int64()), measures),
         "extractor": pa.repeat(pa.scalar("efficientnet-lite0"), measures),
     }

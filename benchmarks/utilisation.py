@@ -57,7 +57,7 @@ class Sleeper:
         self._say("opens" if is_first else "begins")
         time.sleep(self._seconds)
         self._say("ends")
-        return Evaluation(measures={}, zeros=0, images=1, cost=1, seconds=self._seconds)
+        return Evaluation(measures={}, zeros=0, images=1, nfe=1, seconds=self._seconds)
 
     def _say(self, what: str) -> None:
         with open(self._log, "a") as file:  # one short append: lines of several processes do not mix

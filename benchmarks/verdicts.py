@@ -94,7 +94,7 @@ def make_ground(name: str) -> Ground:
         "unet": nn.Sequential(*(nn.Linear(32, 32 + 8 * (i % 3)) for i in range(LAYERS)))
     }
     inventory = take_inventory(modules, select=["unet"])
-    return Ground(study, inventory, LevelGrid(inventory.sizes, study.prune.cap), modules)
+    return Ground(study, inventory, LevelGrid(inventory.sizes, study.prune.max_layer_sparsity), modules)
 
 
 class MadeUp:
@@ -166,13 +166,15 @@ class MadeUp:
             drops = self.drops(task.allocation, "validation" if task.rung == "validation" else "search")
             drops = drops[: rung.prompts] if task.allocation else np.zeros(rung.prompts)
             found = paired_drop(drops, np.zeros(len(drops)), range(len(drops)))
-            measures["clip_score_drop"] = Measure(found.value, found.low, found.high, len(drops), "made-up")
+            measures["clip_score_drop"] = Measure(
+                found.value, found.ci_low, found.ci_high, len(drops), "made-up"
+            )
         elif task.rung != PART:
             error = self.added(task.allocation, self.probed)
             measures["probe_error"] = Measure(error, error, error, 1, "made-up")
         return Evaluation(
             key="", question="", stage="", allocation=task.allocation.key, rung=task.rung, draw=0, measures=measures,
-            zeros=self.ground.grid.zeros(task.allocation), images=0, cost=0, seconds=0.0,
+            zeros=self.ground.grid.zeros(task.allocation), images=0, nfe=0, seconds=0.0,
         )  # fmt: skip
 
 

@@ -75,8 +75,8 @@ def block_of(address: str) -> str:
 class _Steps:
     """Which steps a grid's layers get, see `LevelGrid`."""
 
-    def __init__(self, sizes: Mapping[str, int], cap: float, max_levels: int) -> None:
-        self._n, self._cap, self._max_levels = sizes, cap, max_levels
+    def __init__(self, sizes: Mapping[str, int], max_layer_sparsity: float, max_levels: int) -> None:
+        self._n, self._cap, self._max_levels = sizes, max_layer_sparsity, max_levels
 
     def limit(self, n: int) -> int:
         """The most weights that a layer of so many can lose."""
@@ -128,7 +128,7 @@ class LevelGrid:
     """The levels of every layer of a study.
 
     A layer's step is ``c·2^p`` weights: `base` (c) is fixed for the study, p is the least that leaves the
-    layer at most 255 steps below its cap. The base is the smallest, by doubling from what the smallest
+    layer at most 255 steps below its largest sparsity. The base is the smallest, by doubling from what the smallest
     layer needs, for which every multiple of it up to `max_zeros` is the total of some allocation; so a
     requested total is met within one base step, and totals are kept exactly by switches.
 
@@ -139,24 +139,28 @@ class LevelGrid:
 
     Args:
         layers: (address, number of weights) of each selected layer, in network order.
-        cap: The largest sparsity a layer may reach, in (0, 1].
+        max_layer_sparsity: The largest sparsity a layer may reach, in (0, 1].
         max_levels: The largest level of any layer, 1 to 255.
 
     Raises:
-        RaysenseError: No layers, or a cap or number of levels out of range.
+        RaysenseError: No layers, or the largest sparsity or number of levels out of range.
     """
 
-    def __init__(self, layers: Iterable[tuple[str, int]], cap: float, max_levels: int = MAX_LEVELS) -> None:
+    def __init__(
+        self, layers: Iterable[tuple[str, int]], max_layer_sparsity: float, max_levels: int = MAX_LEVELS
+    ) -> None:
         self._n = dict(layers)
-        self.cap = float(cap)
+        self.max_layer_sparsity = float(max_layer_sparsity)
         self.max_levels = int(max_levels)
         if not self._n:
             raise RaysenseError("layers: none to give levels to; select at least one prunable layer")
-        if not 0 < self.cap <= 1:
-            raise RaysenseError(f"cap: must be above 0 and at most 1, but is {cap}")
+        if not 0 < self.max_layer_sparsity <= 1:
+            raise RaysenseError(
+                f"max_layer_sparsity: must be above 0 and at most 1, but is {max_layer_sparsity}"
+            )
         if not 1 <= self.max_levels <= MAX_LEVELS:
             raise RaysenseError(f"max_levels: must be 1 to {MAX_LEVELS}, but is {max_levels}")
-        steps = _Steps(self._n, self.cap, self.max_levels)
+        steps = _Steps(self._n, self.max_layer_sparsity, self.max_levels)
         self._limit = steps.limit
         self.base = steps.least_base()
         self._hosts = steps.find_hosts(self.base)
@@ -314,8 +318,8 @@ class LevelGrid:
         hosts = self.addresses if among is None else tuple(dict.fromkeys(self.host(a) for a in among))
         if not 0 <= total < self.max_zeros + self.base:
             raise RaysenseError(
-                f"zeros: {total:,} cannot be removed; with cap {self.cap:g} between 0 and {self.max_zeros:,} "
-                f"of {self.n:,} weights can"
+                f"zeros: {total:,} cannot be removed; with max_layer_sparsity {self.max_layer_sparsity:g} "
+                f"between 0 and {self.max_zeros:,} of {self.n:,} weights can"
             )
         wish = {host: sum(float(wanted.get(a, 0.0)) for a in self._units[host]) for host in hosts}
         levels: dict[str, int] = {}
@@ -336,7 +340,7 @@ class LevelGrid:
 
     def signature(self) -> str:
         """A hash of everything that gives a level its meaning."""
-        parts = [list(self._n.items()), self.cap, self._steps, self._tops]
+        parts = [list(self._n.items()), self.max_layer_sparsity, self._steps, self._tops]
         return hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()[:16]
 
     def _check_level(self, address: str, level: int) -> None:

@@ -26,15 +26,15 @@ class Margin:
     Attributes:
         bound: The bound.
         value: The measured value, in the measure's unit.
-        low: Lower end of its two-sided 95 % interval.
-        high: Upper end.
+        ci_low: Lower end of its two-sided 95 % interval.
+        ci_high: Upper end.
         margin: How far the whole interval stays inside the bound; negative: it does not.
     """
 
     bound: Bound
     value: float
-    low: float
-    high: float
+    ci_low: float
+    ci_high: float
     margin: float
 
 
@@ -49,8 +49,10 @@ def margins(evaluation: Evaluation, bounds: Sequence[Bound], stretch: float = 1.
     result = []
     for bound in bounds:
         m = evaluation.measures[bound.measure]
-        margin = bound.margin(m.value - stretch * (m.value - m.low), m.value + stretch * (m.high - m.value))
-        result.append(Margin(bound, m.value, m.low, m.high, margin))
+        margin = bound.margin(
+            m.value - stretch * (m.value - m.ci_low), m.value + stretch * (m.ci_high - m.value)
+        )
+        result.append(Margin(bound, m.value, m.ci_low, m.ci_high, margin))
     return result
 
 

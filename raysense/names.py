@@ -6,7 +6,7 @@ BUNDLED = "bundled"
 BUNDLED_PIPELINES = {BUNDLED: "pipeline", "bundled-unet": "unet"}
 """Pipelines inside the package: what `pipeline` may say -> folder under ``raysense/bundled``."""
 
-CLOSED_FORMS = ("uniform", "per_component", "recipe", "erk", "global", "lamp")
+CLOSED_FORMS = ("uniform", "per_component", "linear_uniform", "erk", "global", "lamp")
 """Strategies that need no measurement, see `raysense.strategies.rules`."""
 
 OWL = "owl"
@@ -43,3 +43,17 @@ REFERENCES = (".csv", ".jsonl", ".npz", ".parquet")
 
 TRACKERS = {"mlflow": "mlflow", "tensorboard": "tensorboardX"}
 """What each key of `track` needs to be importable; the extra has the key's name."""
+
+RENAMED = {
+    "budget.max_cost": "budget.max_nfe",
+    "cluster.images_per_part": "cluster.images_per_shard",
+    "metrics.frechet": "metrics.features",
+    "prune.cap": "prune.max_layer_sparsity",
+    "search.strategies: recipe": "search.strategies: linear_uniform",
+}
+"""Keys, and entries of lists, of study files before 0.3.0 -> what they are called now."""
+
+
+def renamed(old: str) -> str:
+    """What to say of a key or an entry that has another name now; an empty text for any other."""
+    return f"`{old}` is called `{RENAMED[old]}` since raysense 0.3.0" if old in RENAMED else ""

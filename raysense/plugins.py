@@ -59,7 +59,7 @@ def make_importable(folders: Iterable[Path | str]) -> None:
 
 def named_by(study: Study) -> list[str]:
     """The dotted paths that a complete study names, see `raysense.study.complete`."""
-    extractor = study.metrics.frechet.extractor
+    extractor = study.metrics.features.extractor
     names = [metric.path for metric in study.metrics.own.values()]
     names += [*study.prune.methods, *study.search.strategies]
     if not extractor.startswith("open_clip:"):

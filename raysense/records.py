@@ -90,8 +90,10 @@ class StopRule:
         def reach(name: str, end: float) -> float:
             return measures[name].value + self.stretch * (end - measures[name].value)
 
-        over = any(n in measures and reach(n, measures[n].low) > bound for n, bound in self.above.items())
-        under = any(n in measures and reach(n, measures[n].high) < bound for n, bound in self.below.items())
+        over = any(n in measures and reach(n, measures[n].ci_low) > bound for n, bound in self.above.items())
+        under = any(
+            n in measures and reach(n, measures[n].ci_high) < bound for n, bound in self.below.items()
+        )
         return over or under
 
 
@@ -118,15 +120,15 @@ class Measure:
 
     Attributes:
         value: The point estimate, in the metric's own unit.
-        low: Lower end of the two-sided 95 % interval (one-sided 97.5 %).
-        high: Upper end.
+        ci_low: Lower end of the two-sided 95 % interval (one-sided 97.5 %).
+        ci_high: Upper end.
         n: Sample size: images, or (latent, timestep, condition) tuples for a probe.
         extractor: Which network's features, e.g. ``open_clip:local-dir:…`` or ``efficientnet-lite0``.
     """
 
     value: float
-    low: float
-    high: float
+    ci_low: float
+    ci_high: float
     n: int
     extractor: str
 
@@ -149,7 +151,8 @@ class Evaluation:
         zeros: Counted zeros among the selected layers' weights after masking.
         method: What chose the weights that left, e.g. ``wanda`` or ``magnitude 2:4``.
         images: Images sampled for this evaluation.
-        cost: Denoiser sample-forwards spent.
+        nfe: Function evaluations spent (NFE): evaluations of the denoiser, one image each, conditional and
+            unconditional counted apart.
         seconds: Wall time of the evaluation.
         collapsed: Why the output is broken (NaN, constant, off-scale), or an empty string.
         failed: Why it could not be measured, or an empty string.
@@ -171,7 +174,7 @@ class Evaluation:
     measures: Mapping[str, Measure]
     zeros: int
     images: int
-    cost: int
+    nfe: int
     seconds: float
     collapsed: str = ""
     failed: str = ""
@@ -201,6 +204,6 @@ class Bound:
     is_upper: bool
     limit: float
 
-    def margin(self, low: float, high: float) -> float:
+    def margin(self, ci_low: float, ci_high: float) -> float:
         """How far the interval stays inside the bound; negative when it does not clear it."""
-        return self.limit - high if self.is_upper else low - self.limit
+        return self.limit - ci_high if self.is_upper else ci_low - self.limit

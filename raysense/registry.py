@@ -182,7 +182,7 @@ def allocation_rule(name: str) -> Callable[[Plugin], Plugin]:
 
 
 def extractor(name: str) -> Callable[[Plugin], Plugin]:
-    """Declare a feature extractor of your own for `metrics.frechet.extractor`.
+    """Declare a feature extractor of your own for `metrics.features.extractor`.
 
     It is called with ``device=…, batch=…`` and gives an object with a `name` and a method ``images(images)``: float32
     (n, 3, h, w) in [0, 1] to float32 (n, d). Module attributes of it are part of the study's identity.

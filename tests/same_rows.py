@@ -38,7 +38,7 @@ BASE = (
 
 STUDIES = {
     "competing": [
-        "prune.saliency=[magnitude, wanda]", "cluster.images_per_part=10", "search.compare=true",
+        "prune.saliency=[magnitude, wanda]", "cluster.images_per_shard=10", "search.compare=true",
         "search.strategies=[uniform, lamp, owl, solver, random, switches, tpe, evopress]", "metrics.also=[cmmd, ssim]",
     ],
     "vae": [
@@ -77,7 +77,7 @@ def rows(name: str, folder: str) -> Iterator[str]:
         yield from (f"{name} {table} {row}" for row in sorted(found))
     for task in (Task(grid.uniform(0.3), "layer"), Task(grid.uniform(0.3), "score", draw=1)):
         measures = evaluator.evaluate(task).measures
-        yield f"{name} {task.rung} {[(metric, m.value, m.low, m.high, m.n) for metric, m in measures.items()]}"
+        yield f"{name} {task.rung} {[(metric, m.value, m.ci_low, m.ci_high, m.n) for metric, m in measures.items()]}"
 
 
 def dump(file: Path) -> None:

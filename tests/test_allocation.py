@@ -158,9 +158,9 @@ def test_bad_input_names_the_value_and_what_there_is():
         grid.zeros({"unet:a": -1})
     with pytest.raises(RaysenseError, match=r"'unet:c' is not a selected layer.*unet:b"):
         grid.step("unet:c")
-    with pytest.raises(RaysenseError, match=r"zeros: 15,000 cannot be removed; with cap 0\.5"):
+    with pytest.raises(RaysenseError, match=r"zeros: 15,000 cannot be removed; with max_layer_sparsity 0\.5"):
         grid.nearest({}, 15_000)
-    with pytest.raises(RaysenseError, match="cap: must be above 0"):
+    with pytest.raises(RaysenseError, match="max_layer_sparsity: must be above 0"):
         LevelGrid([("unet:a", 1)], 0)
     with pytest.raises(RaysenseError, match="max_levels: must be 1 to 255"):
         LevelGrid([("unet:a", 1)], 1.0, 300)

@@ -224,7 +224,7 @@ def test_the_comparison_is_what_the_benchmark_measured() -> None:
     rows = dict(re.findall(r"^\| \**([^|*]+?)\** \| \**(\d+) %\** \| *[^|]*\|$", readme, re.M))
     named = {
         "raysense": "joint", "TPE": "tpe", "EvoPress": "evopress", "LAMP": "lamp", "one ratio": "uniform",
-        "OWL": "owl", "the original recipe": "recipe",
+        "OWL": "owl", "`linear_uniform`": "linear_uniform",
     }  # fmt: skip
     for begins, strategy in named.items():
         (share,) = [value for label, value in rows.items() if label.startswith(begins)]

@@ -77,13 +77,13 @@ def test_the_summary_is_complete_and_consistent(finished: Path) -> None:
     assert summary["sparsity_components"] == pytest.approx(summary["zeros"] / summary["n_components"])
     assert summary["sparsity_pipeline"] < summary["sparsity_components"] < summary["sparsity_prunable"]
     for metric in summary["metrics"].values():
-        assert metric["low"] <= metric["value"] <= metric["high"]
+        assert metric["ci_low"] <= metric["value"] <= metric["ci_high"]
         assert metric["n"] == 12
         assert metric["extractor"]
     assert summary["dense"]["clip_score"]["n"] == 12
-    for name in ("constraints", "evaluations", "images", "cost", "seconds"):
+    for name in ("constraints", "evaluations", "images", "nfe", "seconds"):
         assert summary[name]
-    assert summary["budget"]["cost"] == summary["cost"]
+    assert summary["budget"]["nfe"] == summary["nfe"]
     assert summary["budget"]["stopped"] is None
     for rung in ("score", "validation"):
         front = summary["front"][rung]["clip_score_drop"]
@@ -105,10 +105,10 @@ def test_the_tables_hold_every_evaluation_once_answered_by_tune_trials(finished:
     assert re.fullmatch("text_encoder: (wanda|magnitude), unet: (wanda|magnitude)", method)
     (calibration,) = evaluations[evaluations["rung"] == "calibration"].to_dict("records")
     inputs, recorded, probes = 4 * 4 * 2, 4 * (4 + 2) * 2, 2 * 2 * 3 * 4 * 2 * 2
-    assert calibration["cost"] == inputs + recorded + probes
+    assert calibration["nfe"] == inputs + recorded + probes
     contest = pd.read_parquet(finished / "tables" / "measures").query("key == @calibration['key']")
     assert contest["metric"].str.startswith("contest/").sum() == 2 * 2 * 3
-    assert evaluations["cost"].sum() == summary_of(finished)["cost"]
+    assert evaluations["nfe"].sum() == summary_of(finished)["nfe"]
     measures = pd.read_parquet(finished / "tables" / "measures")
     assert set(measures["key"]) == set(evaluations["key"])
     allocations = pd.read_parquet(finished / "tables" / "allocations")
@@ -224,7 +224,7 @@ def test_another_definition_is_refused_with_the_difference(finished: Path) -> No
         (["--set", "search.strategies=[magic]"], ["search.strategies", "magic", "uniform"]),
         (["--set", "prune.include=[nowhere*]"], ["nowhere*"]),
         (["--set", "rungs.score.prompts=100000"], ["`rungs.score.prompts` must be ≤"]),
-        (["--set", "metrics.frechet.extractor=magic"], ["magic"]),
+        (["--set", "metrics.features.extractor=magic"], ["magic"]),
         (["none.yaml"], ["none.yaml"]),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",

@@ -100,7 +100,9 @@ def test_all_kinds_of_plug_ins_take_part(finished: str) -> None:
         if row.rung in ("preview", "score", "validation"):
             assert {"noise", "noise_rise", "energy", "energy_rise"} <= row.measures.keys()
             assert row.measures["frechet"].extractor == "thumbnails 4x4"
-            assert row.measures["energy"].low < row.measures["energy"].value < row.measures["energy"].high
+            assert (
+                row.measures["energy"].ci_low < row.measures["energy"].value < row.measures["energy"].ci_high
+            )
     assert any(row.rung == CALIBRATION for row in rows)
 
 
@@ -115,8 +117,8 @@ def test_lower_is_better_everywhere_it_counts(finished: str) -> None:
     # From the dense value, 0 of the room, to the bound, 1: by the worse end, which is the upper one.
     start = value.value - rise.value
     assert start == pytest.approx(dense.measures["energy"].value)
-    assert utilisation(pruned, [bound]) == pytest.approx((value.high - start) / (50 - start))
-    assert is_feasible(pruned, [bound]) is (value.high <= 50)
+    assert utilisation(pruned, [bound]) == pytest.approx((value.ci_high - start) / (50 - start))
+    assert is_feasible(pruned, [bound]) is (value.ci_high <= 50)
     assert run.study.higher_is_better("noise") is False
     front = run.front("noise")
     assert (front["noise"].diff().dropna() >= 0).all(), "a sparser candidate of the front is noisier"

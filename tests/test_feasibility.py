@@ -56,7 +56,7 @@ def evaluation(question: str, rung: str, zeros: int, **measures: float) -> Evalu
         measures=found,
         zeros=zeros,
         images=16,
-        cost=32,
+        nfe=32,
         seconds=0.1,
         samples=[] if stage == "sensitivity" else [sample, {**sample, "prompt_id": "2"}],
     )
@@ -224,8 +224,8 @@ def test_utilisation_counts_from_the_dense_pipeline(
 
 @pytest.mark.parametrize(
     "name",
-    ["clip_score", "frechet_rise", "sharp_drop", "sharp_low", "sharp_n", "key", "prompt", "prompt_id", "seed", "value",
-     "feasible", "strategy", "zeros", "rung", "sparsity_components", "n_components", "constraint_utilisation"],
+    ["clip_score", "frechet_rise", "sharp_drop", "sharp_ci_low", "sharp_n", "key", "prompt", "prompt_id", "seed",
+     "value", "feasible", "strategy", "zeros", "rung", "sparsity_components", "n_components", "constraint_utilisation"],
 )  # fmt: skip
 def test_a_custom_metric_may_not_be_called_like_a_column_or_a_measure(name: str) -> None:
     with pytest.raises(RaysenseError, match=f"`metrics.custom.{name}` must not "):

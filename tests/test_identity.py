@@ -101,7 +101,7 @@ def study_in(place: Path) -> Study:
             f"prompts={place / 'captions.jsonl'}",
             f"metrics.clip.model=local-dir:{place / 'scorer'}",
             f"metrics.reference.path={place / 'reference'}",
-            "metrics.frechet.extractor=own_extractor.Features",
+            "metrics.features.extractor=own_extractor.Features",
             "metrics.custom={sharpness: own_metrics.sharpness}",
             "rungs={preview: {prompts: 8}, score: {prompts: 8}, validation: {prompts: 8}}",
         ]
@@ -204,7 +204,7 @@ def test_nothing_is_exported_that_was_not_measured(place: Path, tmp_path: Path) 
             measures={},
             zeros=grid.zeros(chosen),
             images=0,
-            cost=0,
+            nfe=0,
             seconds=0.0,
         ),
         chosen,

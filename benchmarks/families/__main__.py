@@ -76,7 +76,7 @@ class Row:
         told: Why, if it does not work; what departs from the plain case, if it does.
         components: What was pruned.
         parameters: Of the small pipeline.
-        image: Sample-forwards an image of two steps costs.
+        image: NFE an image of two steps costs.
         seconds: Spent on it.
     """
 
@@ -226,7 +226,7 @@ def document(rows: Sequence[Row]) -> str:
         f"{found['families']} families work, {found['refused']} are refused before anything is measured, "
         f"{found['wrong']} are wrong.",
         "",
-        "| pipeline | result | components | sample-forwards of two steps | |",
+        "| pipeline | result | components | NFE of two steps | |",
         "|---|---|---|---:|---|",
     ]
     for row in rows:

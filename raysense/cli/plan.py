@@ -15,7 +15,7 @@ examples:
       the quickstart study, calibrated on this machine
   raysense plan search/sd2_layers.yaml --evaluators 8 16 64 --price 0.75 --gpu-memory 24
       on a machine with the GPU in question (on a cluster: ray job submit --entrypoint-num-gpus 1 -- raysense plan …)
-  raysense plan search/sd2_layers.yaml --speed 20 --evaluators 8
+  raysense plan search/sd2_layers.yaml --nfe-per-second 20 --evaluators 8
       anywhere; only the pipeline's configuration is read, no weights
 """
 
@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.description = (
         "Evaluations, images, evaluator-hours, wall time, memory and price of a study, by the main job's own "
-        "arithmetic. Without --speed a short calibration runs on this machine: some ten batches of images."
+        "arithmetic. Without --nfe-per-second a short calibration runs on this machine: some ten batches of images."
     )
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -37,10 +37,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="how many (GPUs, if they have one each); default: the study's",
     )
     parser.add_argument(
-        "--speed",
+        "--nfe-per-second",
         type=float,
         metavar="F",
-        help="sample-forwards a second of one evaluator, instead of a calibration",
+        help="NFE a second of one evaluator, instead of a calibration",
     )
     parser.add_argument("--price", type=float, metavar="P", help="of an evaluator-hour, in any currency")
     parser.add_argument(
@@ -58,8 +58,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit status."""
-    study = ready(args, needs_weights=args.speed is None)  # speed is measured on the pipeline itself
-    for flag, value in (("--speed", args.speed), ("--price", args.price), ("--gpu-memory", args.gpu_memory)):
+    study = ready(args, needs_weights=args.nfe_per_second is None)  # speed is measured on the pipeline itself
+    for flag, value in (
+        ("--nfe-per-second", args.nfe_per_second),
+        ("--price", args.price),
+        ("--gpu-memory", args.gpu_memory),
+    ):
         if value is not None and value <= 0:
             raise RaysenseError(f"`{flag}` must be > 0, but got {value:g}")
     if any(count < 1 for count in args.evaluators or ()):
@@ -74,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     forecast(
         study,
         evaluators=args.evaluators,
-        forwards_per_second=args.speed,
+        nfe_per_second=args.nfe_per_second,
         price=args.price,
         gpu_memory=args.gpu_memory,
         spreads=spreads,

@@ -13,8 +13,8 @@ SUMMARY = "answer a finished study for another budget, unmeasured"
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.description = (
-        "Answer a study anew for other bounds, fewer components or a lower cap, from its stored evaluations: no image "
-        "is made, so the answer is a prediction, and says so."
+        "Answer a study anew for other bounds, fewer components or less per layer, from its stored evaluations: no "
+        "image is made, so the answer is a prediction, and says so."
     )
     run_argument(parser, "a study with measured curves")
     parser.add_argument(
@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="constraints.…, prune.components or prune.cap, e.g. constraints.clip_score.max_drop=0.005",
+        help="constraints.…, prune.components or prune.max_layer_sparsity, e.g. constraints.clip_score.max_drop=0.005",
     )
     parser.add_argument("--json", action="store_true", help="print everything, the levels included, as JSON")
 

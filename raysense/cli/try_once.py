@@ -14,7 +14,7 @@ SUMMARY = "prune to one sparsity and measure it, here and without Ray"
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.description = (
-        "Prune a study's layers to one sparsity by a closed form and measure that, here and without Ray."
+        "Prune a study's layers to one sparsity by an allocation rule and measure that, here and without Ray."
     )
     study_arguments(parser)
     parser.add_argument(

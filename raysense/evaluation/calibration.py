@@ -72,7 +72,7 @@ def calibration_cost(
     modules: Mapping[str, nn.Module],
     cost: Cost | None = None,
 ) -> int:
-    """Denoiser sample-forwards of the calibration, at most; 0 if the study needs none.
+    """NFE of the calibration, at most; 0 if the study needs none.
 
     Args:
         study: The study.

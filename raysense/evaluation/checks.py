@@ -107,10 +107,8 @@ def layers_run(inventory: Inventory, idle: Collection[str], ran: Collection[str]
 
 
 def cost(foretold: tuple[int, int], counted: tuple[int, int]) -> Finding:
-    """(sample-forwards, scheduler steps) of an image, foretold without weights and counted."""
-    said = (
-        f"{foretold[0]} sample-forwards in {foretold[1]} steps foretold, {counted[0]} in {counted[1]} counted"
-    )
+    """(NFE, scheduler steps) of an image, foretold without weights and counted."""
+    said = f"{foretold[0]} NFE in {foretold[1]} steps foretold, {counted[0]} in {counted[1]} counted"
     return judged("cost", foretold == counted, said)
 
 

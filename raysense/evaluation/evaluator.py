@@ -122,7 +122,7 @@ class Evaluator:
         self.live.begin()
         with metered(self.pipeline) as meter:
             found = self._others.get(task.rung, self._images).measure(task)
-        return self._row(task, found, meter.forwards + found.forwards, time.perf_counter() - began)
+        return self._row(task, found, meter.nfe + found.nfe, time.perf_counter() - began)
 
     def sample(self, allocation: Allocation, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Tensor:
         """Images of an allocation: float32 (n, 3, height, width) in [0, 1], on the CPU."""
@@ -141,7 +141,7 @@ class Evaluator:
             measures=found.measures,
             zeros=live.zeros,
             images=live.sampled,
-            cost=cost,
+            nfe=cost,
             seconds=seconds,
             collapsed=found.collapsed,
             method=" ".join(part for part in (live.saliency, self.study.prune.pattern) if part),

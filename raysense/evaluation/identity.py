@@ -100,8 +100,8 @@ def grid_of(study: Study, inventory: Inventory) -> LevelGrid:
     if study.prune.pattern:
         return pattern_grid(inventory, Pattern.parse(study.prune.pattern))
     if study.prune.updates:
-        return LevelGrid(inventory.sizes, study.prune.cap, study.prune.calibration.levels)
-    return LevelGrid(inventory.sizes, study.prune.cap)
+        return LevelGrid(inventory.sizes, study.prune.max_layer_sparsity, study.prune.calibration.levels)
+    return LevelGrid(inventory.sizes, study.prune.max_layer_sparsity)
 
 
 def dense_identity(study: Study, inputs: Mapping[str, Any]) -> str:

@@ -35,7 +35,10 @@ def components_of(grid: LevelGrid) -> list[str]:
 def heats(grid: LevelGrid, component: str) -> list[Allocation]:
     """What every method is measured at: the component alone, each of its layers at the level nearest to one ratio."""
     mine = [address for address in grid.addresses if address.split(":")[0] == component]
-    found = [Allocation({a: grid.level_for(a, min(share, grid.cap)) for a in mine}) for share in SHARES]
+    found = [
+        Allocation({a: grid.level_for(a, min(share, grid.max_layer_sparsity)) for a in mine})
+        for share in SHARES
+    ]
     # Layers may have few levels, a pattern's one: then sparsities fall together, or to nothing.
     full = Allocation({address: grid.top(address) for address in mine})
     return list(dict.fromkeys(allocation for allocation in found if allocation)) or [full]
@@ -56,7 +59,7 @@ def hold_contest(
         probe = contend(method)
         for component, of_methods in rows.items():
             measures = [probe(allocation) for allocation in heats(grid, component)]
-            of_methods.append([[m.value, m.low, m.high, float(m.n)] for m in measures])
+            of_methods.append([[m.value, m.ci_low, m.ci_high, float(m.n)] for m in measures])
     return {component: torch.tensor(found, dtype=torch.float64) for component, found in rows.items()}
 
 

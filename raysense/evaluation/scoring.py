@@ -44,7 +44,7 @@ class ScoredImages:
 
     Attributes:
         values: Metric -> (n,) float64, one number an image.
-        features: Network (``clip``, ``frechet``) -> (n, d) float32.
+        features: Network (``clip``, ``features``) -> (n, d) float32.
         images: (n, 3, h, w) uint8 where a metric compares with the dense pipeline's images, else empty.
         size: Side of the images, in pixels.
         broken: One an image: why those of its batch are broken, or an empty string; nothing where none is.
@@ -159,7 +159,7 @@ class ImageScorer:
         self.device = device
         self.measured = study.measured()
         self._clip = ClipFeatures(model, clip.pretrained, device)
-        self._features = extractor(study.metrics.frechet.extractor, device)
+        self._features = extractor(study.metrics.features.extractor, device)
         self.distances = self._hows(Distance)
         self._of_prompt = self._hows(OfPrompt)
         self._of_pixels = {name: how.load(device) for name, how in self._hows(OfPixels).items()}
@@ -381,4 +381,4 @@ def weights_hash(network: object) -> str:
 
 def measure(interval: Interval, extractor_name: str, n: int | None = None) -> Measure:
     """An interval as a measure."""
-    return Measure(interval.value, interval.low, interval.high, n or interval.n, extractor_name)
+    return Measure(interval.value, interval.ci_low, interval.ci_high, n or interval.n, extractor_name)

@@ -37,7 +37,7 @@ def ranges(n: int, most: int) -> list[range]:
 
 def is_split(study: Study, rung: str, reference: bool = False) -> bool:
     """Whether the images of a rung, or of its reference, are too many for one evaluator at a time."""
-    return images_of(study, rung, reference) > study.cluster.images_per_part
+    return images_of(study, rung, reference) > study.cluster.images_per_shard
 
 
 def ranges_of(study: Study, rung: str, reference: bool = False) -> list[range]:
@@ -45,7 +45,7 @@ def ranges_of(study: Study, rung: str, reference: bool = False) -> list[range]:
 
     The score rung begins with the preview's parts: a candidate that climbs has them already.
     """
-    n, most = images_of(study, rung, reference), study.cluster.images_per_part
+    n, most = images_of(study, rung, reference), study.cluster.images_per_shard
     if n <= most:
         return [range(n)]
     head = [] if reference else _head(study, rung)

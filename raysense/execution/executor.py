@@ -120,5 +120,5 @@ def signed(
 
 def failure(question: Question, task: Task, why: str, *, signature: str, trial: str, life: str) -> Evaluation:
     """The row of a task that could not be measured."""
-    empty = Evaluation(measures={}, zeros=0, images=0, cost=0, seconds=0.0, failed=why)
+    empty = Evaluation(measures={}, zeros=0, images=0, nfe=0, seconds=0.0, failed=why)
     return signed(empty, question, task, signature=signature, trial=trial, life=life)

@@ -18,7 +18,7 @@ def figures(evaluation: Evaluation, denominators: Mapping[str, int] | None = Non
     found: dict[str, float] = {
         "zeros": evaluation.zeros,
         "images": evaluation.images,
-        "cost": evaluation.cost,
+        "nfe": evaluation.nfe,
         "seconds": evaluation.seconds,
         "collapsed": int(bool(evaluation.collapsed)),
         "failed": int(bool(evaluation.failed)),
@@ -27,5 +27,9 @@ def figures(evaluation: Evaluation, denominators: Mapping[str, int] | None = Non
         if name.startswith("n_") and n:
             found[f"sparsity_{name.removeprefix('n_')}"] = evaluation.zeros / n
     for metric, measure in evaluation.measures.items():
-        found |= {metric: measure.value, f"{metric}_low": measure.low, f"{metric}_high": measure.high}
+        found |= {
+            metric: measure.value,
+            f"{metric}_ci_low": measure.ci_low,
+            f"{metric}_ci_high": measure.ci_high,
+        }
     return {f"{evaluation.rung}/{name}": value for name, value in found.items() if math.isfinite(value)}

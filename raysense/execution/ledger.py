@@ -66,7 +66,7 @@ class Ledger:
         self._new: dict[str, Evaluation] = {}
         self._open: dict[str, PendingTrial] = {}
         self._stage = ""
-        self._done = self._replayed = self._failed = self._images = self._cost = self._spent = 0
+        self._done = self._replayed = self._failed = self._images = self._nfe = self._spent = 0
 
     @property
     def finished(self) -> bool:
@@ -139,9 +139,9 @@ class Ledger:
             outstanding=sum(len(work.left) for work in self._open.values()),
             wanted=int(getattr(strategy, "wanted", 0)),
             spent=self._spent,
-            wanted_cost=int(getattr(strategy, "wanted_cost", 0)),
+            wanted_nfe=int(getattr(strategy, "wanted_nfe", 0)),
             images=self._images,
-            cost=self._cost,
+            nfe=self._nfe,
         )
 
     def _stored(self, task: Task) -> Evaluation | None:
@@ -160,18 +160,18 @@ class Ledger:
     def _count(self, evaluation: Evaluation, *, replayed: bool) -> None:
         self._done += 1
         self._failed += bool(evaluation.failed)
-        self._spent += evaluation.cost
+        self._spent += evaluation.nfe
         if replayed:
             self._replayed += 1
         else:
             self._images += evaluation.images
-            self._cost += evaluation.cost
+            self._nfe += evaluation.nfe
 
 
 def line_of(question: Question, evaluation: Evaluation) -> str:
     """One line for the log: what was measured, and what it gave."""
     found = ", ".join(
-        f"{name} {measure.value:.4g} [{measure.low:.4g}, {measure.high:.4g}]"
+        f"{name} {measure.value:.4g} [{measure.ci_low:.4g}, {measure.ci_high:.4g}]"
         for name, measure in evaluation.measures.items()
     )
     return (

@@ -42,7 +42,7 @@ def lines(snapshot: Snapshot) -> list[tuple[str, str]]:
         ("stage", s.stage or "starting"),
         ("evaluations", f"{s.done}{wanted} done" + (f" ({', '.join(extras)})" if extras else "")),
         ("time", duration(s.seconds) + (f", about {duration(left)} left" if left is not None else "")),
-        ("images", f"{s.images} ({s.images_per_second:.1f} a second), cost {s.cost} sample-forwards"),
+        ("images", f"{s.images} ({s.images_per_second:.1f} a second), {s.nfe} NFE"),
         ("evaluators", f"{s.busy} of {s.evaluators} busy"),
     ]
     if s.headline:
@@ -77,8 +77,8 @@ class NotebookView:
 
 def in_html(snapshot: Snapshot) -> str:
     """A bar with the live view's lines under it."""
-    full = snapshot.wanted_cost or snapshot.wanted
-    done = snapshot.spent if snapshot.wanted_cost else snapshot.done
+    full = snapshot.wanted_nfe or snapshot.wanted
+    done = snapshot.spent if snapshot.wanted_nfe else snapshot.done
     bar = f'<progress max="{full}" value="{min(done, full)}" style="width: 100%"></progress>' if full else ""
     rows = "".join(
         f"<tr><th>{escape(label)}</th><td>{escape(text)}</td></tr>" for label, text in lines(snapshot)

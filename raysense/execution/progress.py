@@ -10,7 +10,7 @@ FEWEST_FOR_A_PACE = 20
 """Evaluations after which the pace says something about what is left: the first ones load and warm up."""
 
 LEAST_FOR_A_PACE = 0.05
-"""Share of the expected sample-forwards after which it does, where the strategy says how many these are."""
+"""Share of the expected NFE after which it does, where the strategy says how many these are."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Snapshot:
         outstanding: Evaluations of the questions asked and not yet answered; an upper bound, as stop
             rules may end a question early.
         wanted: Evaluations that the strategy expects in all; 0 if it does not say.
-        spent: Denoiser sample-forwards of everything answered, those from the store included.
-        wanted_cost: Sample-forwards that the strategy expects in all; 0 if it does not say.
+        spent: NFE of everything answered, those from the store included.
+        wanted_nfe: NFE that the strategy expects in all; 0 if it does not say.
         images: Images sampled in this run.
-        cost: Denoiser sample-forwards spent in this run.
+        nfe: NFE spent in this run.
         seconds: Since the run began.
         busy: Evaluators that are measuring.
         evaluators: Evaluators that are loaded.
@@ -44,9 +44,9 @@ class Snapshot:
     outstanding: int = 0
     wanted: int = 0
     spent: int = 0
-    wanted_cost: int = 0
+    wanted_nfe: int = 0
     images: int = 0
-    cost: int = 0
+    nfe: int = 0
     seconds: float = 0.0
     busy: int = 0
     evaluators: int = 0
@@ -66,12 +66,12 @@ class Snapshot:
     def seconds_left(self) -> float | None:
         """Estimated from the pace so far; None before it says much, or while what is wanted is unknown.
 
-        By sample-forwards where these are known: an evaluation on one rung may take a hundred times another's.
+        By NFE where these are known: an evaluation on one rung may take a hundred times another's.
         """
-        if self.wanted_cost:
-            if self.cost < LEAST_FOR_A_PACE * self.wanted_cost or not self.cost:
+        if self.wanted_nfe:
+            if self.nfe < LEAST_FOR_A_PACE * self.wanted_nfe or not self.nfe:
                 return None
-            return max(0, self.wanted_cost - self.spent) * self.seconds / self.cost
+            return max(0, self.wanted_nfe - self.spent) * self.seconds / self.nfe
         left = self.wanted - self.done
         known = self.measured >= FEWEST_FOR_A_PACE and left >= 0 and self.wanted
         return left * self.seconds / self.measured if known else None

@@ -128,7 +128,8 @@ def model_card(run: Run, record: Mapping[str, Any], compressed: bool) -> str:
 
 def _measure(name: str, m: Mapping[str, Any]) -> str:
     """A row of the table of measures."""
-    return f"| {name} | {m['value']:.4g} | {m['low']:.4g} to {m['high']:.4g} | {m['n']} | {_code(m['extractor'])} |"
+    interval = f"{m['ci_low']:.4g} to {m['ci_high']:.4g}"
+    return f"| {name} | {m['value']:.4g} | {interval} | {m['n']} | {_code(m['extractor'])} |"
 
 
 def _code(text: str) -> str:

@@ -155,7 +155,7 @@ def _record(
         "rung": None if key is None else str(own[own["key"] == key]["rung"].iloc[0]),
         "feasible": None if key is None else bool(own[own["key"] == key]["feasible"].iloc[0]),
         "measures": {
-            row["metric"]: {name: row[name] for name in ("value", "low", "high", "n", "extractor")}
+            row["metric"]: {name: row[name] for name in ("value", "ci_low", "ci_high", "n", "extractor")}
             for row in measures[measures["key"] == key].to_dict("records")
         },
         "bytes": dict(sizes),

@@ -46,14 +46,14 @@ class Interval:
 
     Attributes:
         value: The point estimate, in the metric's own unit.
-        low: Lower end of the two-sided interval.
-        high: Upper end.
+        ci_low: Lower end of the two-sided interval.
+        ci_high: Upper end.
         n: Images (not prompts) behind it.
     """
 
     value: float
-    low: float
-    high: float
+    ci_low: float
+    ci_high: float
     n: int
 
 

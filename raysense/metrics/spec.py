@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 RELATIVE = ("_drop", "_rise")
 """Endings of measures that compare with the dense pipeline; both are losses, whatever the metric."""
 
-DERIVED = (*RELATIVE, "_low", "_high", "_n")
+DERIVED = (*RELATIVE, "_ci_low", "_ci_high", "_n")
 """Endings that raysense itself gives to names of metrics, in rows and in data frames."""
 
 CLIP: Final = "clip"
-FEATURES: Final = "frechet"
-"""The two networks whose features are kept, as the study's sections `metrics.clip` and `metrics.frechet` name them."""
+FEATURES: Final = "features"
+"""The two networks whose features are kept, as the study's sections `metrics.clip` and `metrics.features` name them."""
 
-Network = Literal["clip", "frechet"]
+Network = Literal["clip", "features"]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""What sampling costs, in denoiser sample-forwards: plain data, free of torch."""
+"""What sampling costs, in NFE: plain data, free of torch.
+
+NFE, the number of function evaluations: evaluations of the denoiser, one image each, conditional and unconditional
+counted apart.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ class Cost:
     """What one image costs.
 
     Attributes:
-        image: Denoiser sample-forwards of an image.
+        image: NFE of an image.
         steps: Steps of its trajectory: how often the scheduler steps.
         told: Where this comes from, for people.
     """
@@ -24,7 +28,7 @@ class Cost:
 
     @property
     def step(self) -> int:
-        """Sample-forwards of one step of an image's trajectory, at most."""
+        """NFE of one step of an image's trajectory, at most."""
         return math.ceil(self.image / self.steps)
 
     def probe(self, rung: ProbeRung, *, records: bool = False) -> int:

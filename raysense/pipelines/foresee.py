@@ -103,9 +103,9 @@ def foresee(source: str | Origin, sampling: Sampling) -> Foreseen:
             watch, images = _ran(pipeline, sampling, 1), 1
         except Exception:  # the first reason stands
             return _assumed(sampling, error, pipeline)
-    if not watch.forwards or not watch.steps or watch.forwards % images:
+    if not watch.nfe or not watch.steps or watch.nfe % images:
         return _assumed(sampling, ValueError("no denoiser was called for each image"), pipeline)
-    cost = Cost(watch.forwards // images, watch.steps, "counted on a dry run of the pipeline without weights")
+    cost = Cost(watch.nfe // images, watch.steps, "counted on a dry run of the pipeline without weights")
     pads = sampling.batch > 1 and (images == 1 or _pads(pipeline, sampling, images))
     return Foreseen(cost, tuple(watch.order), pads=pads)
 
@@ -230,9 +230,9 @@ def _assumed(sampling: Sampling, error: Exception, pipeline: DiffusionPipeline |
 
 @dataclass
 class Watch:
-    """What was seen of a pipeline at work: sample-forwards, scheduler steps, modules in order of their first call."""
+    """What was seen of a pipeline at work: NFE, scheduler steps, modules in order of their first call."""
 
-    forwards: int
+    nfe: int
     steps: int
     order: dict[str, None]
 
@@ -247,7 +247,7 @@ def watched(pipeline: DiffusionPipeline) -> Iterator[Watch]:
         return lambda *_: watch.order.setdefault(address)
 
     def counts(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        watch.forwards += samples_in(args, kwargs)
+        watch.nfe += samples_in(args, kwargs)
 
     def stepping(step: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **kwargs: Any) -> Any:

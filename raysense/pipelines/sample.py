@@ -121,17 +121,17 @@ def refuse_other_scale(pipeline: DiffusionPipeline, images: Tensor) -> None:
 class Meter:
     """Counts samples that went through the denoiser: the currency of every budget."""
 
-    forwards: int = 0
+    nfe: int = 0
 
 
 @contextmanager
 def metered(pipeline: DiffusionPipeline) -> Iterator[Meter]:
-    """Count denoiser sample-forwards while the context is open (guidance counts two)."""
+    """Count NFE while the context is open (guidance counts two)."""
     meter = Meter()
 
     def counted(forward: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            meter.forwards += samples_in(args, kwargs)
+            meter.nfe += samples_in(args, kwargs)
             return forward(*args, **kwargs)
 
         return call

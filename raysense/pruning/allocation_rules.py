@@ -69,12 +69,12 @@ def in_proportion(
     limits = {layer.address: grid.limit(layer.address) for layer in free}
 
     def wish(scale: float) -> dict[str, float]:
-        ratios = {component: min(scale * share, grid.cap) for component, share in part.items()}
+        ratios = {component: min(scale * share, grid.max_layer_sparsity) for component, share in part.items()}
         return {
             layer.address: _clip(layer.n * ratios[layer.component], limits[layer.address]) for layer in free
         }
 
-    most = grid.cap / min((share for share in part.values() if share > 0), default=1.0)
+    most = grid.max_layer_sparsity / min((share for share in part.values() if share > 0), default=1.0)
     # A layer that moves with others moves them all, hence the bound.
     total = min(zeros, sum(grid.zeros_at(host, grid.top(host)) for host in {grid.host(a) for a in limits}))
     return grid.nearest(_solve(wish, total, 0.0, most, falling=False), total, among=limits)

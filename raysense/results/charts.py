@@ -62,8 +62,8 @@ def sensitivity_map(run: Run, chosen: pd.DataFrame | None) -> Spec | None:
                         "to": _round(row["sparsity"]),
                         "group": group,
                         "damage": _round(row["value"]),
-                        "low": _round(row["low"]),
-                        "high": _round(row["high"]),
+                        "ci_low": _round(row["ci_low"]),
+                        "ci_high": _round(row["ci_high"]),
                         "word": damage_word(row["value"]),
                     }
                 )
@@ -87,8 +87,8 @@ def sensitivity_map(run: Run, chosen: pd.DataFrame | None) -> Spec | None:
                 alt.Tooltip("group:N", title="pruned alone"),
                 alt.Tooltip("to:Q", title="share removed", format=".1%"),
                 alt.Tooltip("damage:Q", title="damage", format=".3~g"),
-                alt.Tooltip("low:Q", title="95 % interval from", format=".3~g"),
-                alt.Tooltip("high:Q", title="to", format=".3~g"),
+                alt.Tooltip("ci_low:Q", title="95 % interval from", format=".3~g"),
+                alt.Tooltip("ci_high:Q", title="to", format=".3~g"),
                 alt.Tooltip("word:N", title="in words"),
             ],
         )
@@ -173,7 +173,7 @@ def quality(candidates: pd.DataFrame, bound: Bound, title: str, winner: str | No
     judged = candidates[candidates["rung"].isin(["score", "validation"]) & candidates[measure].notna()]
     if not (judged["strategy"] != "dense").any():
         return None
-    reach = _reach(judged[f"{measure}_low"], judged[f"{measure}_high"], bound)
+    reach = _reach(judged[f"{measure}_ci_low"], judged[f"{measure}_ci_high"], bound)
     scale = alt.Scale(domain=reach, clamp=True, nice=False, zero=False)
     y = alt.Y("value:Q", title=title, scale=scale)
     strategies = [s for s in dict.fromkeys(judged["strategy"]) if s != "dense"]
@@ -215,7 +215,7 @@ def _searched_marks(
         .encode(x=x, y=y, color=color)
     )
     bars = base.mark_rule(opacity=0.35, clip=True).encode(
-        x=x, y=alt.Y("low:Q", scale=scale), y2="high:Q", color=color
+        x=x, y=alt.Y("ci_low:Q", scale=scale), y2="ci_high:Q", color=color
     )
     dots = base.mark_circle(size=34, opacity=0.9).encode(x=x, y=y, color=color, tooltip=_TOOLTIP)
     return [line, origin, bars, dots]
@@ -228,7 +228,7 @@ def _tested_marks(
     x, y, color = encoded["x"], encoded["y"], encoded["color"]
     tested = alt.Chart(alt.InlineData(held))
     tested_bars = tested.mark_rule(strokeWidth=2.5, clip=True).encode(
-        x=x, y=alt.Y("low:Q", scale=scale), y2="high:Q", color=color
+        x=x, y=alt.Y("ci_low:Q", scale=scale), y2="ci_high:Q", color=color
     )
     tested_dots = tested.mark_point(size=90, shape="diamond", filled=True, strokeWidth=1).encode(
         x=x, y=y, color=color, tooltip=_TOOLTIP
@@ -322,8 +322,8 @@ def curves(run: Run) -> Spec | None:
             "group": row["group"],
             "sparsity": _round(row["sparsity"]),
             "value": _round(max(row["value"], floor)),
-            "low": _round(max(row["low"], floor)),
-            "high": _round(max(row["high"], floor)),
+            "ci_low": _round(max(row["ci_low"], floor)),
+            "ci_high": _round(max(row["ci_high"], floor)),
         }
         for row in frame.to_dict("records")
     ]
@@ -336,7 +336,7 @@ def curves(run: Run) -> Spec | None:
         value=[{"group": worst}],
     )
     x = alt.X("sparsity:Q", title="share of the group removed", axis=alt.Axis(format="%"), scale=_UNIT)
-    high = max(1.0, float(frame["high"].max()))
+    high = max(1.0, float(frame["ci_high"].max()))
     low = max(floor, min(float(frame["value"].clip(lower=floor).min()), 1e-4))
     scale = alt.Scale(type="log", domain=[low, high], clamp=True, nice=False)
     y = alt.Y(
@@ -352,7 +352,7 @@ def curves(run: Run) -> Spec | None:
     band = (
         base.transform_filter(pick)
         .mark_area(opacity=0.25, color=STRATEGIES[1])
-        .encode(x=x, y=alt.Y("low:Q", scale=scale), y2="high:Q")
+        .encode(x=x, y=alt.Y("ci_low:Q", scale=scale), y2="ci_high:Q")
     )
     shown = (
         base.transform_filter(pick)
@@ -391,16 +391,16 @@ _DAMAGE_TOOLTIP = [
     alt.Tooltip("group:N"),
     alt.Tooltip("sparsity:Q", title="share removed", format=".1%"),
     alt.Tooltip("value:Q", title="damage", format=".3~g"),
-    alt.Tooltip("low:Q", title="95 % interval from", format=".3~g"),
-    alt.Tooltip("high:Q", title="to", format=".3~g"),
+    alt.Tooltip("ci_low:Q", title="95 % interval from", format=".3~g"),
+    alt.Tooltip("ci_high:Q", title="to", format=".3~g"),
 ]
 _TOOLTIP = [
     alt.Tooltip("strategy:N", title="found by"),
     alt.Tooltip("rung:N", title="judged on"),
     alt.Tooltip("sparsity:Q", title="removed", format=".1%"),
     alt.Tooltip("exact:Q", title="value", format=".4~g"),
-    alt.Tooltip("exact_low:Q", title="95 % interval from", format=".4~g"),
-    alt.Tooltip("exact_high:Q", title="to", format=".4~g"),
+    alt.Tooltip("exact_ci_low:Q", title="95 % interval from", format=".4~g"),
+    alt.Tooltip("exact_ci_high:Q", title="to", format=".4~g"),
     alt.Tooltip("n:Q", title="images"),
     alt.Tooltip("word:N", title="whole interval of every bound"),
     alt.Tooltip("allocation:N"),
@@ -423,11 +423,11 @@ def _points(frame: pd.DataFrame, measure: str, reach: Sequence[float]) -> list[d
         {
             "sparsity": _round(row["sparsity_components"]),
             "value": inside(row[measure]),
-            "low": inside(row[f"{measure}_low"]),
-            "high": inside(row[f"{measure}_high"]),
+            "ci_low": inside(row[f"{measure}_ci_low"]),
+            "ci_high": inside(row[f"{measure}_ci_high"]),
             "exact": _round(row[measure]),
-            "exact_low": _round(row[f"{measure}_low"]),
-            "exact_high": _round(row[f"{measure}_high"]),
+            "exact_ci_low": _round(row[f"{measure}_ci_low"]),
+            "exact_ci_high": _round(row[f"{measure}_ci_high"]),
             "n": int(row[f"{measure}_n"]),
             "strategy": row["strategy"],
             "rung": "held-out prompts" if row["rung"] == "validation" else "the search's prompts",

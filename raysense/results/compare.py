@@ -48,7 +48,7 @@ def compare(a: Run, b: Run) -> Comparison:
 
 def _figures(run: Run) -> dict[str, Any]:
     found: dict[str, Any] = {"evaluations": float(len(run.table("evaluations")))}
-    found["cost (sample-forwards)"] = float(run.costs()["cost"].sum())
+    found["nfe"] = float(run.costs()["nfe"].sum())
     summary = run.summary
     if summary is None or not summary["feasible"]:
         return found
@@ -56,7 +56,7 @@ def _figures(run: Run) -> dict[str, Any]:
     head["gain over uniform"] = summary["gain_over_uniform"]
     for metric, values in summary["metrics"].items():
         head[metric] = values["value"]
-        head[f"{metric}: 95 % low"], head[f"{metric}: 95 % high"] = values["low"], values["high"]
+        head[f"{metric}: ci_low"], head[f"{metric}: ci_high"] = values["ci_low"], values["ci_high"]
         head[f"{metric}: images"] = float(values["n"])
     return {**head, **found}
 

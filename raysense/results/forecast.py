@@ -111,7 +111,7 @@ def render(
 
 def _stages(estimate: Estimate, unit: str) -> Table:
     """What every stage takes, and all of them."""
-    stages = Table("stage", "evaluations", "images", "sample-forwards", f"{unit}-hours")
+    stages = Table("stage", "evaluations", "images", "NFE", f"{unit}-hours")
     parts: list[tuple[str, Stage | Estimate]] = [*estimate.stages.items(), ("all", estimate)]
     for name, part in parts:
         stages.add_row(
@@ -136,8 +136,8 @@ def _walls(estimates: Sequence[Estimate], unit: str, price: float | None) -> Tab
 def limits(budget: Budget) -> list[str]:
     """The limits that a budget sets, in words."""
     found = []
-    if budget.max_cost is not None:
-        found.append(f"`budget.max_cost` of {budget.max_cost:,} sample-forwards")
+    if budget.max_nfe is not None:
+        found.append(f"`budget.max_nfe` of {budget.max_nfe:,} NFE")
     if budget.max_hours is not None:
         found.append(f"`budget.max_hours` of {budget.max_hours:,g} hours of evaluators at work")
     if budget.max_price is not None and budget.price_per_hour is not None:

@@ -26,10 +26,10 @@ def nearest_miss(study: Study, findings: Findings, inventory: Inventory) -> dict
 
     Returns:
         ``rung``, ``strategy``, ``allocation``, ``sparsity_components``, ``tried`` (how many were judged there) and
-        ``bounds``: the missed ones, each with ``field``, ``measure``, ``limit``, ``value``, ``low``, ``high``, ``n``,
-        ``is_upper``, ``by`` (how far the interval that is tested lies past the bound) and ``enough`` (so many images
-        would narrow it enough; None where the value itself is past the bound). Where no candidate could be judged,
-        ``rung`` is None and ``tried`` counts those that failed or collapsed: 0 where none was tried.
+        ``bounds``: the missed ones, each with ``field``, ``measure``, ``limit``, ``value``, ``ci_low``, ``ci_high``,
+        ``n``, ``is_upper``, ``by`` (how far the interval that is tested lies past the bound) and ``enough`` (so many
+        images would narrow it enough; None where the value itself is past the bound). Where no candidate could be
+        judged, ``rung`` is None and ``tried`` counts those that failed or collapsed: 0 where none was tried.
     """
     if findings.winner is not None:
         return None
@@ -69,12 +69,13 @@ def _missed(nearest: Candidate, bounds: Sequence[Any], stretch: float) -> list[d
             continue
         n = nearest.evaluation.measures[m.bound.measure].n
         room = m.bound.limit - m.value if m.bound.is_upper else m.value - m.bound.limit
-        reach = stretch * (m.high - m.value if m.bound.is_upper else m.value - m.low)
+        reach = stretch * (m.ci_high - m.value if m.bound.is_upper else m.value - m.ci_low)
         enough = math.ceil(n * (reach / room) ** 2) if room > 0 and math.isfinite(reach) else None
         rows.append(
             {
                 "field": m.bound.field, "measure": m.bound.measure, "limit": m.bound.limit, "value": m.value,
-                "low": m.low, "high": m.high, "n": n, "is_upper": m.bound.is_upper, "by": -m.margin, "enough": enough,
+                "ci_low": m.ci_low, "ci_high": m.ci_high, "n": n, "is_upper": m.bound.is_upper,
+                "by": -m.margin, "enough": enough,
             }
         )  # fmt: skip
     return rows
@@ -95,7 +96,7 @@ def miss_in_words(summary: Mapping[str, Any]) -> list[str]:
         sign = "≤" if row["is_upper"] else "≥"
         lines.append(
             f"It missed `{row['field']}` by {row['by']:.3g}: {base_words(row['measure'])} {row['value']:.4g} "
-            f"[{row['low']:.4g}, {row['high']:.4g}] on {row['n']:,} images, wanted {sign} {row['limit']:g}."
+            f"[{row['ci_low']:.4g}, {row['ci_high']:.4g}] on {row['n']:,} images, wanted {sign} {row['limit']:g}."
         )
     lines.append(_advice(missed, stopped))
     return lines
@@ -144,12 +145,14 @@ def base_words(measure: str) -> str:
     return measure if base == measure else f"{base} {measure.removeprefix(base + '_')}"
 
 
-def at_cap(study: Study, grid: LevelGrid, allocation: Allocation | None) -> dict[str, Any] | None:
-    """How much of a winner could not go further because of `prune.cap`.
+def at_max_layer_sparsity(
+    study: Study, grid: LevelGrid, allocation: Allocation | None
+) -> dict[str, Any] | None:
+    """How much of a winner could not go further because of `prune.max_layer_sparsity`.
 
     Returns:
         ``layers`` at their highest level, ``of`` how many, ``weights`` (the share of all selected weights that is
-        in them) and the ``cap``. None without a winner, and where a pattern fixes what a layer loses.
+        in them) and the ``max_layer_sparsity``. None without a winner, and where a pattern fixes what a layer loses.
     """
     if allocation is None or study.prune.pattern is not None:
         return None
@@ -159,15 +162,16 @@ def at_cap(study: Study, grid: LevelGrid, allocation: Allocation | None) -> dict
         "layers": len(full),
         "of": len(own),
         "weights": sum(map(grid.weights, full)) / grid.n,
-        "cap": study.prune.cap,
+        "max_layer_sparsity": study.prune.max_layer_sparsity,
     }
 
 
-def cap_in_words(found: Mapping[str, Any] | None) -> str:
-    """A sentence about what stands at the cap, or an empty text where nothing does."""
+def at_max_layer_sparsity_in_words(found: Mapping[str, Any] | None) -> str:
+    """A sentence about the layers that are as sparse as allowed, or an empty text where nothing does."""
     if not found or not found["layers"]:
         return ""
     return (
-        f"{found['layers']} of {found['of']} layers, {found['weights']:.0%} of the weights, stand at the cap "
-        f"(`prune.cap` {found['cap']:g}): a higher cap lets them go further."
+        f"{found['layers']} of {found['of']} layers, {found['weights']:.0%} of the weights, stand at "
+        f"the largest sparsity allowed (`prune.max_layer_sparsity` {found['max_layer_sparsity']:g}): a "
+        "higher one lets them go further."
     )

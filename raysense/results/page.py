@@ -25,7 +25,7 @@ from raysense.errors import RaysenseError
 from raysense.metrics.spec import base_of
 from raysense.records import Bound
 from raysense.results import charts
-from raysense.results.near_miss import cap_in_words, miss_in_words
+from raysense.results.near_miss import at_max_layer_sparsity_in_words, miss_in_words
 from raysense.results.pictures import Strip, in_words, strips
 from raysense.results.run import TOLERABLE, Run
 from raysense.store.disk import Disk
@@ -41,7 +41,7 @@ STRATEGIES = {
     "solver": "raysense: shared out by measured sensitivity",
     "joint": "raysense: the solver’s, corrected by what whole allocations were measured to do",
     "uniform": "one ratio for all layers",
-    "recipe": "the original recipe: Linear layers only, one ratio",
+    "linear_uniform": "one ratio for the Linear layers alone (Ramesh & Zhao)",
     "lamp": "LAMP: by layer-adaptive magnitude, not measured",
     "erk": "ERK: by the layers' shapes, not measured",
     "global": "one magnitude threshold for all layers, not measured",
@@ -120,7 +120,7 @@ def build(run: Run, *, images: int = 6, paint: bool = True, tell: Callable[[str]
         answer=_answer(run, summary),
         budget=_budget(run, summary, candidates),
         missed=miss_in_words(summary) if summary and not summary["feasible"] else [],
-        at_cap=cap_in_words((summary or {}).get("at_cap")),
+        at_max_layer_sparsity=at_max_layer_sparsity_in_words((summary or {}).get("at_max_layer_sparsity")),
         stretch=held_out_stretch(run.study),
         bounds=[in_words(bound.measure, run.study) for bound in run.bounds],
         winner=winner,
@@ -200,8 +200,8 @@ def _answer(run: Run, summary: Mapping[str, Any] | None) -> dict[str, Any]:
     if summary is None or not summary["feasible"]:
         return {}
     uniform = summary["uniform"]
-    recipe = (summary["strategies"] or {}).get("recipe")
-    # Both sides of the comparison with the recipe were judged on the search's prompts: it is not validated.
+    linear = (summary["strategies"] or {}).get("linear_uniform")
+    # Both sides of the comparison with `linear_uniform` were judged on the search's prompts: it is not validated.
     best = max(
         (found for name, found in summary["strategies"].items() if found and name == summary["strategy"]),
         key=lambda found: found["zeros"],
@@ -218,9 +218,11 @@ def _answer(run: Run, summary: Mapping[str, Any] | None) -> dict[str, Any]:
         "gain": summary["gain_over_uniform"],
         "uniform": uniform["sparsity_components"] if uniform else None,
         "is_uniform": summary["strategy"] == "uniform",
-        "recipe_asked": "recipe" in run.study.search.strategies,
-        "recipe": recipe["sparsity_components"] if recipe else None,
-        "recipe_gain": best["zeros"] / recipe["zeros"] if recipe and best and recipe["zeros"] else None,
+        "linear_uniform_asked": "linear_uniform" in run.study.search.strategies,
+        "linear_uniform": linear["sparsity_components"] if linear else None,
+        "gain_over_linear_uniform": best["zeros"] / linear["zeros"]
+        if linear and best and linear["zeros"]
+        else None,
         "strategy": summary["strategy"],
     }
 
@@ -235,7 +237,7 @@ def _budget(run: Run, summary: Mapping[str, Any] | None, candidates: pd.DataFram
         base = base_of(bound.measure)
         metrics = (summary or {}).get("metrics", {}) or {}
         dense = known.get(base)
-        edge, value = found.get("high" if bound.is_upper else "low"), found.get("value")
+        edge, value = found.get("ci_high" if bound.is_upper else "ci_low"), found.get("value")
         # An absolute bound leaves room from the dense pipeline's value on; a relative one counts from 0.
         start = 0.0 if base != bound.measure else dense["value"] if dense else None
         room = None if start is None else bound.limit - start
@@ -248,8 +250,8 @@ def _budget(run: Run, summary: Mapping[str, Any] | None, candidates: pd.DataFram
                 "dense": dense["value"] if dense else None,
                 "pruned": metrics[base]["value"] if base in metrics else None,
                 "difference": None if value is None or start is None else value - start,
-                "low": found.get("low"),
-                "high": found.get("high"),
+                "ci_low": found.get("ci_low"),
+                "ci_high": found.get("ci_high"),
                 "sign": "≤" if bound.is_upper else "≥",
                 "limit": bound.limit,
                 "share": share,
@@ -368,11 +370,11 @@ def _strategies(candidates: pd.DataFrame, asked: Sequence[str]) -> list[dict[str
 
 def _costs(run: Run) -> dict[str, Any]:
     frame = run.costs()
-    total = {name: float(frame[name].sum()) for name in ("evaluations", "images", "cost", "seconds")}
+    total = {name: float(frame[name].sum()) for name in ("evaluations", "images", "nfe", "seconds")}
     rows = [
         {
             **{str(k): v for k, v in row.items()},
-            "share": row["cost"] / total["cost"] if total["cost"] else 0.0,
+            "share": row["nfe"] / total["nfe"] if total["nfe"] else 0.0,
         }
         for row in frame.to_dict("records")
     ]

@@ -162,7 +162,7 @@ def why_outside(row: Mapping[str, Any], study: Study) -> str:
     """The bounds that a candidate's interval does not clear: ``Fréchet distance rise up to 61.2, bound ≤ 50``."""
     found = []
     for bound in study.constraints.bounds():
-        low, high = row.get(f"{bound.measure}_low"), row.get(f"{bound.measure}_high")
+        low, high = row.get(f"{bound.measure}_ci_low"), row.get(f"{bound.measure}_ci_high")
         if low is None or high is None or not bound.margin(low, high) < 0:  # NaN: not measured
             continue
         worst, words, sign = (high, "up to", "≤") if bound.is_upper else (low, "down to", "≥")

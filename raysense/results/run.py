@@ -7,7 +7,7 @@
     run = Run("reports/runs/quickstart")
     run.candidates()                                  # every allocation that was judged by images
     run.sensitivity()                                 # damage of each group at each of its levels
-    run.sql("SELECT stage, sum(cost) FROM evaluations GROUP BY stage")
+    run.sql("SELECT stage, sum(nfe) FROM evaluations GROUP BY stage")
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Winner:
         zeros: Counted zeros among the selected weights.
         sparsity: Zeros over all parameters of the studied components.
         sparsities: Denominator -> zeros over it: ``selected``, ``prunable``, ``components``, ``pipeline``.
-        metrics: Measure -> ``value``, ``low``, ``high``, ``n`` and ``extractor``, on held-out prompts.
+        metrics: Measure -> ``value``, ``ci_low``, ``ci_high``, ``n`` and ``extractor``, on held-out prompts.
     """
 
     allocation: str
@@ -157,8 +157,8 @@ class Run:
             removed = (layers["step"] * layers["levels"]).astype(int)
             return LevelGrid.fixed(sizes, dict(zip(layers["layer"], removed, strict=True)))
         if prune.updates:
-            return LevelGrid(sizes, prune.cap, prune.calibration.levels)
-        return LevelGrid(sizes, prune.cap)
+            return LevelGrid(sizes, prune.max_layer_sparsity, prune.calibration.levels)
+        return LevelGrid(sizes, prune.max_layer_sparsity)
 
     def allocation(self, key: str) -> Allocation:
         """The allocation with this content hash, or the one whose hash begins so; empty for the dense pipeline.
@@ -187,14 +187,14 @@ class Run:
         """One row per allocation judged by images, dense included, least sparse first.
 
         Columns: those of `evaluations`, the four ``sparsity_*``, and for every measure ``<metric>``,
-        ``<metric>_low``, ``<metric>_high``, ``<metric>_n``.
+        ``<metric>_ci_low``, ``<metric>_ci_high``, ``<metric>_n``.
         """
         evaluations = self.table("evaluations")
         rungs = [name for name, rung in self.study.rungs if isinstance(rung, ImageRung)]
         rows = evaluations[evaluations["rung"].isin(rungs) & (evaluations["failed"] == "")]
         measures = self.table("measures")
         wide = measures[measures["key"].isin(rows["key"])].pivot(
-            index="key", columns="metric", values=["value", "low", "high", "n"]
+            index="key", columns="metric", values=["value", "ci_low", "ci_high", "n"]
         )
         names: list[Any] = wide.columns.to_flat_index().tolist()  # pairs (part, metric)
         wide.columns = pd.Index([m if part == "value" else f"{m}_{part}" for part, m in names])
@@ -233,7 +233,7 @@ class Run:
         """The view `curves` with the groups' places and sizes: one row per group, level and metric, in network order.
 
         Columns: ``group``, ``position`` (of its first layer), ``component``, ``layers``, ``weights``, ``zeros``,
-        ``sparsity`` (of the group's own weights), ``metric``, ``value``, ``low``, ``high``, ``n``, ``key``.
+        ``sparsity`` (of the group's own weights), ``metric``, ``value``, ``ci_low``, ``ci_high``, ``n``, ``key``.
         """
         return self._sensitivity.copy()
 
@@ -282,12 +282,9 @@ class Run:
     def costs(self) -> pd.DataFrame:
         """One row per stage, in order.
 
-        Columns: ``stage``, ``evaluations``, ``taken`` (from an earlier run, at no cost), ``images``, ``cost``,
+        Columns: ``stage``, ``evaluations``, ``taken`` (from an earlier run, at no cost), ``images``, ``nfe``,
         ``seconds``, ``failed``, ``collapsed``.
         """
-        rows = self.table("evaluations").copy()
-        taken = rows["taken_from"] != ""
-        rows.loc[taken, ["images", "cost", "seconds"]] = 0
         return _costs(self.table("evaluations"))
 
     def front(self, metric: str, rung: str = "score") -> pd.DataFrame:
@@ -311,7 +308,7 @@ def cliffs_of(curves: pd.DataFrame, tolerable: float) -> pd.DataFrame:
     """See `Run.cliffs`; of curves of one metric."""
     found = []
     for group, curve in curves.groupby("group", sort=False):
-        beyond = curve[curve["high"] > tolerable]["sparsity"]
+        beyond = curve[curve["ci_high"] > tolerable]["sparsity"]
         over = float(beyond.min()) if len(beyond) else None
         below = curve[curve["sparsity"] < over]["sparsity"] if over is not None else curve["sparsity"]
         head = curve.iloc[0]
@@ -338,12 +335,12 @@ def cliffs_of(curves: pd.DataFrame, tolerable: float) -> pd.DataFrame:
 def _costs(evaluations: pd.DataFrame) -> pd.DataFrame:
     """What stages took; nothing is charged for rows that an earlier run measured."""
     rows = evaluations.assign(taken=evaluations["taken_from"] != "")
-    rows.loc[rows["taken"], ["images", "cost", "seconds"]] = 0
+    rows.loc[rows["taken"], ["images", "nfe", "seconds"]] = 0
     grouped = rows.groupby("stage").agg(
         evaluations=("key", "size"),
         taken=("taken", "sum"),
         images=("images", "sum"),
-        cost=("cost", "sum"),
+        nfe=("nfe", "sum"),
         seconds=("seconds", "sum"),
         failed=("failed", lambda texts: int((texts != "").sum())),
         collapsed=("collapsed", lambda texts: int((texts != "").sum())),

@@ -15,7 +15,12 @@ from raysense.feasibility import margins
 from raysense.metrics.spec import base_of
 from raysense.pruning.layers import Inventory
 from raysense.records import Bound, Evaluation
-from raysense.results.near_miss import at_cap, cap_in_words, miss_in_words, nearest_miss
+from raysense.results.near_miss import (
+    at_max_layer_sparsity,
+    at_max_layer_sparsity_in_words,
+    miss_in_words,
+    nearest_miss,
+)
 from raysense.results.pareto import front
 from raysense.store.schema import DENOMINATORS
 from raysense.store.store import Store
@@ -67,7 +72,7 @@ def summarise(
         **{name: getattr(inventory, name) for name in DENOMINATORS},
         "constraints": _constraints(winner, bounds, held_out_stretch(study)),
         "missed": nearest_miss(study, findings, inventory),
-        "at_cap": at_cap(study, grid, winner.allocation if winner else None),
+        "at_max_layer_sparsity": at_max_layer_sparsity(study, grid, winner.allocation if winner else None),
         "tests": {"strategies": competitors(study), "stretch": round(held_out_stretch(study), 4)},
         "metrics": _metrics(winner.evaluation if winner else None, study),
         "dense": _metrics(dense, study),
@@ -94,8 +99,7 @@ def _spent(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
         "evaluations": len(evaluations),
         "taken": len(evaluations) - len(own),
         "images": sum(e.images for e in own),
-        "cost": sum(e.cost for e in own),
-        "cost_unit": "denoiser sample-forwards",
+        "nfe": sum(e.nfe for e in own),
     }
 
 
@@ -105,7 +109,7 @@ def _budget(study: Study, tracker: BudgetTracker) -> dict[str, Any]:
     per_hour = study.budget.price_per_hour
     return {
         **limits,
-        "cost": tracker.spent,
+        "nfe": tracker.spent,
         "hours": round(hours, 4),
         "price": None if per_hour is None else round(hours * per_hour, 2),
         "stopped": None if tracker.refusal is None else asdict(tracker.refusal),
@@ -151,8 +155,8 @@ def _metrics(evaluation: Evaluation | None, study: Study) -> dict[str, Any]:
     return {
         name: {
             "value": m.value,
-            "low": m.low,
-            "high": m.high,
+            "ci_low": m.ci_low,
+            "ci_high": m.ci_high,
             "n": m.n,
             "extractor": m.extractor,
             "unit": _unit(name, study),
@@ -176,8 +180,8 @@ def _constraints(winner: Candidate | None, bounds: Sequence[Bound], stretch: flo
             "measure": m.bound.measure,
             "limit": m.bound.limit,
             "value": m.value,
-            "low": m.low,
-            "high": m.high,
+            "ci_low": m.ci_low,
+            "ci_high": m.ci_high,
             "margin": m.margin,
         }
         for m in margins(winner.evaluation, bounds, stretch)
@@ -231,7 +235,7 @@ def render(summary: Mapping[str, Any], out: str, console: Console) -> None:
             base = base_of(row["measure"])
             dense, pruned = summary["dense"][base], summary["metrics"][base]
             bound = [
-                f"[{row['low']:.4f}, {row['high']:.4f}]",
+                f"[{row['ci_low']:.4f}, {row['ci_high']:.4f}]",
                 f"{'≥' if row['field'].endswith('.min') else '≤'} {row['limit']:g}",
             ]
             absolute = base == row["measure"]
@@ -257,15 +261,15 @@ def render(summary: Mapping[str, Any], out: str, console: Console) -> None:
             )
         elif summary["strategy"] != "uniform":
             say(console, "One ratio for all layers did not pass the same test at any size that was tried.")
-        if words := cap_in_words(summary["at_cap"]):
+        if words := at_max_layer_sparsity_in_words(summary["at_max_layer_sparsity"]):
             say(console, words)
     else:
         for line in miss_in_words(summary):
             say(console, line)
     say(
         console,
-        f"{summary['evaluations']:,} evaluations, {summary['images']:,} images, {summary['cost']:,} "
-        f"{summary['cost_unit']}, {summary['seconds']:.0f} s.",
+        f"{summary['evaluations']:,} evaluations, {summary['images']:,} images, {summary['nfe']:,} NFE, "
+        f"{summary['seconds']:.0f} s.",
     )
     if stopped := summary["budget"]["stopped_in_words"]:
         best = "What it bought is above, the best so far; raise" if summary["feasible"] else "Raise"

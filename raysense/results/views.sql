@@ -25,7 +25,7 @@ WITH sizes AS (
 SELECT
     l."group", min(l.component) AS component, e.key, sum(a.zeros)::BIGINT AS zeros, any_value(s.weights) AS weights,
     sum(a.zeros) / any_value(s.weights) AS sparsity, m.metric,
-    any_value(m.value) AS damage, any_value(m.low) AS low, any_value(m.high) AS high, any_value(m.n) AS n
+    any_value(m.value) AS damage, any_value(m.ci_low) AS ci_low, any_value(m.ci_high) AS ci_high, any_value(m.n) AS n
 FROM evaluations e
 JOIN measures m USING (key)
 JOIN allocations a ON a.allocation = e.allocation

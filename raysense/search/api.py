@@ -226,7 +226,7 @@ def _levels(evaluator: Evaluator, wanted: Allocation | Mapping[str, float] | flo
     Raises:
         RaysenseError: A name fits no layer, or a sparsity is no share.
     """
-    grid, cap = evaluator.grid, evaluator.study.prune.cap
+    grid, cap = evaluator.grid, evaluator.study.prune.max_layer_sparsity
     if isinstance(wanted, Allocation):
         grid.validate(wanted)
         return wanted
@@ -243,8 +243,8 @@ def _levels(evaluator: Evaluator, wanted: Allocation | Mapping[str, float] | flo
             )
         if share > cap:
             raise RaysenseError(
-                f"`allocation`: the sparsity of {name or 'all layers'} is {share}, more than `prune.cap` {cap:g} "
-                "allows; ask for less or raise the cap"
+                f"`allocation`: the sparsity of {name or 'all layers'} is {share}, more than "
+                f"`prune.max_layer_sparsity` {cap:g} allows; ask for less or raise it"
             )
     used: set[str] = set()
     levels: dict[str, int] = {}

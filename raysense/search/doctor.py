@@ -199,7 +199,7 @@ def _idle_layers_and_cost(patient: _Patient) -> Iterator[Finding]:
         yield Finding(found.check, found.verdict, told + found.told)
     else:
         yield checks.layers_run(patient.live.inventory, patient.idle, ran)
-    yield checks.cost((foreseen.cost.image, foreseen.cost.steps), (watch.forwards, watch.steps))
+    yield checks.cost((foreseen.cost.image, foreseen.cost.steps), (watch.nfe, watch.steps))
 
 
 def _pixels(patient: _Patient) -> Iterator[Finding]:

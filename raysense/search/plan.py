@@ -27,7 +27,7 @@ def forecast(
     study: Study,
     *,
     evaluators: Sequence[int] | None,
-    forwards_per_second: float | None,
+    nfe_per_second: float | None,
     price: float | None,
     gpu_memory: float | None,
     console: Console,
@@ -38,7 +38,7 @@ def forecast(
     Args:
         study: The study.
         evaluators: Numbers of evaluators to plan for; None for the study's own, or as many as this machine runs.
-        forwards_per_second: Sample-forwards a second of one evaluator; None for a calibration on this machine.
+        nfe_per_second: NFE a second of one evaluator; None for a calibration on this machine.
         price: Of an evaluator-hour.
         gpu_memory: GiB of a GPU in question.
         console: Where it is said.
@@ -58,13 +58,13 @@ def forecast(
     learning = calibration_cost(study, inventory, grid, empty, cost)
     wanted = study.cluster.evaluators
     counts = list(evaluators or [here(study) if wanted == "auto" else wanted])
-    if forwards_per_second is not None:
-        speed, peak = given_speed(study, forwards_per_second, cost), None
+    if nfe_per_second is not None:
+        speed, peak = given_speed(study, nfe_per_second, cost), None
     else:
         speed, peak = calibrated(study, counts[0])
     estimates = [estimate(study, inventory, grid, speed, count, learning, cost) for count in counts]
     console.print(
-        f"An image costs {cost.image:,} denoiser sample-forwards in {cost.steps} steps, {cost.told}.",
+        f"An image costs {cost.image:,} NFE in {cost.steps} steps, {cost.told}.",
         markup=False,
         highlight=False,
     )
@@ -96,15 +96,15 @@ def calibrated(study: Study, count: int) -> tuple[Speed, int | None]:
     return measured_speed(measured, beside), measured.memory if on_gpu else None
 
 
-def given_speed(study: Study, forwards_per_second: float, cost: Cost) -> Speed:
-    """From sample-forwards a second; what a calibration would add beside them is left out."""
-    second, rung = 1 / forwards_per_second, study.rungs.probe
+def given_speed(study: Study, nfe_per_second: float, cost: Cost) -> Speed:
+    """From NFE a second; what a calibration would add beside them is left out."""
+    second, rung = 1 / nfe_per_second, study.rungs.probe
     return Speed(
         image=cost.image * second,
         probe=cost.probe(rung) * second,
         first_probe=(cost.probe(rung, records=True) - cost.probe(rung)) * second,
         start=START_SECONDS,
-        told=f"at {forwards_per_second:g} sample-forwards a second; loading, decoding and judging are not in it",
+        told=f"at {nfe_per_second:g} NFE a second; loading, decoding and judging are not in it",
     )
 
 

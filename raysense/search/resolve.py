@@ -25,7 +25,7 @@ from raysense.strategies.solver import OBJECTIVES
 from raysense.strategies.verdict import held_out_stretch
 from raysense.study import Study, parse, revise
 
-CHANGEABLE = ("constraints", "prune.components", "prune.cap", "budget", "name")
+CHANGEABLE = ("constraints", "prune.components", "prune.max_layer_sparsity", "budget", "name")
 _BISECTIONS = 20
 _DENOMINATORS = ("selected", "prunable", "components", "pipeline")
 
@@ -42,9 +42,9 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
 
     Returns:
         Plain data: ``measured`` (the sparsest stored candidate inside the bounds, those of held-out prompts first, or
-        None) and ``predicted``: sparsities, levels, expected load with its 95 % interval, a load of 1 being the bound.
-        It is the sparsest total whose whole interval is inside, below what already failed; the dense pipeline, and
-        ``supported`` false, where no stored candidate is inside the bounds.
+        None) and ``predicted``: sparsities, levels, expected utilisation of the budget with its 95 %
+        interval (1 lies on the bound). It is the sparsest total whose whole interval is inside, below what already
+        failed; the dense pipeline, and ``supported`` false, where no stored candidate is inside the bounds.
 
     Raises:
         RaysenseError: No study, no curves, something else is changed, or the dense pipeline misses a bound.
@@ -61,7 +61,7 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
         row
         for row in rows
         if all(
-            a.split(":")[0] in allowed and _share(grid, a, row.allocation) <= study.prune.cap
+            a.split(":")[0] in allowed and _share(grid, a, row.allocation) <= study.prune.max_layer_sparsity
             for a in row.allocation
         )
     ]
@@ -72,7 +72,7 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
     supported = any(row.feasible and row.zeros for row in rows)
     most = int(min(prediction.most, _ceiling(fitting)))
     best = prediction.sparsest(most) if supported else Allocation()
-    load, sd = prediction.learned.predict(best) if best else (0.0, 0.0)
+    utilisation, sd = prediction.learned.predict(best) if best else (0.0, 0.0)
     denominators = stored.denominators
     return {
         "study": study.name,
@@ -81,9 +81,9 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
         "predicted": {
             **_shares(grid.zeros(best), denominators),
             "supported": supported,
-            "load": load,
-            "load_low": load - 1.96 * sd,
-            "load_high": load + 1.96 * sd,
+            "utilisation": utilisation,
+            "utilisation_ci_low": utilisation - 1.96 * sd,
+            "utilisation_ci_high": utilisation + 1.96 * sd,
             "allocation": best.key,
             "levels": dict(best),
         },
@@ -131,7 +131,7 @@ def _read(run: str, overrides: Sequence[str]) -> _Stored:
     study = revise(old, overrides)
     _check_changes(old, study)
     layers = store.table("layers").to_pylist()
-    grid = LevelGrid([(row["layer"], row["weights"]) for row in layers], old.prune.cap)
+    grid = LevelGrid([(row["layer"], row["weights"]) for row in layers], old.prune.max_layer_sparsity)
     if any(row["levels"] and grid.step(row["layer"]) != row["step"] for row in layers):
         raise RaysenseError("`prune` gives layers fixed levels in this study; there is nothing to solve anew")
     levels: dict[str, dict[str, int]] = {}
@@ -165,7 +165,9 @@ class _Prediction:
         study, grid, groups = stored.study, stored.grid, stored.groups
         allowed = set(study.prune.components)
         fine = [curve.refined() for curve in stored.curves]
-        self._free = [_up_to(c, study.prune.cap) for c in fine if c.group.split(":")[0] in allowed]
+        self._free = [
+            _up_to(c, study.prune.max_layer_sparsity) for c in fine if c.group.split(":")[0] in allowed
+        ]
         self._stored = stored
         self.most = sum(max(curve.zeros) for curve in self._free)
 
@@ -182,8 +184,8 @@ class _Prediction:
         for _ in range(_BISECTIONS):
             middle = (low + high + 1) // 2
             allocation = self._solved(middle, weights)
-            load, sd = self.learned.predict(allocation)
-            if load + 1.96 * sd <= 1:
+            utilisation, sd = self.learned.predict(allocation)
+            if utilisation + 1.96 * sd <= 1:
                 low, best = middle, allocation
             else:
                 high = middle
@@ -279,8 +281,8 @@ def in_words(answer: Mapping[str, Any], run: str) -> str:
         lines += [
             f"predicted, not measured: {predicted['sparsity_components']:.1%} of the parameters of the studied "
             f"components ({predicted['zeros']:,} zeros)",
-            f"expected load {predicted['load']:.2f} [{predicted['load_low']:.2f}, {predicted['load_high']:.2f}], "
-            "1 being the bound",
+            f"expected utilisation of the budget {predicted['utilisation']:.2f} "
+            f"[{predicted['utilisation_ci_low']:.2f}, {predicted['utilisation_ci_high']:.2f}]; 1 lies on the bound",
         ]
     lines.append(
         f"To measure and validate, run the study with these bounds; levels: raysense resolve "
@@ -301,9 +303,10 @@ def _check_changes(old: Study, new: Study) -> None:
         raise RaysenseError(
             f"`prune.components` has {extra[0]!r}, which the study did not measure; leave some out only"
         )
-    if new.prune.cap > old.prune.cap:
+    if new.prune.max_layer_sparsity > old.prune.max_layer_sparsity:
         raise RaysenseError(
-            f"`prune.cap` must be at most the study's {old.prune.cap:g}, but got {new.prune.cap:g}"
+            f"`prune.max_layer_sparsity` must be at most the study's {old.prune.max_layer_sparsity:g}, "
+            f"but got {new.prune.max_layer_sparsity:g}"
         )
 
 

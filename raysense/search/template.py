@@ -24,7 +24,7 @@ pipeline: {pipeline}
 prompts: {prompts}                  # a file of captions: .csv, .jsonl, .txt, .parquet; or coco-train2017, bundled
 prune:
   components: [{components}]        # what may be pruned; `raysense layers --pipeline …` lists the layers
-  cap: 0.95                         # largest sparsity of any one layer
+  max_layer_sparsity: 0.95          # largest sparsity of any one layer
 sampling:
   steps: {steps}
   guidance: {guidance}
@@ -37,7 +37,7 @@ rungs:
   validation: {{prompts: {validation}}}      # held out: only what passes here can win
 cluster:
   gpus_per_evaluator: {gpus}            # 0 for CPUs
-# budget: {{max_hours: 24}}             # hard; or max_cost, or max_price with price_per_hour
+# budget: {{max_hours: 24}}             # hard; or max_nfe, or max_price with price_per_hour
 """
 
 

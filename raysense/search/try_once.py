@@ -61,10 +61,10 @@ def try_once(study: Study, strategy: str, share: float, rung: str, directory: st
         f"{evaluator.grid.base:,}",
         *(f"{name:<20}{value:.4f}" for name, value in inventory.sparsities(evaluation.zeros).items()),
         *(
-            f"{name:<20}{m.value:.4g}  [{m.low:.4g}, {m.high:.4g}]  n {m.n}, {m.extractor}"
+            f"{name:<20}{m.value:.4g}  [{m.ci_low:.4g}, {m.ci_high:.4g}]  n {m.n}, {m.extractor}"
             for name, m in evaluation.measures.items()
         ),
-        f"cost                {evaluation.cost:,} denoiser sample-forwards, {evaluation.seconds:.1f} s",
+        f"cost                {evaluation.nfe:,} NFE, {evaluation.seconds:.1f} s",
         evaluator.masker.described,
     ]
     notes = (evaluation.collapsed, evaluation.notes, *notes_of(evaluator.pipeline))
@@ -133,12 +133,14 @@ def allocate(evaluator: Evaluator, share: float) -> tuple[int, Allocation]:
     asked, most = round(share * grid.n), grid.max_zeros
     # Steps may end a little below the cap: that much is rounding, and both numbers are said.
     if asked > most and share > most / grid.n + 1e-3:
-        pattern, cap = study.prune.pattern, study.prune.cap
+        pattern, cap = study.prune.pattern, study.prune.max_layer_sparsity
         remedy = (
-            f"the pattern {pattern} allows no more" if pattern else f"raise `prune.cap`, which is {cap:g}"
+            f"the pattern {pattern} allows no more"
+            if pattern
+            else f"raise `prune.max_layer_sparsity`, which is {cap:g}"
         )
         if not pattern and share < 1:
-            remedy += f" (--set prune.cap={min(1.0, share + 0.005):.3g})"
+            remedy += f" (--set prune.max_layer_sparsity={min(1.0, share + 0.005):.3g})"
         raise RaysenseError(
             f"`--sparsity` is {share:g}, {asked:,} zeros, but at most {math.floor(1000 * most / grid.n) / 1000:g} of "
             f"the selected weights can go, {most:,} zeros: ask for less, or {remedy}"

@@ -23,7 +23,7 @@ _PLAIN = (
     "draw",
     "zeros",
     "images",
-    "cost",
+    "nfe",
     "seconds",
     "collapsed",
     "failed",
@@ -36,7 +36,7 @@ _PLAIN = (
     "taken_from",
 )
 _OWN = ("key", "allocation")  # texts that hardly recur
-_MEASURE = ("value", "low", "high", "n", "extractor")
+_MEASURE = ("value", "ci_low", "ci_high", "n", "extractor")
 _IMAGE = ("prompt_id", "prompt", "seed")
 
 Rows = dict[str, list[dict[str, Any]]]

@@ -16,8 +16,11 @@ import pyarrow as pa
 import raysense
 from raysense.errors import RaysenseError
 
-SCHEMA_VERSION = 2
-"""2: checksums in every file."""
+SCHEMA_VERSION = 3
+"""2: checksums in every file. 3: columns with the field's names."""
+
+READ_BY = {1: "0.1.0", 2: "0.2.0"}
+"""Older schema versions -> the raysense that reads them."""
 
 _INT, _FLOAT, _TEXT = pa.int64(), pa.float64(), pa.string()
 
@@ -94,9 +97,10 @@ EVALUATIONS = _schema(
     *((name, _INT, text) for name, text in DENOMINATORS.items()),
     ("images", _INT, "images sampled for this evaluation"),
     (
-        "cost",
+        "nfe",
         _INT,
-        "denoiser sample-forwards that measuring it took; spent here unless `taken_from` says where",
+        "number of function evaluations that measuring it took (evaluations of the denoiser, one image each, "
+        "conditional and unconditional counted apart); spent here unless `taken_from` says where",
     ),
     ("seconds", _FLOAT, "wall time, seconds"),
     ("strategy", _TEXT, "which strategy proposed it; dense in the baseline, an empty text for sensitivity"),
@@ -131,8 +135,8 @@ MEASURES = _schema(
     ("key", _TEXT, "the evaluation's key"),
     ("metric", _TEXT, "name of the metric"),
     ("value", _FLOAT, "point estimate in the metric's own unit"),
-    ("low", _FLOAT, "lower end of the two-sided 95 % interval"),
-    ("high", _FLOAT, "upper end of the two-sided 95 % interval"),
+    ("ci_low", _FLOAT, "lower end of the two-sided 95 % interval"),
+    ("ci_high", _FLOAT, "upper end of the two-sided 95 % interval"),
     ("n", _INT, "sample size"),
     ("extractor", _TEXT, "whose features"),
 )
@@ -178,6 +182,7 @@ def check_version(found: Any, where: str, wrote: str = "") -> None:
         raise ValueError(f"schema version {found!r}")
     if found != SCHEMA_VERSION:
         kind = "a newer" if found > SCHEMA_VERSION else "an older"
+        wrote = wrote or READ_BY.get(found, "")
         remedy = f"Use raysense {wrote}" if wrote else f"Use {kind} raysense"
         raise RaysenseError(
             f"{where}: schema version {found}, written by {kind} raysense; this one ({raysense.__version__}) reads "

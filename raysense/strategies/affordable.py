@@ -36,9 +36,9 @@ def refuse_small_budget(context: SearchContext) -> None:
     study = context.study
     least = sum(context.costs.of(task) for task in _baseline_tasks(context))
     answer = least + answer_cost(context)
-    if study.budget.max_cost is not None and study.budget.max_cost < least:
+    if study.budget.max_nfe is not None and study.budget.max_nfe < least:
         raise RaysenseError(
-            f"`budget.max_cost` is {study.budget.max_cost:,} sample-forwards, but measuring the dense pipeline takes "
+            f"`budget.max_nfe` is {study.budget.max_nfe:,} NFE, but measuring the dense pipeline takes "
             f"{least:,} and one strategy's climb to a validated answer some {answer:,} in all; raise it or shrink "
             "`rungs`" + " or `prune.calibration`" * bool(context.costs.calibration)
         )
@@ -69,7 +69,7 @@ class Expectation:
         """A stage begins: this and what follows is still to come, beside what is spent."""
         stages = list(self._costs)
         left = stages[stages.index(stage) :]
-        self._runner.wanted_cost = self._runner.tracker.spent + sum(self._costs[name] for name in left)
+        self._runner.wanted_nfe = self._runner.tracker.spent + sum(self._costs[name] for name in left)
 
 
 def _with_parts(study: Study, allocation: Allocation, rungs: Sequence[str]) -> set[Task]:

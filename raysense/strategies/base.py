@@ -24,7 +24,7 @@ class Strategy(Protocol):
         headline: One line for the live view: the incumbent's sparsity and its margins.
 
     A strategy may also have an attribute ``wanted: int``, the number of evaluations it expects to have
-    asked for in the end (answers from the store included), and ``wanted_cost: int``, their sample-forwards; the live
+    asked for in the end (answers from the store included), and ``wanted_nfe: int``, their NFE; the live
     view derives the time left from them.
     """
 

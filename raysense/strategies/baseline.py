@@ -110,7 +110,7 @@ def refuse_impossible(dense: Mapping[str, Evaluation], bounds: Sequence[Bound], 
             if margin.margin < 0:
                 raise RaysenseError(
                     f"`{margin.bound.field}` is {margin.bound.limit:g}, but the dense pipeline itself has "
-                    f"{margin.bound.measure} {margin.value:.4g} [{margin.low:.4g}, {margin.high:.4g}] on the "
+                    f"{margin.bound.measure} {margin.value:.4g} [{margin.ci_low:.4g}, {margin.ci_high:.4g}] on the "
                     f"{rung} rung{how if wider > 1 else ''}; loosen the bound"
                 )
 
@@ -129,10 +129,10 @@ def _recount(context: SearchContext, tracker: BudgetTracker) -> None:
     image = Cost(counted, steps, "counted on the dense pipeline's images")
     context.costs = replace(context.costs, image=image)
     tracker.reserve = reserve_of(context)
-    limit, needs = context.study.budget.max_cost, answer_cost(context)
+    limit, needs = context.study.budget.max_nfe, answer_cost(context)
     if limit is not None and tracker.spent + needs > limit:
         raise RaysenseError(
-            f"`budget.max_cost` is {limit:,} sample-forwards: an image of this pipeline takes {counted:,} of them, so "
+            f"`budget.max_nfe` is {limit:,} NFE: an image of this pipeline takes {counted:,} of them, so "
             f"after the dense pipeline's {tracker.spent:,} a validated answer takes some {needs:,} more; set it to "
             f"{tracker.spent + needs:,} and start again with --resume, or shrink `rungs`"
         )

@@ -33,9 +33,9 @@ class Switches:
         self._proposed.add(allocation)
         return allocation
 
-    def tell(self, allocation: Allocation, load: float) -> None:
+    def tell(self, allocation: Allocation, utilisation: float) -> None:
         """Keep the best."""
-        self._push.tell(allocation, load, allocation in self._proposed)
+        self._push.tell(allocation, utilisation, allocation in self._proposed)
 
 
 class Random:
@@ -64,9 +64,9 @@ class Random:
         self._proposed.add(allocation)
         return allocation
 
-    def tell(self, allocation: Allocation, load: float) -> None:
+    def tell(self, allocation: Allocation, utilisation: float) -> None:
         """Keep the best."""
-        self._push.tell(allocation, load, allocation in self._proposed)
+        self._push.tell(allocation, utilisation, allocation in self._proposed)
 
 
 class Tpe:
@@ -88,7 +88,9 @@ class Tpe:
         self._grid, self._groups = grid, groups
         sampler = optuna.samplers.TPESampler(seed=seed)
         self._study: Any = optuna.create_study(direction="maximize", sampler=sampler)
-        self._space = {g: optuna.distributions.FloatDistribution(0.0, grid.cap) for g in groups}
+        self._space = {
+            g: optuna.distributions.FloatDistribution(0.0, grid.max_layer_sparsity) for g in groups
+        }
         self._open: dict[Allocation, list[Any]] = {}
 
     def propose(self) -> Allocation:
@@ -105,21 +107,22 @@ class Tpe:
         self._open.setdefault(allocation, []).append(trial)
         return allocation
 
-    def tell(self, allocation: Allocation, load: float) -> None:
+    def tell(self, allocation: Allocation, utilisation: float) -> None:
         """Finish a trial, or add what another strategy found."""
-        load, zeros = min(load, 1e6), float(self._grid.zeros(allocation))
+        utilisation, zeros = min(utilisation, 1e6), float(self._grid.zeros(allocation))
         if waiting := self._open.get(allocation):
             trial = waiting.pop(0)
-            trial.set_constraint("load", load - 1.0)
+            trial.set_constraint("utilisation", utilisation - 1.0)
             self._study.tell(trial, zeros)
             return
         parameters = {}
         for group, members in self._groups.items():
             zeros_of = sum(self._grid.zeros_at(a, allocation[a]) for a in members)
             size = sum(self._grid.weights(a) for a in members)
-            parameters[group] = min(zeros_of / size, self._grid.cap)
+            parameters[group] = min(zeros_of / size, self._grid.max_layer_sparsity)
         self._study.add_trial(
             self._optuna.trial.create_trial(
-                params=parameters, distributions=self._space, value=zeros, constraints={"load": load - 1.0}
+                params=parameters, distributions=self._space, value=zeros,
+                constraints={"utilisation": utilisation - 1.0}
             )
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a study may spend: sample-forwards, evaluators' hours, or money. Knows no clock, only stored seconds."""
+"""What a study may spend: NFE, evaluators' hours, or money. Knows no clock, only stored seconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raysense.records import CALIBRATION, Evaluation, Question
 from raysense.study import Budget
 
 SLOWER = 1.25
-"""A question is taken to last so many times what its rungs' evaluations have lasted on average, per sample-forward."""
+"""A question is taken to last so many times what its rungs' evaluations have lasted on average, per NFE."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,20 @@ class Refusal:
 class BudgetTracker:
     """Keeps to a budget.
 
-    Sample-forwards are known before a question is asked. Seconds are not: they are foreseen from the stored seconds of
+    NFE are known before a question is asked. Seconds are not: they are foreseen from the stored seconds of
     the evaluations so far, so that replaying a store spends the same. The first evaluations of a study, before any
     is finished, are asked in any case where only hours or money are limited.
 
     Args:
         budget: The limits; any may be missing.
-        cost_of: What a question costs at most, in sample-forwards.
-        reserve: Stage -> sample-forwards that its questions leave for later stages.
+        cost_of: What a question costs at most, in NFE.
+        reserve: Stage -> NFE that its questions leave for later stages.
 
     Attributes:
         reserve: See above.
-        spent: Sample-forwards of all evaluations so far, each counted once.
+        spent: NFE of all evaluations so far, each counted once.
         seconds: Their seconds.
-        image_cost: Sample-forwards of an image, as counted so far: the least, as images may be sampled anew for want of
+        image_cost: NFE of an image, as counted so far: the least, as images may be sampled anew for want of
             memory; None before any was sampled.
         refusal: What was not covered, at first; None while all was.
     """
@@ -78,12 +78,12 @@ class BudgetTracker:
             self._limits.append(
                 ("budget.max_price", budget.max_price, "of money", budget.price_per_hour / 3600)
             )
-        self._max_cost = budget.max_cost
+        self._max_cost = budget.max_nfe
         self.spent, self.seconds = 0, 0.0
         self.image_cost: int | None = None
         self.refusal: Refusal | None = None
         self._counted: set[str] = set()
-        self._by_rung: dict[str, tuple[float, int]] = {}  # seconds and sample-forwards
+        self._by_rung: dict[str, tuple[float, int]] = {}  # seconds and NFE
 
     def charge(self, evaluations: Iterable[Evaluation]) -> None:
         """Pay for evaluations, each once; for one that an earlier run measured nothing."""
@@ -93,13 +93,13 @@ class BudgetTracker:
             if evaluation.key:
                 self._counted.add(evaluation.key)
             if not evaluation.taken_from:
-                self.spent += evaluation.cost
+                self.spent += evaluation.nfe
                 self.seconds += evaluation.seconds
             if evaluation.images and evaluation.rung != CALIBRATION:
-                counted = math.ceil(evaluation.cost / evaluation.images)
+                counted = math.ceil(evaluation.nfe / evaluation.images)
                 self.image_cost = min(counted, self.image_cost or counted)
             seconds, cost = self._by_rung.get(evaluation.rung, (0.0, 0))
-            self._by_rung[evaluation.rung] = seconds + evaluation.seconds, cost + evaluation.cost
+            self._by_rung[evaluation.rung] = seconds + evaluation.seconds, cost + evaluation.nfe
 
     def covers(self, question: Question, outstanding: Iterable[Question]) -> bool:
         """Whether a question may be asked beside those under way; the first that may not is remembered."""
@@ -107,7 +107,7 @@ class BudgetTracker:
         reserve = self.reserve.get(question.stage, 0)
         if self._max_cost is not None:
             promised = self.spent + sum(map(self._cost_of, under_way))
-            field = ("budget.max_cost", float(self._max_cost), "sample-forwards")
+            field = ("budget.max_nfe", float(self._max_cost), "NFE")
             if not self._fits(field, promised, self._cost_of(question), reserve, question):
                 return False
         if not self._limits:
@@ -132,6 +132,6 @@ class BudgetTracker:
         return SLOWER * self._cost_of(question) * max(self._pace(task.rung) for task in question.tasks)
 
     def _pace(self, rung: str) -> float:
-        """Seconds a sample-forward on a rung so far, or on the slowest one; 0 before anything is known."""
+        """Seconds an NFE on a rung so far, or on the slowest one; 0 before anything is known."""
         known = {name: seconds / cost for name, (seconds, cost) in self._by_rung.items() if cost}
         return known.get(rung, max(known.values(), default=0.0))

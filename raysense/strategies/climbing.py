@@ -148,7 +148,7 @@ def _evopress(context: SearchContext, start: Allocation) -> Coroutine:
             name = f"search/{EVOPRESS}/{number}"
             tasks = tuple(Task(a, rung) for a in pool)
             evaluations = yield from asked_for(context, Question(name, "search", tasks))
-            spent += sum(evaluation.cost for evaluation in evaluations)
+            spent += sum(evaluation.nfe for evaluation in evaluations)
             if rung == "probe":
                 losses = [math.inf if e.failed else e.measures[PROBE_ERROR].value for e in evaluations]
             else:

@@ -72,7 +72,7 @@ class Stage:
     Attributes:
         evaluations: Rows.
         images: Images sampled, dense references included.
-        cost: Denoiser sample-forwards.
+        cost: NFE.
         busy: Seconds of evaluators at work.
     """
 
@@ -112,7 +112,7 @@ class Estimate:
 
     @property
     def cost(self) -> int:
-        """Of all stages, in denoiser sample-forwards."""
+        """Of all stages, in NFE."""
         return sum(stage.cost for stage in self.stages.values())
 
     @property
@@ -142,7 +142,7 @@ def estimate(
         grid: Their levels.
         speed: Of one evaluator.
         evaluators: How many.
-        calibration_cost: Sample-forwards that the study's method learns from, see
+        calibration_cost: NFE that the study's method learns from, see
             `raysense.evaluation.calibration.calibration_cost`.
         cost: Of an image.
     """
@@ -252,7 +252,7 @@ class _Cluster:
             evaluation = self._answer(work.question, task, images, cost, seconds)
             stage.evaluations += 1
             stage.images += images
-            stage.cost += evaluation.cost
+            stage.cost += evaluation.nfe
             stage.busy += seconds
             self._idle -= 1
             heapq.heappush(
@@ -260,7 +260,7 @@ class _Cluster:
             )
 
     def _work(self, task: Task, before: Sequence[Task]) -> tuple[int, int, float]:
-        """Images, dense references included, sample-forwards, and seconds, after the question's tasks before it."""
+        """Images, dense references included, NFE, and seconds, after the question's tasks before it."""
         cost = self._cost_of(Question("", "", (task,)))
         an_image = self._an_image.image
         if task.rung == CALIBRATION:
@@ -290,7 +290,7 @@ class _Cluster:
         return Evaluation(
             key="", question=question.name, stage=question.stage, allocation=task.allocation.key, rung=task.rung,
             draw=task.draw, measures=_Assumed(self._bounds, share, self._local_share(task.allocation)),
-            zeros=self._inventory.zeros_before + zeros, images=images, cost=cost, seconds=seconds,
+            zeros=self._inventory.zeros_before + zeros, images=images, nfe=cost, seconds=seconds,
         )  # fmt: skip
 
     def _local_share(self, allocation: Allocation) -> float:

@@ -22,7 +22,8 @@ def evopress(
     """EvoPress's published procedure, generation after generation without end.
 
     Published it minimises a loss at a fixed total. To find the sparsest allocation inside a budget, the total is
-    raised after a generation whose survivor has a load of at most 1, and eased towards the best after two without.
+    raised after a generation whose survivor has a utilisation of at most 1, and eased towards the best after two
+    without.
 
     Args:
         grid: The layers' levels.

@@ -18,24 +18,24 @@ Solve = Callable[[int, Mapping[str, float]], Allocation]
 """Wanted zeros and factors on the groups' damages -> the solver's allocation."""
 
 FACTOR_SD = 0.5
-"""Prior standard deviation of the factors between a group's probe curve and its share of the load, relatively:
+"""Prior standard deviation of the factors between a group's probe curve and its share of the utilisation, relatively:
 one common to a component and one of the group's own, each."""
 
-LOAD_SD = 0.1
-"""How far a measured load is from the additive model, relatively, beside its own noise."""
+UTILISATION_SD = 0.1
+"""How far a measured utilisation is from the additive model, relatively, beside its own noise."""
 
-_FAR = 4.0  # loads beyond this lie past the cliff, where nothing adds up
+_FAR = 4.0  # utilisations beyond this lie past the cliff, where nothing adds up
 _LEAST_FACTOR = 0.1
 
 
 class JointProposer:
     """Raysense's joint search: learns what the probe gets wrong about each group, and solves anew.
 
-    The load of an allocation is modelled as a sum over groups, ``sum_g θ_g · d_g(x_g)``, with d the measured probe
-    curves and a Gaussian prior on the factors θ, correlated within a component. Measured loads, those of closed forms
-    included, update it in closed form; a sample from the posterior (Thompson 1933) goes to the solver as weights, at
-    a total above the best so far; where it repeats itself, levels are switched between a few layers. The sum is only
-    a surrogate: what is kept has been measured.
+    The utilisation of an allocation is modelled as a sum over groups, ``sum_g θ_g · d_g(x_g)``, with d the measured
+    probe curves and a Gaussian prior on the factors θ, correlated within a component. Measured utilisations, those of
+    allocation rules included, update it in closed form; a sample from the posterior (Thompson 1933) goes
+    to the solver as weights, at a total above the best so far; where it repeats itself, levels are switched between a
+    few layers. The sum is only a surrogate: what is kept has been measured.
 
     Args:
         grid: The layers' levels.
@@ -58,7 +58,7 @@ class JointProposer:
         self._rng = np.random.default_rng(seed)
         self._push = Push(grid)
         self._rows: list[_Floats] = []
-        self._loads: list[float] = []
+        self._utilisations: list[float] = []
         self._proposed: set[Allocation] = set()
         self._number = 0
         names = [group.split(":")[0] for group in self._groups]
@@ -81,12 +81,12 @@ class JointProposer:
         self._proposed.add(allocation)
         return allocation
 
-    def tell(self, allocation: Allocation, load: float) -> None:
+    def tell(self, allocation: Allocation, utilisation: float) -> None:
         """Update the surrogate and the best."""
-        self._push.tell(allocation, load, allocation in self._proposed)
-        if math.isfinite(load) and load <= _FAR:
+        self._push.tell(allocation, utilisation, allocation in self._proposed)
+        if math.isfinite(utilisation) and utilisation <= _FAR:
             self._rows.append(np.asarray(self._damages(allocation), dtype=np.float64))
-            self._loads.append(max(load, 0.0))
+            self._utilisations.append(max(utilisation, 0.0))
 
     def factors(self) -> dict[str, float]:
         """Group -> mean factor, as weights for the solver."""
@@ -95,37 +95,37 @@ class JointProposer:
         return dict(zip(self._groups, (mean / mean.mean()).tolist(), strict=True))
 
     def predict(self, allocation: Allocation) -> tuple[float, float]:
-        """The load that the surrogate expects, and its standard deviation."""
+        """The utilisation that the surrogate expects, and its standard deviation."""
         known = self._posterior()
         row = np.asarray(self._damages(allocation), dtype=np.float64)
-        load = float(row @ known.mean)
+        utilisation = float(row @ known.mean)
         prior = known.scale**2 * (self._prior @ row)
         variance = float(row @ prior - (row @ known.gain) @ (known.rows @ prior))
-        return load, float(np.sqrt(max(variance, 0.0) + (LOAD_SD * max(load, 0.3)) ** 2))
+        return utilisation, float(np.sqrt(max(variance, 0.0) + (UTILISATION_SD * max(utilisation, 0.3)) ** 2))
 
     def _posterior(self) -> _Posterior:
-        """What the measured loads say about the factors."""
-        rows, loads = np.array(self._rows).reshape(-1, len(self._groups)), np.array(self._loads)
+        """What the measured utilisations say about the factors."""
+        rows, utilisations = np.array(self._rows).reshape(-1, len(self._groups)), np.array(self._utilisations)
         sums = rows.sum(axis=1)
-        rows, loads, sums = rows[sums > 0], loads[sums > 0], sums[sums > 0]
-        # The scale between probe and load is read off the loads nearest to the bound.
-        near = np.argsort(np.abs(loads - 1))[:5]
-        scale = float(np.median(loads[near] / sums[near])) if len(near) else 0.0
+        rows, utilisations, sums = rows[sums > 0], utilisations[sums > 0], sums[sums > 0]
+        # The scale between probe and utilisation is read off the utilisations nearest to the bound.
+        near = np.argsort(np.abs(utilisations - 1))[:5]
+        scale = float(np.median(utilisations[near] / sums[near])) if len(near) else 0.0
         if scale <= 0:
-            rows, loads, scale = rows[:0], loads[:0], 1.0
-        noise = LOAD_SD * np.maximum(loads, 0.3)
+            rows, utilisations, scale = rows[:0], utilisations[:0], 1.0
+        noise = UTILISATION_SD * np.maximum(utilisations, 0.3)
         seen = scale**2 * (rows @ self._prior)
         gain = np.linalg.solve(seen @ rows.T + np.diag(noise**2), seen).T
-        mean = scale + gain @ (loads - scale * rows.sum(axis=1))
-        return _Posterior(scale, rows, loads, noise, gain, mean)
+        mean = scale + gain @ (utilisations - scale * rows.sum(axis=1))
+        return _Posterior(scale, rows, utilisations, noise, gain, mean)
 
     def _sampled(self, known: _Posterior) -> _Floats:
         """Factors from the posterior: some from the prior, corrected by what was measured (Matheron's rule)."""
         common = self._rng.standard_normal(int(self._component.max()) + 1)
         own = self._rng.standard_normal(len(self._groups))
         drawn = known.scale * (1 + FACTOR_SD * (own + common[self._component]))
-        loads = known.rows @ drawn + known.noise * self._rng.standard_normal(len(known.noise))
-        return np.asarray(drawn + known.gain @ (known.loads - loads))
+        utilisations = known.rows @ drawn + known.noise * self._rng.standard_normal(len(known.noise))
+        return np.asarray(drawn + known.gain @ (known.utilisations - utilisations))
 
 
 @dataclass(frozen=True)
@@ -133,17 +133,17 @@ class _Posterior:
     """The Gaussian posterior of the factors: prior mean `scale`, prior covariance `scale²` times the prior's.
 
     Attributes:
-        scale: Between probe and load.
+        scale: Between probe and utilisation.
         rows: (measured, groups) damages.
-        loads: (measured,).
-        noise: (measured,) standard deviations of the loads.
-        gain: (groups, measured) how the factors follow the loads.
+        utilisations: (measured,).
+        noise: (measured,) standard deviations of the utilisations.
+        gain: (groups, measured) how the factors follow the utilisations.
         mean: (groups,) the factors.
     """
 
     scale: float
     rows: _Floats
-    loads: _Floats
+    utilisations: _Floats
     noise: _Floats
     gain: _Floats
     mean: _Floats

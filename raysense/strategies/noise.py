@@ -127,14 +127,14 @@ def shows_no_harm(bound: Bound, measure: Measure) -> bool:
     A difference is, if its interval holds 0; what is compared with the dense images themselves, if it is inside.
     """
     if is_difference(bound):
-        return measure.low <= 0
+        return measure.ci_low <= 0
     return bound.margin(measure.value, measure.value) >= 0
 
 
 def spread_of(measure: Measure, prompts: int) -> float:
     """Standard deviation of what one prompt adds to a measure, from its interval on so many."""
     quantile = float(stats.t.ppf((1 + LEVEL) / 2, prompts - 1))
-    return (measure.high - measure.low) / 2 / quantile * math.sqrt(prompts)
+    return (measure.ci_high - measure.ci_low) / 2 / quantile * math.sqrt(prompts)
 
 
 def needs(study: Study, spreads: Mapping[str, float]) -> list[Need]:

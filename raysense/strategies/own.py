@@ -88,7 +88,7 @@ def propose(
                 raise RaysenseError(f"{name}: raised {type(error).__name__}: {error}") from error
             if isinstance(wanted, Question):
                 answer = yield from _asked(context, name, asked, wanted)
-                spent += sum(evaluation.cost for evaluation in answer)
+                spent += sum(evaluation.nfe for evaluation in answer)
                 pairs = zip(wanted.tasks, answer, strict=False)
                 found += [candidate_of(context, name, t.allocation, e) for t, e in pairs if t.rung == "score"]
                 asked += 1

@@ -27,7 +27,7 @@ class Proposer(Protocol):
         """The next allocation to measure."""
         ...
 
-    def tell(self, allocation: Allocation, load: float) -> None:
+    def tell(self, allocation: Allocation, utilisation: float) -> None:
         """How one fared, in the order of proposals; also what others found, to start from."""
         ...
 
@@ -45,10 +45,10 @@ class Push:
         """The total to try next."""
         return min(int(max(self.zeros, 0.02 * self.grid.n) * (1 + self.growth)), self.grid.max_zeros)
 
-    def tell(self, allocation: Allocation, load: float, counts: bool = True) -> None:
+    def tell(self, allocation: Allocation, utilisation: float, counts: bool = True) -> None:
         """How an allocation fared; one that others found does not count for the pace."""
         zeros = self.grid.zeros(allocation)
-        better = load <= 1 and zeros > self.zeros
+        better = utilisation <= 1 and zeros > self.zeros
         if better:
             self.best, self.zeros = allocation, zeros
         if counts:

@@ -9,7 +9,7 @@ from torch import nn
 
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
-from raysense.names import UNIFORM
+from raysense.names import UNIFORM, renamed
 from raysense.pruning import allocation_rules
 from raysense.pruning.allocation_rules import AllocationRule, Counts
 from raysense.pruning.layers import Inventory, Layer
@@ -31,7 +31,7 @@ def closed_forms(
         inventory: The selected layers.
         grid: Their levels.
         modules: Component name -> module, dense when the first allocation is asked for.
-        proportions: Component -> its part in the ratios of ``per_component`` and ``recipe``; 1 where missing.
+        proportions: Component -> its part in the ratios of ``per_component`` and ``linear_uniform``; 1 where missing.
         counts: Rule -> what `allocation_rules.counts_below` gave, for callers that hold no weights: `modules` is not
             looked at then.
     """
@@ -45,7 +45,7 @@ def closed_forms(
     return {
         UNIFORM: lambda zeros: allocation_rules.uniform(inventory, grid, zeros),
         "per_component": in_proportion(inventory.layers),
-        "recipe": in_proportion(linear),
+        "linear_uniform": in_proportion(linear),
         "erk": lambda zeros: allocation_rules.erk(inventory, grid, zeros),
         **{
             rule: allocation_rules.one_threshold(inventory, grid, partial(of_rule, rule))
@@ -94,5 +94,6 @@ def check_strategies(names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
             raise RaysenseError(
-                f"`search.strategies` has the unknown entry {name!r}; there are {', '.join(sorted(known))}"
+                renamed(f"search.strategies: {name}")
+                or f"`search.strategies` has the unknown entry {name!r}; there are {', '.join(sorted(known))}"
             )

@@ -56,14 +56,14 @@ class StrategyRunner(Generic[Outcome]):
 
     Args:
         schedule: The schedule.
-        cost_of: What a question costs at most, in denoiser sample-forwards.
+        cost_of: What a question costs at most, in NFE.
         tracker: What may be spent; None for no limit.
 
     Attributes:
         done: The schedule has come to its end.
         headline: One line for the live view; the schedule sets it.
         wanted: Evaluations expected in all; the schedule sets it.
-        wanted_cost: Their sample-forwards; the schedule sets it.
+        wanted_nfe: Their NFE; the schedule sets it.
         outcome: What the schedule returned.
         error: The `RaysenseError` that ended the schedule.
         cost_of: See above.
@@ -78,7 +78,7 @@ class StrategyRunner(Generic[Outcome]):
     ) -> None:
         self.done = False
         self.headline = ""
-        self.wanted = self.wanted_cost = 0
+        self.wanted = self.wanted_nfe = 0
         self.outcome: Outcome | None = None
         self.error: RaysenseError | None = None
         self.cost_of = cost_of

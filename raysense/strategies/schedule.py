@@ -39,12 +39,12 @@ def make_strategy(
         inventory: Its layers.
         grid: Their levels.
         rules: Allocation rules that need no measurement, by name.
-        calibration_cost: Sample-forwards of the calibration at most; 0 if the study needs none.
+        calibration_cost: NFE of the calibration at most; 0 if the study needs none.
         cost: Of an image, as foreseen; replaced by what the baseline counts.
         own: Search strategies of the user's own; those that the study names by dotted path if missing.
 
     Raises:
-        RaysenseError: `budget.max_cost` does not even cover the dense pipeline; nothing is spent yet.
+        RaysenseError: `budget.max_nfe` does not even cover the dense pipeline; nothing is spent yet.
     """
     costs = RungCosts(study, cost or assumed(study.sampling), calibration_cost)
     own = own_strategies(study.search.strategies) if own is None else own

@@ -58,7 +58,7 @@ def _curve(context: SearchContext, group: str, members: Sequence[str]) -> Corout
     def at(sparsity: float) -> Allocation:
         return Allocation({address: grid.level_for(address, sparsity) for address in members})
 
-    cap = min(grid.cap, 0.95)
+    cap = min(grid.max_layer_sparsity, 0.95)
     lighter = sparsity_removing(float(removed_energy(np.array(cap))) / 6)
     wanted = [at(cap), at(lighter)]
     stop: StopRule | None = StopRule(below={PROBE_ERROR: HARMLESS_PROBE})

@@ -343,6 +343,9 @@ def _strategies(study: Study) -> Iterator[str]:
     for name in study.search.strategies:
         if name in names.STRATEGIES:
             continue
+        if said_now := names.renamed(f"search.strategies: {name}"):
+            yield said_now
+            continue
         if not DOTTED.fullmatch(name):
             yield (
                 f"`search.strategies` has the unknown entry {name!r}; there are {', '.join(sorted(names.STRATEGIES))}, "
@@ -360,10 +363,10 @@ def _strategies(study: Study) -> Iterator[str]:
 
 
 def _judges(study: Study, doubt: Doubt) -> Iterator[str]:
-    clip, extractor = study.metrics.clip, study.metrics.frechet.extractor
+    clip, extractor = study.metrics.clip, study.metrics.features.extractor
     if wrong := _clip("metrics.clip.model", clip.model, clip.pretrained):
         yield wrong
-    field = "metrics.frechet.extractor"
+    field = "metrics.features.extractor"
     if extractor.startswith(names.OPEN_CLIP):
         model, _, pretrained = extractor.removeprefix(names.OPEN_CLIP).partition("@")
         if wrong := _clip(field, model, pretrained or None):

@@ -44,9 +44,9 @@ def filled(study: Study) -> Study:
     if any(said("prune.saliency", name, "saliency").facts.get("updates_weights") for name in methods):
         prune["updates_weights"] = True
     search["strategies"] = [_strategy(name) for name in study.search.strategies]
-    extractor = study.metrics.frechet.extractor
+    extractor = study.metrics.features.extractor
     if not extractor.startswith((OPEN_CLIP, EFFICIENTNET)) and extractor not in extractors():
-        metrics["frechet"]["extractor"] = _path(extractor, "extractor")
+        metrics["features"]["extractor"] = _path(extractor, "extractor")
     before = study.model_dump(mode="json")
     changed = {part: data[part] for part in ("metrics", "prune", "search") if data[part] != before[part]}
     # Not parsed anew: a study may hold a live pipeline, which plain data does not.

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from raysense.names import renamed
 from raysense.study.own import A_PATH, A_SECTION
 from raysense.study.section import Said, shown
 
@@ -52,6 +53,8 @@ def _sentence(location: Location, branches: Sequence[Any], model: type[BaseModel
     said = first.get("ctx", {}).get("error")
     if isinstance(said, Said):
         return str(said)
+    if first["type"] == "extra_forbidden" and (said_now := renamed(field)):
+        return said_now
     if first["type"] == "extra_forbidden":
         known = _keys_at(first["loc"][:-1], model)
         close = difflib.get_close_matches(str(location[-1])[:80], known, n=1)

@@ -61,7 +61,7 @@ def make_absolute(data: dict[str, Any], base: Path, *, of_file: bool) -> None:
     _change(data, "metrics.reference.path", lambda text: path("metrics.reference.path", text, must=True))
     _change(data, "metrics.clip.model", behind(_LOCAL, "metrics.clip.model"))
     _change(data, "metrics.clip.pretrained", lambda text: path("metrics.clip.pretrained", text, must=False))
-    _change(data, "metrics.frechet.extractor", behind(_LOCAL, "metrics.frechet.extractor"))
+    _change(data, "metrics.features.extractor", behind(_LOCAL, "metrics.features.extractor"))
 
 
 def _change(data: dict[str, Any], field: str, change: Callable[[str], str]) -> None:

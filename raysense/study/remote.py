@@ -15,7 +15,7 @@ def settle(study: Study) -> str:
     Raises:
         RaysenseError: The study's pipeline is neither there nor in the hub's cache on this machine.
     """
-    extractor, clip = study.metrics.frechet.extractor, study.metrics.clip.model
+    extractor, clip = study.metrics.features.extractor, study.metrics.clip.model
     from_hub = (
         study.pipeline not in names.BUNDLED_PIPELINES and not os.path.exists(study.pipeline),
         clip != names.BUNDLED and not clip.startswith(names.LOCAL),

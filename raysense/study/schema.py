@@ -84,7 +84,7 @@ class Prune(Section):
     )
     pattern: str | None = Field(None, pattern=r"^[1-9]\d*:[1-9]\d*$", description="n:m, keep n of every m")
     calibration: Calibration = Field(Calibration(), description="see below")
-    cap: float = Field(0.95, gt=0, le=1, description="largest sparsity of any one layer")
+    max_layer_sparsity: float = Field(0.95, gt=0, le=1, description="largest sparsity of any one layer")
     updates_weights: bool = Field(
         False,
         description="`saliency` is a plug-in that updates the weights that stay; its decorator says it",
@@ -110,8 +110,10 @@ class Prune(Section):
             keep, of = map(int, self.pattern.split(":"))
             if keep >= of:
                 raise ValueError(f"pattern must keep fewer than all, such as 2:4, but is {self.pattern}")
-            if 1 - keep / of > self.cap:
-                raise ValueError(f"pattern {self.pattern} prunes more than cap allows; raise cap")
+            if 1 - keep / of > self.max_layer_sparsity:
+                raise ValueError(
+                    f"pattern {self.pattern} prunes more than max_layer_sparsity allows; raise it"
+                )
         return self
 
 
@@ -206,7 +208,7 @@ class Clip(Section):
     )
 
 
-class Frechet(Section):
+class Features(Section):
     """The feature extractor behind the Fréchet distance, KID, precision, recall and closeness."""
 
     extractor: str = Field(
@@ -247,7 +249,7 @@ class Metrics(Section):
     """Which networks judge, and by what beside the default metrics and those that `constraints` bounds."""
 
     clip: Clip = Field(Clip(), description="see below")
-    frechet: Frechet = Field(Frechet(), description="see below")
+    features: Features = Field(Features(), description="see below")
     reference: Reference = Field(Reference(), description="see below")
     also: tuple[Extra, ...] = Field((), strict=False, description="metrics that are measured without a bound")
     custom: dict[Annotated[MetricName, AfterValidator(_of_ones_own)], Own] = Field(
@@ -333,7 +335,8 @@ class Search(Section):
         description="how candidates are made; docs/methods.md lists them",
     )
     proportions: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        {}, description="component -> its part in the ratios of `per_component` and `recipe`; 1 where missing"
+        {},
+        description="component -> its part in the ratios of `per_component` and `linear_uniform`; 1 where missing",
     )
     objective: Literal["additive", "minimax"] = Field(
         "additive", description="what the solver keeps least: the sum of the groups' damages, or the largest"
@@ -355,7 +358,7 @@ class Search(Section):
 class Budget(Section):
     """What may be spent."""
 
-    max_cost: int | None = Field(None, ge=1, description="denoiser sample-forwards; hard")
+    max_nfe: int | None = Field(None, ge=1, description="number of function evaluations (NFE); hard")
     max_hours: float | None = Field(None, gt=0, description="hours of evaluators at work; hard")
     max_price: float | None = Field(None, gt=0, description="hours at work x price_per_hour; hard")
     price_per_hour: float | None = Field(None, gt=0, description="of one evaluator, in any currency")
@@ -377,7 +380,7 @@ class Cluster(Section):
     gpus_per_evaluator: float = Field(
         0.0, ge=0, le=1, description="1, or the part of one that each gets: a pipeline runs on one GPU"
     )
-    images_per_part: int = Field(
+    images_per_shard: int = Field(
         128,
         ge=1,
         description="evaluations with more images are sampled in parts, by whichever evaluator is free",
@@ -569,7 +572,7 @@ class Study(Section, metaclass=_Readable):
         for place in PLACES:
             *sections, last = place.split(".")
             del functools.reduce(operator.getitem, sections, definition)[last]
-        for section, field in (("clip", "model"), ("clip", "pretrained"), ("frechet", "extractor")):
+        for section, field in (("clip", "model"), ("clip", "pretrained"), ("features", "extractor")):
             values = definition["metrics"][section]
             values[field] = _without_folder(values[field])
         return definition

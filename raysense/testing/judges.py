@@ -95,7 +95,7 @@ def _check_of_set(metric: Callable[..., Any], name: str, up: bool, harm: Callabl
     assert equal(reference, kept[1]), f"{name}: changed the reference that it was given"
     assert first == second, f"{name}: gave {first} and then {second} for the same features"
     assert near(first, shuffled), f"{name}: the order of the images counts: {first}, shuffled {shuffled}"
-    assert value.high > value.low, (
+    assert value.ci_high > value.ci_low, (
         f"{name}: leaving out images changes nothing, so its interval is empty: is it smooth in every image?"
     )
     _assert_worse(name, up, first, harmed)

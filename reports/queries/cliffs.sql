@@ -5,7 +5,7 @@ WITH probed AS (
     FROM curves WHERE metric = 'probe_error'
 ),
 edges AS (
-    SELECT "group", min(sparsity) FILTER (high > 0.05) AS over, max(damage) AS worst_damage FROM probed GROUP BY "group"
+    SELECT "group", min(sparsity) FILTER (ci_high > 0.05) AS over, max(damage) AS worst_damage FROM probed GROUP BY "group"
 ),
 cliffs AS (
     SELECT

@@ -1,7 +1,7 @@
 -- What did each stage cost, and what did it buy?
 SELECT
-    stage, count(*) AS evaluations, sum(images) AS images, sum(cost) AS sample_forwards,
-    round(100 * sum(cost) / sum(sum(cost)) OVER (), 1) AS percent_of_cost,
+    stage, count(*) AS evaluations, sum(images) AS images, sum(nfe) AS nfe,
+    round(100 * sum(nfe) / sum(sum(nfe)) OVER (), 1) AS percent_of_nfe,
     round(sum(seconds), 1) AS evaluator_seconds,
     count(*) FILTER (failed <> '') AS failed, count(*) FILTER (collapsed <> '') AS collapsed
 FROM evaluations

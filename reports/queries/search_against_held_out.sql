@@ -6,7 +6,7 @@ WITH best AS (
 )
 SELECT
     best.strategy, best.rung, round(100 * best.sparsity, 2) AS percent_removed, b.metric,
-    round(m.value, 4) AS value, round(m.low, 4) AS low, round(m.high, 4) AS high, m.n AS images,
+    round(m.value, 4) AS value, round(m.ci_low, 4) AS ci_low, round(m.ci_high, 4) AS ci_high, m.n AS images,
     b.bound
 FROM best
 JOIN bounds b ON true

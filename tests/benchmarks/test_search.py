@@ -15,17 +15,17 @@ from raysense.records import Bound, Evaluation, Measure
 
 def test_a_ratio_has_paired_bounds_over_studies() -> None:
     found = ratio([0.6, 0.5, 0.66], [0.3, 0.25, 0.33])
-    assert found["ratio"] == found["low"] == found["high"] == pytest.approx(2.0)
+    assert found["ratio"] == found["ci_low"] == found["ci_high"] == pytest.approx(2.0)
     found = ratio([0.4, 0.9], [0.2, 0.3])
     assert found["ratio"] == pytest.approx(math.sqrt(6), abs=1e-3)
     # t of one degree of freedom, 12.706, times half the distance of the two logarithms.
-    assert found["high"] == pytest.approx(math.exp(math.log(6) / 2 + 12.706 * math.log(1.5) / 2), rel=1e-3)
+    assert found["ci_high"] == pytest.approx(math.exp(math.log(6) / 2 + 12.706 * math.log(1.5) / 2), rel=1e-3)
 
 
 def test_one_study_has_no_bounds_and_a_rival_that_failed_is_counted() -> None:
     found = ratio([0.6, 0.5], [0.3, 0.0])
     assert found["ratio"] == 2.0
-    assert found["low"] is None
+    assert found["ci_low"] is None
     assert found["rival_never_inside"] == 1
 
 
@@ -62,6 +62,6 @@ def test_every_seed_begins_with_prompts_of_its_own(tmp_path: Path) -> None:
 def evaluation(rung: str, zeros: int, drop: float) -> Evaluation:
     return Evaluation(
         key=f"{rung}-{zeros}", question="", stage="search", allocation="", rung=rung, draw=0,
-        measures={"clip_score_drop": Measure(drop, drop, drop, 8, "made-up")}, zeros=zeros, images=8, cost=10,
+        measures={"clip_score_drop": Measure(drop, drop, drop, 8, "made-up")}, zeros=zeros, images=8, nfe=10,
         seconds=0.0,
     )  # fmt: skip

@@ -56,7 +56,7 @@ STUDY = {
     "constraints": "{clip_score: {max_drop: 0.5}}",
     # Two cores an evaluator, of which each machine shows two: one evaluator a machine. Both sample a part of whatever
     # has more than 8 images.
-    "cluster": "{evaluators: 2, cpus_per_evaluator: 2, images_per_part: 8}",
+    "cluster": "{evaluators: 2, cpus_per_evaluator: 2, images_per_shard: 8}",
 }
 
 

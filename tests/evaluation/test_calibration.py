@@ -111,10 +111,10 @@ def test_calibration_is_charged_once_and_known_to_all(values: list[str], runs: f
     first = evaluator(tmp_path, *values)
     promised = calibration_cost(first.study, first.inventory, first.grid, modules_of(first.pipeline))
     learnt = first.evaluate(Task(Allocation(), CALIBRATION))
-    assert learnt.cost == runs * 4 * first.study.sampling.steps * 2
-    assert learnt.cost <= promised
+    assert learnt.nfe == runs * 4 * first.study.sampling.steps * 2
+    assert learnt.nfe <= promised
     assert learnt.method == first.study.prune.saliency
-    assert first.evaluate(Task(Allocation(), CALIBRATION)).cost == 0
+    assert first.evaluate(Task(Allocation(), CALIBRATION)).nfe == 0
     allocation = first.grid.uniform(0.5)
     here = first.evaluate(Task(allocation, "probe"))
     assert here.zeros == first.grid.zeros(allocation)
@@ -125,7 +125,7 @@ def test_calibration_is_charged_once_and_known_to_all(values: list[str], runs: f
     second = evaluator(tmp_path, *values)
     there = second.evaluate(Task(allocation, "probe"))
     assert there.measures["probe_error"].value == pytest.approx(here.measures["probe_error"].value, rel=1e-4)
-    assert there.cost == here.cost, "the second evaluator finds everything in the cache"
+    assert there.nfe == here.nfe, "the second evaluator finds everything in the cache"
     second.masker.restore()
     dense = evaluator(tmp_path)
     for layer in dense.inventory.layers:
@@ -161,7 +161,11 @@ def test_raised_damping_stands_in_the_row(tmp_path: Path, capsys: pytest.Capture
             ["`prune.calibration.prompts` must be ≤"],
         ),
         (["prune.pattern='4:2'"], (), ["pattern must keep fewer than all"]),
-        (["prune.pattern='1:4'", "prune.cap=0.5"], (), ["pattern 1:4 prunes more than cap allows"]),
+        (
+            ["prune.pattern='1:4'", "prune.max_layer_sparsity=0.5"],
+            (),
+            ["pattern 1:4 prunes more than max_layer_sparsity allows"],
+        ),
         (["search.proportions={vae: 1}"], ("--strategy", "per_component"), ["'vae'", "text_encoder, unet"]),
         ([], ("--strategy", "solver"), ["'solver'", "owl"]),
         ([], ("--sparsity", "1.5"), ["`--sparsity` must be between 0 and 1"]),
@@ -221,7 +225,7 @@ def test_methods_compete_for_each_component(tmp_path: Path) -> None:
     promised = calibration_cost(first.study, first.inventory, first.grid, modules_of(first.pipeline))
     held = first.evaluate(Task(Allocation(), CALIBRATION))
     assert held.method == first.live.saliency
-    assert 0 < held.cost <= promised
+    assert 0 < held.nfe <= promised
     found = {
         tuple(name.removeprefix(CONTEST).split("/")): measure.value
         for name, measure in held.measures.items()

@@ -52,7 +52,7 @@ def test_dense_against_itself(evaluator: Evaluator, study: Study) -> None:
     assert evaluation.zeros == evaluator.inventory.zeros_before
     assert len(evaluation.samples) == 12
     again = evaluator.evaluate(Task(Allocation(), "score"))
-    assert again.cost == 0  # everything about the dense pipeline is remembered
+    assert again.nfe == 0  # everything about the dense pipeline is remembered
 
 
 def test_prompts_that_are_cut_off_are_noted(tmp_path: Path) -> None:
@@ -70,10 +70,10 @@ def test_prompts_that_are_cut_off_are_noted(tmp_path: Path) -> None:
     assert "5 prompts are longer than the pipeline's `tokenizer` reads" in notes
 
 
-def test_cost_is_counted_sample_forwards(evaluator: Evaluator, study: Study) -> None:
+def test_cost_is_counted_nfe(evaluator: Evaluator, study: Study) -> None:
     evaluator.evaluate(Task(Allocation(), "score"))
     evaluation = evaluator.evaluate(Task(uniform(evaluator, 0.3), "score"))
-    assert evaluation.cost == 12 * study.sampling.steps * 2
+    assert evaluation.nfe == 12 * study.sampling.steps * 2
     assert evaluation.images == 12
 
 
@@ -170,7 +170,7 @@ def test_a_climb_does_not_sample_the_preview_twice_and_gets_the_same_bits(evalua
     evaluator.evaluate(Task(climber, "preview"))
     warm = evaluator.evaluate(Task(climber, "score"))
     assert warm.measures == cold.measures
-    assert warm.cost == cold.cost * 4 / 12
+    assert warm.nfe == cold.nfe * 4 / 12
 
 
 def test_text_embeddings_are_remembered_by_prompt_and_state_of_the_encoder(evaluator: Evaluator) -> None:
@@ -202,7 +202,7 @@ def test_the_layer_rung_grows_and_asks_nothing_of_the_denoiser(evaluator: Evalua
     values = [evaluation.measures["layer_error"].value for evaluation in found]
     assert values[0] == 0
     assert 0 < values[1] < values[2] < 1
-    assert found[2].cost <= 2 * 2 * 2
+    assert found[2].nfe <= 2 * 2 * 2
     encoder = evaluator.evaluate(Task(uniform(evaluator, 0.5, "text_encoder"), "layer"))
     assert encoder.measures["layer_error"].value > 0
 

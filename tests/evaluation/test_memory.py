@@ -54,7 +54,7 @@ def test_a_decoder_out_of_memory_goes_on_in_slices_and_nothing_is_sampled_anew()
     decode_in_slices(pipeline, told.append)
     with metered(pipeline) as meter:
         images = call_pipeline(pipeline, prompts, [0] * 6, sampling)
-    assert meter.forwards == 6 * 2 * 2
+    assert meter.nfe == 6 * 2 * 2
     assert sizes == [6, 3, 1, 1, 1, 1, 1, 1]
     assert told == [
         "out of memory: vae decodes 6 -> 3 at a time",

@@ -65,7 +65,7 @@ def test_every_metric_has_a_value_in_its_interval_an_extractor_and_n(everything:
         "precision", "precision_drop", "recall", "recall_drop", "closeness", "ssim", "sharpness", "sharpness_drop",
     }  # fmt: skip
     for name, measure in everything.measures.items():
-        assert measure.low <= measure.value <= measure.high, name
+        assert measure.ci_low <= measure.value <= measure.ci_high, name
         assert measure.n == 8, name
     assert everything.measures["cmmd"].extractor.startswith("open_clip:")
     assert everything.measures["kid"].extractor == "efficientnet-lite0-96"
@@ -101,7 +101,7 @@ def test_the_three_kinds_of_external_reference_agree_and_are_read_once(tmp_path:
     assert stored.exists()
     saved = tmp_path / "photos.npz"
     gaussians.save(
-        gaussians.statistics(scorer.external_features(32)["frechet"]), saved, "efficientnet-lite0-96"
+        gaussians.statistics(scorer.external_features(32)["features"]), saved, "efficientnet-lite0-96"
     )
     for path, measures in ((table, {"frechet", "kid"}), (saved, {"frechet"})):
         _, other = evaluated(load(overrides=[*SMALL, f"metrics.reference.path={path}"]), cache)

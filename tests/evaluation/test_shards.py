@@ -26,7 +26,7 @@ SMALL = [
 
 
 def study(most: int) -> Study:
-    return load(overrides=[*SMALL, f"cluster.images_per_part={most}"])
+    return load(overrides=[*SMALL, f"cluster.images_per_shard={most}"])
 
 
 @given(st.integers(1, 5000), st.integers(1, 700))
@@ -80,9 +80,9 @@ def test_parts_by_two_evaluators_give_what_one_evaluator_gives(
         for number, part in enumerate(parts):
             sampled.append(evaluators[number % 2].evaluate(part))
     first, last = evaluators[1].evaluate(Task(Allocation(), "validation")), evaluators[0].evaluate(task)
-    assert first.images == last.images == first.cost == last.cost == 0
+    assert first.images == last.images == first.nfe == last.nfe == 0
     assert sum(e.images for e in sampled) == 9 + 2 * 9 + 9
-    assert sum(e.cost for e in sampled) == (9 + 2 * 9 + 9) * 2 * 2
+    assert sum(e.nfe for e in sampled) == (9 + 2 * 9 + 9) * 2 * 2
     assert all(e.measures == {} for e in sampled)
     assert last.zeros == sampled[-1].zeros == evaluators[0].grid.zeros(task.allocation)
     assert [row["prompt_id"] for row in last.samples] == [row["prompt_id"] for row in first.samples]

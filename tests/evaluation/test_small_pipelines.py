@@ -173,7 +173,7 @@ def test_cost_and_order_are_foreseen_without_weights(
     pipeline = load_pipeline(folder)
     with torch.inference_mode(), watched(pipeline) as watch:
         call_pipeline(pipeline, [Prompt("a", "a picture")], [0], sampling)
-    assert (watch.forwards, watch.steps) == (image, steps)
+    assert (watch.nfe, watch.steps) == (image, steps)
     assert tuple(watch.order) == foreseen.order
 
 
@@ -188,7 +188,7 @@ def test_what_probes_and_images_cost_is_what_is_counted(tmp_path: Path) -> None:
     study = evaluator.study
     cost = foresee(study.pipeline, study.sampling).cost
     some = [evaluator.grid.uniform(share) for share in (0.2, 0.4)]
-    probes = [evaluator.evaluate(Task(allocation, "probe")).cost for allocation in some]
+    probes = [evaluator.evaluate(Task(allocation, "probe")).nfe for allocation in some]
     assert probes == [
         cost.probe(study.rungs.probe, records=True),
         cost.probe(study.rungs.probe),
@@ -200,11 +200,13 @@ def test_more_sparsity_than_the_cap_allows_is_refused_with_the_most_that_there_i
 ) -> None:
     evaluator = built("flux", tmp_path, ["transformer"], search={"strategies": ["uniform"]})
     most = evaluator.grid.max_zeros
-    with pytest.raises(RaysenseError, match=rf"at most 0\.\d+ of .* {most:,} zeros.*--set prune\.cap=0\.995"):
+    with pytest.raises(
+        RaysenseError, match=rf"at most 0\.\d+ of .* {most:,} zeros.*--set prune\.max_layer_sparsity=0\.995"
+    ):
         allocate(evaluator, 0.99)
-    asked, allocation = allocate(evaluator, evaluator.study.prune.cap)
+    asked, allocation = allocate(evaluator, evaluator.study.prune.max_layer_sparsity)
     assert asked == round(
-        evaluator.study.prune.cap * evaluator.grid.n
+        evaluator.study.prune.max_layer_sparsity * evaluator.grid.n
     )  # what was asked is said, not what was given
     assert evaluator.grid.zeros(allocation) <= most
 

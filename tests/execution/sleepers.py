@@ -65,7 +65,7 @@ class Sleeper:
             measures={"clip_drop": Measure(value, value - 0.1, value + 0.1, 16, "none")},
             zeros=sum(task.allocation.values()),
             images=16,
-            cost=32,
+            nfe=32,
             seconds=ended - started,
             notes=f"{started} {ended}",
             samples=[{"prompt_id": "0", "prompt": "a cat", "seed": 1, "clip": value}],

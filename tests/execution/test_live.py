@@ -11,7 +11,7 @@ from raysense.execution.progress import Snapshot
 
 SNAPSHOT = Snapshot(
     stage="search", headline="34.2 % zeros, CLIP margin 0.004", done=30, replayed=10, failed=1, wanted=50,
-    images=320, cost=16_000, seconds=40.0, busy=7, evaluators=8,
+    images=320, nfe=16_000, seconds=40.0, busy=7, evaluators=8,
 )  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def test_off_a_terminal_plain_lines_the_last_one_included() -> None:
     assert shown[0] == (
         "stage: search · evaluations: 30 of about 50 done (10 from the store, 1 failed) · "
         "time: 40 s, about 40 s left · "
-        "images: 320 (8.0 a second), cost 16000 sample-forwards · evaluators: 7 of 8 busy · "
+        "images: 320 (8.0 a second), 16000 NFE · evaluators: 7 of 8 busy · "
         "incumbent: 34.2 % zeros, CLIP margin 0.004"
     )
     assert "evaluations: 50 done" in shown[1]
@@ -47,11 +47,11 @@ def test_time_left_is_unknown_before_there_is_a_pace() -> None:
     assert Snapshot(done=5, replayed=5, wanted=9, seconds=3.0).seconds_left is None
 
 
-def test_time_left_counts_sample_forwards_where_they_are_known() -> None:
-    begun = Snapshot(done=300, wanted=400, cost=20_000, spent=30_000, wanted_cost=100_000, seconds=100.0)
+def test_time_left_counts_nfe_where_they_are_known() -> None:
+    begun = Snapshot(done=300, wanted=400, nfe=20_000, spent=30_000, wanted_nfe=100_000, seconds=100.0)
     assert begun.seconds_left == 350.0  # not the 33 s of a hundred evaluations as short as those before
-    assert Snapshot(cost=4_000, spent=90_000, wanted_cost=100_000, seconds=9.0).seconds_left is None
-    assert Snapshot(cost=20_000, spent=120_000, wanted_cost=100_000, seconds=9.0).seconds_left == 0.0
+    assert Snapshot(nfe=4_000, spent=90_000, wanted_nfe=100_000, seconds=9.0).seconds_left is None
+    assert Snapshot(nfe=20_000, spent=120_000, wanted_nfe=100_000, seconds=9.0).seconds_left == 0.0
 
 
 def test_durations_read_well() -> None:

@@ -52,7 +52,7 @@ def test_every_evaluation_is_measured_stored_and_told_once(store: Store) -> None
     assert outcome.finished
     assert evaluator.calls == len(store.evaluations()) == 20
     assert (outcome.snapshot.done, outcome.snapshot.replayed, outcome.snapshot.outstanding) == (20, 0, 0)
-    assert (outcome.snapshot.images, outcome.snapshot.cost) == (20 * 16, 20 * 32)
+    assert (outcome.snapshot.images, outcome.snapshot.nfe) == (20 * 16, 20 * 32)
     rows = store.table("evaluations").to_pylist()
     assert {row["trial"] for row in rows} == {"in-process"}
     assert all(row["evaluator"] and row["question"].startswith("sensitivity/unet:layer") for row in rows)

@@ -40,7 +40,7 @@ def evaluation(number: int) -> Evaluation:
         },
         zeros=number,
         images=16,
-        cost=32,
+        nfe=32,
         seconds=0.1,
         samples=[sample],
     )

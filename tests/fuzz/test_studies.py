@@ -30,7 +30,7 @@ KEYS = (
     "min",
     "prompts",
     "seeds",
-    "cap",
+    "max_layer_sparsity",
     "custom",
     "a",
     "",

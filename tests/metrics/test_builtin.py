@@ -17,11 +17,7 @@ from raysense.study.bounds import bound_on
 PACKAGE = Path(__file__).parents[2] / "raysense"
 
 ELSEWHERE = {
-    ("metrics/spec.py", "frechet"): "the study's section `metrics.frechet` names the network",
-    ("study/schema.py", "frechet"): "likewise",
-    ("study/checks.py", "frechet"): "likewise",
-    ("study/complete.py", "frechet"): "likewise",
-    ("study/paths.py", "frechet"): "likewise",
+    ("names.py", "frechet"): "a section of older studies had its name",
     ("study/reading.py", "clip_score"): "stands in while the rest of a study is looked at",
     ("search/template.py", "clip_score"): "the bound that a new study begins with",
     ("cli/init.py", "clip_score"): "likewise",

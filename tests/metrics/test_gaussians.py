@@ -154,20 +154,20 @@ def test_interval_agrees_with_leaving_out() -> None:
 
     quick, slow = rise(pruned, dense, reference, prompts), jackknife(value_of, prompts)
     assert quick.value == pytest.approx(slow.value, rel=1e-9)
-    assert quick.high - quick.low == pytest.approx(slow.high - slow.low, rel=0.2)
+    assert quick.ci_high - quick.ci_low == pytest.approx(slow.ci_high - slow.ci_low, rel=0.2)
 
 
 def test_rise_of_a_pipeline_over_itself_is_exactly_zero() -> None:
     dense, reference = sample(30, 40, 8), gaussians.statistics(sample(50, 40, 9))
     found = rise(dense, dense, reference)
-    assert (found.value, found.low, found.high) == (0, 0, 0)
+    assert (found.value, found.ci_low, found.ci_high) == (0, 0, 0)
 
 
 def test_few_images_never_meet_a_square_matrix_of_the_features() -> None:
     dense, pruned = sample(48, 30_000, 10).float(), sample(48, 30_000, 11, 1.1).float()
     reference = gaussians.statistics(sample(64, 30_000, 12).float())
     found = rise(pruned, dense, reference)  # a 30,000² covariance would need 7 GB
-    assert found.low < found.value < found.high
+    assert found.ci_low < found.value < found.ci_high
 
 
 def test_statistics_survive_the_disk(tmp_path: Path) -> None:

@@ -26,11 +26,11 @@ samples = st.lists(numbers, min_size=2, max_size=30)
 
 
 def near(interval: Interval) -> object:
-    return pytest.approx((interval.value, interval.low, interval.high), rel=1e-9, abs=1e-9)
+    return pytest.approx((interval.value, interval.ci_low, interval.ci_high), rel=1e-9, abs=1e-9)
 
 
 def triple(interval: Interval) -> tuple[float, float, float]:
-    return interval.value, interval.low, interval.high
+    return interval.value, interval.ci_low, interval.ci_high
 
 
 def mean_of(x: np.ndarray, kept: np.ndarray) -> float:
@@ -41,7 +41,7 @@ def test_mean_interval_is_the_textbook_one() -> None:
     x = np.random.default_rng(0).normal(3, 2, 25)
     expected = stats.ttest_1samp(x, 0).confidence_interval(0.95)
     found = mean_interval(x)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert (found.ci_low, found.ci_high) == pytest.approx((expected.low, expected.high))
     assert found.value == pytest.approx(x.mean())
     assert found.n == 25
 
@@ -57,7 +57,7 @@ def test_mean_interval_follows_shift_and_scale(x: list[float], shift: float, sca
     plain = mean_interval(x)
     moved = mean_interval([scale * value + shift for value in x])
     assert triple(moved) == pytest.approx(tuple(scale * end + shift for end in triple(plain)), abs=1e-6)
-    assert plain.low <= plain.value <= plain.high
+    assert plain.ci_low <= plain.value <= plain.ci_high
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), numbers), min_size=2, max_size=30), st.randoms())
@@ -76,7 +76,7 @@ def test_a_single_prompt_says_nothing_about_others() -> None:
 
 def test_a_wider_level_gives_a_wider_interval() -> None:
     x = [1.0, 2.0, 4.0]
-    assert mean_interval(x, level=0.99).low < mean_interval(x).low
+    assert mean_interval(x, level=0.99).ci_low < mean_interval(x).ci_low
 
 
 def test_paired_drop_is_positive_when_pruning_lowers_the_metric() -> None:
@@ -91,8 +91,8 @@ def test_pairing_removes_what_prompts_have_in_common() -> None:
     difficulty = rng.normal(0, 1, 50)
     dense, pruned = difficulty + rng.normal(0, 0.1, 50), difficulty - 0.2 + rng.normal(0, 0.1, 50)
     paired = paired_drop(dense, pruned)
-    assert paired.low > 0
-    assert paired.high - paired.low < mean_interval(dense).high - mean_interval(dense).low
+    assert paired.ci_low > 0
+    assert paired.ci_high - paired.ci_low < mean_interval(dense).ci_high - mean_interval(dense).ci_low
 
 
 def test_jackknife_of_a_mean_is_its_standard_error() -> None:
@@ -121,7 +121,7 @@ def test_jackknife_with_unequal_groups_covers() -> None:
     for _ in range(400):
         x = rng.exponential(1, 50)
         found = jackknife(partial(mean_of, x), 50, groups=12)
-        hits += found.low < 1 < found.high
+        hits += found.ci_low < 1 < found.ci_high
     assert 0.90 < hits / 400 < 0.98
 
 

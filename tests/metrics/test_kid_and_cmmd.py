@@ -117,8 +117,8 @@ def test_intervals_agree_with_leaving_out(estimate: object, value: object) -> No
 
     slow = jackknife(value_of, prompts)
     assert quick.value == pytest.approx(slow.value, rel=1e-9)
-    assert quick.high - quick.low == pytest.approx(slow.high - slow.low, rel=0.1)
-    assert quick.low > 0
+    assert quick.ci_high - quick.ci_low == pytest.approx(slow.ci_high - slow.ci_low, rel=0.1)
+    assert quick.ci_low > 0
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -134,7 +134,7 @@ def test_what_pairs_do_is_counted_once(seeds: int) -> None:
 
     def variance(found: list[Estimate]) -> float:
         reach = [influence_interval(replace(e, reference=None, across=None), prompts) for e in found]
-        return sum(((i.high - i.low) / 2 / quantile) ** 2 for i in reach) / len(reach)
+        return sum(((i.ci_high - i.ci_low) / 2 / quantile) ** 2 for i in reach) / len(reach)
 
     plain = [Estimate(e.value, e.influence) for e in estimates]
     assert variance(plain) > 1.5 * spread
@@ -153,7 +153,7 @@ def test_intervals_count_a_reference_drawn_anew(same: bool) -> None:
         pair = kid.estimate(0.7 * dense, reference), kid.estimate(dense, reference)
         rises.append(influence_rise(*pair, prompts, reference_ids=theirs))
     quantile = float(scipy.stats.t.ppf(0.975, 39))
-    said = sum(((rise.high - rise.low) / 2 / quantile) ** 2 for rise in rises) / len(rises)
+    said = sum(((rise.ci_high - rise.ci_low) / 2 / quantile) ** 2 for rise in rises) / len(rises)
     assert said == pytest.approx(float(torch.tensor([rise.value for rise in rises]).var()), rel=0.25)
 
 
@@ -162,7 +162,7 @@ def test_intervals_hold_their_value(estimate: object) -> None:
     found = influence_interval(
         estimate(unit(sample(40, 11)), unit(sample(40, 12, shift=0.4)))  # type: ignore[operator]
     )
-    assert found.low < found.value < found.high
+    assert found.ci_low < found.value < found.ci_high
     assert found.n == 40
 
 

@@ -52,8 +52,8 @@ def test_a_narrower_set_drops_in_recall() -> None:
             range(192),
             higher_is_better=SPECS[name].higher_is_better,
         )
-    assert found["recall"][1].low > 0.3
-    assert found["precision"][1].high < 0
+    assert found["recall"][1].ci_low > 0.3
+    assert found["precision"][1].ci_high < 0
     assert found["recall"][1].n == 192
     whole = precision_recall(dense * 0.2, reference)
     assert (found["precision"][0].value, found["recall"][0].value) == (whole.precision, whole.recall)

@@ -77,7 +77,7 @@ def test_stages_that_follow_each_other_are_counted_and_probed_together(tmp_path:
     assert set(schedulers_of(pipeline)) == {"scheduler", "prior_scheduler"}
     with watched(pipeline) as watch, torch.inference_mode():
         images = call_pipeline(pipeline, [Prompt("a", "a cat")], [0], sampling)
-    assert (watch.forwards, watch.steps) == (10, 5)
+    assert (watch.nfe, watch.steps) == (10, 5)
     assert float(images.min()) >= 0  # of its own accord it hands out tensors in [-1, 1]
     assert float(images.max()) <= 1
 

@@ -49,7 +49,7 @@ def test_a_compiled_denoiser_survives_mask_switches_and_is_still_metered() -> No
             eager = unet[2](unet[1](unet[0](x)))
             assert torch.allclose(outputs[-1], eager, atol=1e-6)
     assert counter.frame_count == 1  # compiled once, whatever the weights
-    assert meter.forwards == 16
+    assert meter.nfe == 16
     assert torch.equal(outputs[0], outputs[3])
     assert not torch.allclose(outputs[0], outputs[1])
 

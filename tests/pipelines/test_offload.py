@@ -90,7 +90,7 @@ def test_masks_survive_and_dense_comes_back(
             live.stand_at(half)
             pruned = images(live)
             assert not live.has_moved()
-            found.append((dense, pruned, ProbeRung(live).errors(half), live.zeros, meter.forwards))
+            found.append((dense, pruned, ProbeRung(live).errors(half), live.zeros, meter.nfe))
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
     assert not torch.equal(found[0][0], found[0][1])

@@ -180,7 +180,7 @@ def test_outliers_are_counted():
 
 def test_more_than_the_caps_allow_is_refused():
     inventory, grid = setting(network((100, 100)), cap=0.5)
-    with pytest.raises(RaysenseError, match=r"zeros: 6,000 cannot be removed; with cap 0\.5"):
+    with pytest.raises(RaysenseError, match=r"zeros: 6,000 cannot be removed; with max_layer_sparsity 0\.5"):
         allocation_rules.uniform(inventory, grid, 6_000)
 
 

@@ -42,7 +42,7 @@ def test_the_inner_loop(name: str, tmp_path: Path):
     with metered(pipeline) as meter:
         dense = sample(pipeline, family, PROMPTS, SEEDS)
     guided = 1 if name == "flux" else 2  # Flux was distilled with its guidance inside
-    assert meter.forwards == len(PROMPTS) * SAMPLING.steps * guided
+    assert meter.nfe == len(PROMPTS) * SAMPLING.steps * guided
     alone = sample(pipeline, family, PROMPTS[1:], SEEDS[1:])
     np.testing.assert_allclose(alone[0], dense[1], atol=1e-4, err_msg="noise depends on the batch")
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from raysense.allocation import Allocation
 from raysense.execution.local import LocalExecutor
 from raysense.records import Evaluation, Measure, Task
-from raysense.results.near_miss import at_cap, cap_in_words, miss_in_words
+from raysense.results.near_miss import at_max_layer_sparsity, at_max_layer_sparsity_in_words, miss_in_words
 from raysense.results.summary import render, summarise
 from raysense.search.job import denominators
 from raysense.store.store import Store
@@ -38,7 +38,7 @@ class Judged(Landscape):
 
     def evaluate(self, task: Task) -> Evaluation:
         found = super().evaluate(task)
-        found = replace(found, seconds=float(found.cost))
+        found = replace(found, seconds=float(found.nfe))
         if "clip_score_drop" not in found.measures:
             return found
         drop = self.damage(task.allocation) + (self.harm.get(task.rung, 0.0) if task.allocation else 0.0)
@@ -80,7 +80,7 @@ def test_none_came_to_the_held_out_prompts(tmp_path: Path) -> None:
     missed = summary["missed"]
     assert missed["rung"] == "score"
     (row,) = missed["bounds"]
-    assert row["by"] == pytest.approx(row["high"] - 0.2)
+    assert row["by"] == pytest.approx(row["ci_high"] - 0.2)
     assert row["enough"] is None, "no number of images helps"
     assert "Nothing passed. Of" in told
     assert f"missed `constraints.clip_score.max_drop` by {row['by']:.3g}" in told
@@ -114,7 +114,7 @@ def test_a_budget_that_ends_before_the_first_candidate(tmp_path: Path) -> None:
     rows = Store.open(str(tmp_path)).evaluations()
     sampled = [row for row in rows if row.stage == "search"]
     assert all("/light-" in row.question and row.rung == "preview" for row in sampled)
-    assert any(row.measures["clip_score_drop"].high < 0.2 for row in sampled)
+    assert any(row.measures["clip_score_drop"].ci_high < 0.2 for row in sampled)
     assert (summary["missed"]["rung"], summary["missed"]["tried"]) == (None, 0)
     assert "nothing was tried: the budget ended before the first candidate" in told
     assert "could be judged" not in told
@@ -138,12 +138,13 @@ def test_what_stands_at_the_cap_is_said() -> None:
     first, second, third, *_ = grid.addresses
     winner = Allocation({first: grid.top(first), second: grid.top(second) - 1, third: grid.top(third)})
     share = (grid.weights(first) + grid.weights(third)) / grid.n
-    words = cap_in_words(at_cap(study, grid, winner))
+    words = at_max_layer_sparsity_in_words(at_max_layer_sparsity(study, grid, winner))
     assert words.startswith(
-        f"2 of 12 layers, {share:.0%} of the weights, stand at the cap (`prune.cap` 0.95)"
+        f"2 of 12 layers, {share:.0%} of the weights, stand at the largest sparsity allowed "
+        "(`prune.max_layer_sparsity` 0.95)"
     )
-    assert cap_in_words(at_cap(study, grid, Allocation({second: 1}))) == ""
-    assert at_cap(study, grid, None) is None
+    assert at_max_layer_sparsity_in_words(at_max_layer_sparsity(study, grid, Allocation({second: 1}))) == ""
+    assert at_max_layer_sparsity(study, grid, None) is None
 
 
 def test_an_absolute_bound_has_its_interval_and_its_bound_in_the_table(tmp_path: Path) -> None:
@@ -152,6 +153,6 @@ def test_an_absolute_bound_has_its_interval_and_its_bound_in_the_table(tmp_path:
     assert summary["missed"] is None
     (absolute,) = [row for row in summary["constraints"] if row["measure"] == "clip_score"]
     (line,) = [line for line in told.splitlines() if "≥ 0.75" in line]
-    assert f"[{absolute['low']:.4f}, {absolute['high']:.4f}]" in line
+    assert f"[{absolute['ci_low']:.4f}, {absolute['ci_high']:.4f}]" in line
     (line,) = [line for line in told.splitlines() if "≤ 0.2" in line]
     assert "clip score drop" in line

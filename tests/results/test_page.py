@@ -42,7 +42,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     edit(run / "study.json", turn)
 
     def question(name: str) -> str:
-        return name.replace("search/recipe", f"search/{EVIL.replace('/', '|')}")
+        return name.replace("search/linear_uniform", f"search/{EVIL.replace('/', '|')}")
 
     rewrite(
         run, "evaluations", lambda t: column(t, "question", list(map(question, t["question"].to_pylist())))
@@ -196,7 +196,7 @@ def test_an_absolute_bound_says_its_difference_and_what_is_used_of_its_room(refe
     rows = _budget(run, {**summary, "constraints": [row]}, run.candidates())
     (absolute,) = [r for r in rows if r["limit"] == 0.5]
     assert absolute["difference"] == pytest.approx(measured["value"] - dense["value"])
-    assert absolute["share"] == pytest.approx((dense["value"] - measured["low"]) / (dense["value"] - 0.5))
+    assert absolute["share"] == pytest.approx((dense["value"] - measured["ci_low"]) / (dense["value"] - 0.5))
 
 
 def test_a_curve_begins_where_it_was_measured(reference: Path) -> None:

@@ -56,9 +56,9 @@ def test_the_last_row_is_the_farthest_that_was_tried_and_each_says_which_bound_i
     family = candidates[candidates["strategy"].isin(["solver", "joint"]) & ~candidates["feasible"]]
     assert rows[-1]["zeros"] == family["zeros"].max()
     for row in rows:
-        failed = [bound for bound in run.bounds if row[f"{bound.measure}_high"] > bound.limit]
+        failed = [bound for bound in run.bounds if row[f"{bound.measure}_ci_high"] > bound.limit]
         said = why_outside(row, run.study)
         assert said.count("bound ≤") == len(failed)
         for bound in failed:
-            assert f"{row[f'{bound.measure}_high']:.3g}, bound ≤ {bound.limit:g}" in said
+            assert f"{row[f'{bound.measure}_ci_high']:.3g}, bound ≤ {bound.limit:g}" in said
         assert row["feasible"] == (not failed) or row["collapsed"]

@@ -51,8 +51,8 @@ def test_measured_again_the_rows_are_the_same(
     assert set(again.measures) == set(stored.index)
     for metric, old in stored.iterrows():
         new = again.measures[str(metric)]
-        margin = OF_HALF_WIDTH * (old["high"] - old["low"]) / 2 + OF_VALUE * abs(old["value"]) + 1e-6
-        for part in ("value", "low", "high"):
+        margin = OF_HALF_WIDTH * (old["ci_high"] - old["ci_low"]) / 2 + OF_VALUE * abs(old["value"]) + 1e-6
+        for part in ("value", "ci_low", "ci_high"):
             assert getattr(new, part) == pytest.approx(old[part], abs=margin), (metric, part)
         assert (new.n, new.extractor) == (old["n"], old["extractor"])
 

@@ -44,9 +44,9 @@ def test_frames_and_queries_agree(run: Run) -> None:
         assert (100 * cliffs[own]).round(1).to_list() == pytest.approx(
             queried[percent].to_list(), nan_ok=True
         )
-    costs = run.costs().set_index("stage")["cost"]
+    costs = run.costs().set_index("stage")["nfe"]
     by_query = run.sql((REPORTS / "queries" / "cost_per_stage.sql").read_text()).set_index("stage")
-    assert costs.to_dict() == by_query["sample_forwards"].to_dict()
+    assert costs.to_dict() == by_query["nfe"].to_dict()
     bound = run.bounds[0]
     front = run.sql((REPORTS / "queries" / "pareto.sql").read_text())
     assert list(run.front(bound.measure)["allocation"]) == list(front["allocation"])
@@ -59,7 +59,7 @@ def test_the_summary_is_what_the_tables_say(run: Run) -> None:
     assert summary["allocation"] == best["allocation"]
     assert summary["zeros"] == best["zeros"]
     assert summary["metrics"]["clip_score"]["value"] == best["clip_score"]
-    assert summary["cost"] == run.costs()["cost"].sum()
+    assert summary["nfe"] == run.costs()["nfe"].sum()
     layers = run.layer_sparsity(run.allocation(summary["allocation"]))
     assert layers["zeros"].sum() == summary["zeros"]
 

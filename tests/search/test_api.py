@@ -56,16 +56,19 @@ def test_the_examples_in_docstrings_give_what_they_say(monkeypatch: pytest.Monke
 
 def test_a_study_in_python_is_that_of_yaml(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
-    file.write_text("name: a\nconstraints: {clip_score: {max_drop: 0.02}}\nprune: {cap: 0.9}\n")
-    assert rs.Study.load(file) == rs.Study(name="a", constraints=BUDGET, prune={"cap": 0.9})
-    assert rs.Study.load(file, ["prune.cap=0.8"]).prune.cap == 0.8
+    file.write_text(
+        "name: a\nconstraints: {clip_score: {max_drop: 0.02}}\nprune: {max_layer_sparsity: 0.9}\n"
+    )
+    assert rs.Study.load(file) == rs.Study(name="a", constraints=BUDGET, prune={"max_layer_sparsity": 0.9})
+    assert rs.Study.load(file, ["prune.max_layer_sparsity=0.8"]).prune.max_layer_sparsity == 0.8
 
 
 def test_a_wrong_study_is_refused_in_the_same_sentences() -> None:
     with pytest.raises(
-        rs.RaysenseError, match=r"`prune.cap` must be ≤ 1, but got 3; `rungs.score.prompts` must be ≥ 8"
+        rs.RaysenseError,
+        match=r"`prune.max_layer_sparsity` must be ≤ 1, but got 3; `rungs.score.prompts` must be ≥ 8",
     ):
-        rs.Study(constraints=BUDGET, prune={"cap": 3}, rungs={"score": {"prompts": 2}})
+        rs.Study(constraints=BUDGET, prune={"max_layer_sparsity": 3}, rungs={"score": {"prompts": 2}})
     with pytest.raises(rs.RaysenseError, match="did you mean `constraints`"):
         rs.Study(constraint=BUDGET)
 
@@ -113,7 +116,9 @@ def test_what_validate_says_is_said_before_anything_is_loaded(tmp_path: Path) ->
     for strange in ("abc", None, [0.3], {"unet": "0.3"}, {None: 0.3}, True):
         with pytest.raises(rs.RaysenseError, match="`allocation` must be an Allocation"):
             rs.evaluate(rs.Study(constraints=BUDGET), strange, rung="probe")  # type: ignore[arg-type]
-    with pytest.raises(rs.RaysenseError, match=r"unet is 1\.0, more than `prune\.cap` 0\.95 allows"):
+    with pytest.raises(
+        rs.RaysenseError, match=r"unet is 1\.0, more than `prune\.max_layer_sparsity` 0\.95 allows"
+    ):
         rs.evaluate(rs.Study(constraints=BUDGET), {"unet": 1.0}, rung="probe")
     with pytest.raises(rs.RaysenseError, match="`out` must be a folder"):
         rs.search(study, out=None)  # type: ignore[arg-type]

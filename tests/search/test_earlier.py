@@ -27,10 +27,10 @@ BASE = (
     "rungs.score.prompts=8", "rungs.validation.prompts=8", "sampling.steps=1", "search.bisections=2",
     "search.levels=2", "search.finalists=1", "search.rounds=0", "search.lookahead=2",
     "constraints={clip_score: {max_drop: 0.3}, frechet: {max_rise: 900}}", "search.strategies=[uniform]",
-    "cluster.images_per_part=5",
+    "cluster.images_per_shard=5",
 )  # fmt: skip
 CHANGED = (
-    "constraints={clip_score: {max_drop: 0.25}}", "search.strategies=[uniform, erk]", "budget.max_cost=100000",
+    "constraints={clip_score: {max_drop: 0.25}}", "search.strategies=[uniform, erk]", "budget.max_nfe=100000",
 )  # fmt: skip
 NOT_COMPARED = ["seconds", "evaluator", "taken_from"]
 
@@ -105,7 +105,7 @@ def test_what_was_taken_says_where_from_and_costs_nothing(runs: dict[str, Search
     assert set(rows[rows["strategy"] == "dense"]["taken_from"]) == {runs["first"].run.uri}
     own = rows[rows["taken_from"] == ""]
     assert 0 < taken.measured == len(own) < runs["fresh"].measured == len(rows)
-    assert taken.spent == own["cost"].sum() == taken.run.costs()["cost"].sum() < runs["fresh"].spent
+    assert taken.spent == own["nfe"].sum() == taken.run.costs()["nfe"].sum() < runs["fresh"].spent
     assert taken.run.costs()["taken"].sum() == len(rows) - len(own)
 
 

@@ -50,7 +50,7 @@ def evaluation(number: int, rung: str = "score", failed: str = "") -> Evaluation
         measures={},
         zeros=0,
         images=0,
-        cost=0,
+        nfe=0,
         seconds=0.0,
         failed=failed,
     )
@@ -128,7 +128,7 @@ def test_a_study_has_a_page_from_its_first_moment_and_is_finished_once(tmp_path:
     written = page.stat().st_mtime_ns  # a page that was missing is there now, and then left alone
     assert finished_already(study, str(out), inputs) is not None
     assert page.stat().st_mtime_ns == written
-    larger = study.model_copy(update={"budget": study.budget.model_copy(update={"max_cost": 10**9})})
+    larger = study.model_copy(update={"budget": study.budget.model_copy(update={"max_nfe": 10**9})})
     assert finished_already(larger, str(out), inputs) is None
     assert finished_already(study, str(out), {**inputs, "device": "cuda"}) is None
     store.put(evaluation(1, failed="x"))

@@ -43,7 +43,7 @@ def test_another_bound_in_seconds_near_what_measuring_would_say(stored: tuple[Pa
         # The made-up damage is additive, so that the prediction can be held against the truth.
         truth = landscape.damage(Allocation(answer["predicted"]["levels"]))
         assert 0.4 * bound < truth < bound
-        assert answer["predicted"]["load_high"] <= 1
+        assert answer["predicted"]["utilisation_ci_high"] <= 1
     assert "predicted, not measured" in in_words(tight, str(folder))
 
 
@@ -58,7 +58,7 @@ class Misjudged(Landscape):
         if not task.allocation or task.rung == "probe" or not found.measures:
             return found
         m = found.measures["clip_score_drop"]
-        moved = replace(m, value=m.value + more, low=m.low + more, high=m.high + more)
+        moved = replace(m, value=m.value + more, ci_low=m.ci_low + more, ci_high=m.ci_high + more)
         return replace(found, measures={"clip_score_drop": moved})
 
 
@@ -83,7 +83,7 @@ def test_what_failed_on_held_out_prompts_is_not_foretold(tmp_path: Path) -> None
             for e in Store.open(run).evaluations()
             if e.stage == "validation"
             and e.question.split("/")[1] in ("solver", "joint")
-            and e.measures["clip_score_drop"].high > bound
+            and e.measures["clip_score_drop"].ci_high > bound
         ]
         assert answer["predicted"]["zeros"] < min(failed, default=10**9)
 
@@ -102,7 +102,7 @@ def test_a_study_in_which_nothing_passed_predicts_nothing(tmp_path: Path) -> Non
     assert answer["predicted"]["zeros"] == 0
     assert answer["predicted"]["supported"] is False
     assert "nothing is predicted" in in_words(answer, run)
-    assert "expected load" not in in_words(answer, run)
+    assert "expected utilisation" not in in_words(answer, run)
 
 
 def test_fewer_components_have_denominators_of_their_own(reference: Path) -> None:
@@ -120,7 +120,7 @@ def test_fewer_components_have_denominators_of_their_own(reference: Path) -> Non
 
 def test_a_lower_cap_is_kept(stored: tuple[Path, Landscape]) -> None:
     folder, landscape = stored
-    levels = resolve(str(folder), ["prune.cap=0.5"])["predicted"]["levels"]
+    levels = resolve(str(folder), ["prune.max_layer_sparsity=0.5"])["predicted"]["levels"]
     grid = landscape.grid
     assert max(grid.zeros_at(a, level) / grid.weights(a) for a, level in levels.items()) <= 0.53
 
@@ -131,7 +131,7 @@ def test_a_lower_cap_is_kept(stored: tuple[Path, Landscape]) -> None:
         ("sampling.steps=3", "`sampling.steps` changes what was measured"),
         ("prune.components=[unet, vae]", "'vae', which the study did not measure"),
         ("constraints={cmmd: {max_rise: 0.1}}", "which `.*` did not measure"),
-        ("prune.cap=0.99", "at most the study's 0.95"),
+        ("prune.max_layer_sparsity=0.99", "at most the study's 0.95"),
         ("constraints.clip_score.max_drop=0.001", "the dense pipeline itself misses a bound"),
     ],
 )

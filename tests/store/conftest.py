@@ -30,7 +30,7 @@ def make() -> Callable[..., Evaluation]:
             },
             "zeros": number,
             "images": 16,
-            "cost": 32,
+            "nfe": 32,
             "seconds": 0.1,
             "trial": "abc",
             "evaluator": "host-1",

@@ -91,8 +91,8 @@ def test_numbers_that_are_not_finite_and_numpy_scalars(store: Store, make: Make)
         (read,) = store.evaluations()
         assert read.measures["m"].value == 0.5
         assert read.measures["m"].n == 4
-        assert math.isnan(read.measures["m"].low)
-        assert read.measures["m"].high == math.inf
+        assert math.isnan(read.measures["m"].ci_low)
+        assert read.measures["m"].ci_high == math.inf
         store.compact()
 
 
@@ -145,9 +145,9 @@ def test_layers_are_replaced_and_checked(store: Store) -> None:
 
 
 def test_another_study_is_refused_with_the_difference(store: Store) -> None:
-    study = {"name": "s", "budget": {"max_cost": 10}, "rungs": {"probe": {"prompts": 4}}}
+    study = {"name": "s", "budget": {"max_nfe": 10}, "rungs": {"probe": {"prompts": 4}}}
     store.begin(study, signature="a")
-    other = {"name": "s", "budget": {"max_cost": 10}, "rungs": {"probe": {"prompts": 8}}}
+    other = {"name": "s", "budget": {"max_nfe": 10}, "rungs": {"probe": {"prompts": 8}}}
     with pytest.raises(RaysenseError, match=r"rungs\.probe\.prompts: stored 4, now 8"):
         Store.open(store.uri).begin(other, signature="b")
     with pytest.raises(RaysenseError, match="weights or software differ"):
@@ -177,12 +177,12 @@ def test_what_failed_is_forgotten_and_measured_again(store: Store, make: Make) -
 
 
 def test_a_larger_budget_is_the_same_study(store: Store) -> None:
-    store.begin({"budget": {"max_cost": 10}}, signature="a")
+    store.begin({"budget": {"max_nfe": 10}}, signature="a")
     again = Store.open(store.uri)
-    again.begin({"budget": {"max_cost": 20}}, signature="a")
+    again.begin({"budget": {"max_nfe": 20}}, signature="a")
     study = Store.open(store.uri).study
     assert study is not None
-    assert study["definition"] == {"budget": {"max_cost": 20}}
+    assert study["definition"] == {"budget": {"max_nfe": 20}}
 
 
 def test_there_must_be_a_study_to_open(tmp_path: Path) -> None:

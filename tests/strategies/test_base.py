@@ -26,7 +26,7 @@ def answer(question: Question) -> list[Evaluation]:
             measures={"clip_drop": Measure(int(task.key("s"), 16) % 1000 / 1000, 0.0, 1.0, 1, "none")},
             zeros=0,
             images=0,
-            cost=0,
+            nfe=0,
             seconds=0.0,
         )
         for task in question.tasks

@@ -59,7 +59,7 @@ def test_curves_are_counted_and_more_evaluators_share_them() -> None:
 
 
 def test_parts_sample_the_same_images_and_keep_evaluators_busy() -> None:
-    whole, parted = (planned(study(cluster={"images_per_part": most}), 8) for most in (1000, 50))
+    whole, parted = (planned(study(cluster={"images_per_shard": most}), 8) for most in (1000, 50))
     for name, stage in whole.stages.items():
         assert parted.stages[name].images == stage.images
         assert parted.stages[name].cost == stage.cost
@@ -70,7 +70,7 @@ def test_parts_sample_the_same_images_and_keep_evaluators_busy() -> None:
 def test_the_budget_ends_it() -> None:
     whole = planned(study(search={"strategies": ["uniform", "lamp", "erk"]}))
     # Enough for the dense pipeline and the finalists, for which the main job keeps a reserve; not for all candidates.
-    capped = planned(study(search={"strategies": ["uniform", "lamp", "erk"]}, budget={"max_cost": 50_000}))
+    capped = planned(study(search={"strategies": ["uniform", "lamp", "erk"]}, budget={"max_nfe": 50_000}))
     assert capped.cost <= 50_000
     assert capped.stages["search"].evaluations < whole.stages["search"].evaluations
 
@@ -126,21 +126,21 @@ def test_a_full_size_pipeline_is_planned_from_its_configuration(
     assert fits(paper, inventory, 24).startswith("fits 24 GiB; ")
     assert "in the host's memory" in fits(paper, inventory, 4)
     assert fits(paper, inventory, 2).startswith("does not fit 2 GiB")
-    arguments = ["--speed", "20", "--evaluators", "8", "--price", "1.5", "--gpu-memory", "24"]
+    arguments = ["--nfe-per-second", "20", "--evaluators", "8", "--price", "1.5", "--gpu-memory", "24"]
     assert main(["plan", "search/sd2_paper.yaml", "--set", f"pipeline={tmp_path}", *arguments]) == 0, (
         capsys.readouterr().err
     )
     told = " ".join(capsys.readouterr().out.split())
-    for words in ("sd2-paper", "GPU-hours", "wall time", "price", "fits 24 GiB", "sample-forwards"):
+    for words in ("sd2-paper", "GPU-hours", "wall time", "price", "fits 24 GiB", "NFE"):
         assert words in told
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--speed", "0"], "`--speed` must be > 0"),
-        (["--speed", "9", "--evaluators", "0"], "`--evaluators` must be ≥ 1"),
-        (["--speed", "9", "--set", "pipeline=/nowhere"], "`pipeline`"),
+        (["--nfe-per-second", "0"], "`--nfe-per-second` must be > 0"),
+        (["--nfe-per-second", "9", "--evaluators", "0"], "`--evaluators` must be ≥ 1"),
+        (["--nfe-per-second", "9", "--set", "pipeline=/nowhere"], "`pipeline`"),
     ],
 )
 def test_bad_input(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

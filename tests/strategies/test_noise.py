@@ -109,7 +109,7 @@ def test_an_absolute_bound_is_held_against_the_dense_pipelines_own_interval() ->
     bound = Bound("constraints.clip_score.min", "clip_score", False, 0.29)
     dense = {
         rung: replace(
-            Evaluation(rung=rung, measures={}, zeros=0, images=1, cost=1, seconds=0.0),
+            Evaluation(rung=rung, measures={}, zeros=0, images=1, nfe=1, seconds=0.0),
             measures={"clip_score": Measure(0.3, 0.291, 0.309, 32, "made-up")},
         )
         for rung in ("score", "validation")
@@ -128,13 +128,13 @@ def test_with_the_number_that_is_named_harmless_candidates_pass() -> None:
 
     def share(n: int) -> float:
         return float(
-            np.mean([paired_drop(rng.normal(0, spread, n), np.zeros(n)).high <= limit for _ in range(800)])
+            np.mean([paired_drop(rng.normal(0, spread, n), np.zeros(n)).ci_high <= limit for _ in range(800)])
         )
 
     assert share(score.least) == pytest.approx(0.5, abs=0.06)
     assert share(score.usual) == pytest.approx(0.9, abs=0.04)
     found = paired_drop(rng.normal(0, spread, 4000), np.zeros(4000))
-    assert spread_of(Measure(found.value, found.low, found.high, 4000, ""), 4000) == pytest.approx(
+    assert spread_of(Measure(found.value, found.ci_low, found.ci_high, 4000, ""), 4000) == pytest.approx(
         spread, rel=0.05
     )
 

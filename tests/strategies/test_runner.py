@@ -12,8 +12,8 @@ def question(name: str, stage: str = "search") -> Question:
     return Question(name, stage, (Task(Allocation(), "score"),))
 
 
-def answer(value: int, cost: int = 1) -> list[Evaluation]:
-    return [Evaluation(rung="score", measures={}, zeros=value, images=0, cost=cost, seconds=0.0)]
+def answer(value: int, nfe: int = 1) -> list[Evaluation]:
+    return [Evaluation(rung="score", measures={}, zeros=value, images=0, nfe=nfe, seconds=0.0)]
 
 
 def counting(name: str, times: int) -> Coroutine:
@@ -66,7 +66,7 @@ def test_a_stage_without_inquiries_is_passed() -> None:
 
 
 def test_budget_is_hard_and_leaves_the_best_so_far() -> None:
-    story = StrategyRunner(two_stages, lambda q: 1, BudgetTracker(Budget(max_cost=2), lambda q: 1))
+    story = StrategyRunner(two_stages, lambda q: 1, BudgetTracker(Budget(max_nfe=2), lambda q: 1))
     assert len(run(story)) == 2
     assert story.done
     assert story.tracker.spent <= 2
@@ -84,7 +84,7 @@ def test_reserve_is_kept_for_validation() -> None:
         found = yield [validate()]
         return found[0]
 
-    story = StrategyRunner(plan, lambda q: 1, BudgetTracker(Budget(max_cost=4), lambda q: 1, {"search": 1}))
+    story = StrategyRunner(plan, lambda q: 1, BudgetTracker(Budget(max_nfe=4), lambda q: 1, {"search": 1}))
     assert run(story) == ["a0", "a1", "a2", "v"]
     assert story.outcome == 1
 
@@ -130,7 +130,7 @@ def test_several_questions_are_paid_for_together_or_not_asked() -> None:
     def cost(asked: Question) -> int:
         return len(asked.tasks)
 
-    story: StrategyRunner[object] = StrategyRunner(plan, cost, BudgetTracker(Budget(max_cost=2), cost))
+    story: StrategyRunner[object] = StrategyRunner(plan, cost, BudgetTracker(Budget(max_nfe=2), cost))
     first = story.ask()
     assert first is not None
     assert first.name == "b0"

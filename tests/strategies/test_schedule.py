@@ -57,7 +57,7 @@ class Landscape:
             measures={"probe_error": near} if task.rung == "probe" else {"clip_score_drop": near},
             zeros=self.grid.zeros(task.allocation),
             images=images,
-            cost=max(images, 1) * 10,
+            nfe=max(images, 1) * 10,
             seconds=0.0,
         )
 
@@ -76,12 +76,12 @@ def made_up(
                 "validation": {"prompts": 32},
             },
             "search": {"strategies": ["uniform", "solver"], "bisections": 7, **search},
-            "cluster": {"images_per_part": per_part},
+            "cluster": {"images_per_shard": per_part},
         }
     )
     modules = {"unet": nn.Sequential(*(nn.Linear(32, 32 + 8 * (i % 3)) for i in range(LAYERS)))}
     inventory = take_inventory(modules, select=["unet"])
-    grid = LevelGrid(inventory.sizes, study.prune.cap)
+    grid = LevelGrid(inventory.sizes, study.prune.max_layer_sparsity)
     families = closed_forms(inventory, grid, modules)
     return study, inventory, grid, make_strategy(study, inventory, grid, families)
 
@@ -237,7 +237,7 @@ class Learner(Landscape):
         ratios = {layer.address: 0.01 * (i % 2) for i, layer in enumerate(self.inventory.layers)}
         measures = {OUTLIERS + a: Measure(r, r, r, 4, "made-up") for a, r in ratios.items()}
         key = task.key(SIGNATURE)
-        return Evaluation(key=key, rung=task.rung, measures=measures, zeros=0, images=4, cost=50, seconds=0.0)
+        return Evaluation(key=key, rung=task.rung, measures=measures, zeros=0, images=4, nfe=50, seconds=0.0)
 
 
 def test_owl_allocates_by_what_the_calibration_found(tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_impossible_bound_is_refused_with_the_dense_value(tmp_path: Path) -> Non
 def spend(
     folder: Path, seconds: float = 0.0, per_part: int = 128, **budget: float
 ) -> tuple[StrategyRunner[Findings], Landscape]:
-    """A study with a budget, on a pipeline whose sample-forwards cost what the plan reckons, timed."""
+    """A study with a budget, on a pipeline whose NFE cost what the plan reckons, timed."""
     study, inventory, grid, plain = made_up(per_part)
     limited = study.model_copy(update={"budget": Budget.model_validate(budget)})
     story = make_strategy(limited, inventory, grid, closed_forms(inventory, grid, {}))
@@ -310,16 +310,16 @@ class Timed(Landscape):
         cost = self.story.cost_of(Question("", "", (task,)))
         slower = 1 + 0.2 * (int(task.allocation.key, 16) % 3 - 1)
         images = 0 if task.rung == "probe" else cost // self.story_image
-        return replace(super().evaluate(task), images=images, cost=cost, seconds=cost * self.seconds * slower)
+        return replace(super().evaluate(task), images=images, nfe=cost, seconds=cost * self.seconds * slower)
 
 
 @pytest.mark.parametrize("per_part", [128, 10])
 @pytest.mark.parametrize("budget", [5_000, 8_000, 12_000, 16_000, 20_000])
 def test_budget_is_never_exceeded(tmp_path: Path, budget: int, per_part: int) -> None:
-    story, _ = spend(tmp_path, max_cost=budget, per_part=per_part)
+    story, _ = spend(tmp_path, max_nfe=budget, per_part=per_part)
     assert story.tracker.spent <= budget
     assert story.tracker.refusal is not None
-    assert f"`budget.max_cost` is {budget:,} sample-forwards" in str(story.tracker.refusal)
+    assert f"`budget.max_nfe` is {budget:,} NFE" in str(story.tracker.refusal)
     assert story.outcome is not None
     if budget >= 16_000:
         assert story.outcome.winner is not None, "the best so far, validated"
@@ -329,12 +329,10 @@ def test_budget_is_never_exceeded(tmp_path: Path, budget: int, per_part: int) ->
 def test_a_budget_below_the_dense_pipeline_is_refused_before_anything_is_spent(
     per_part: int, least: str
 ) -> None:
-    # Of 24 sample-forwards an image, at most three times 8, 16 and 32; in parts it is known: three times 16 and 32.
+    # Of 24 NFE an image, at most three times 8, 16 and 32; in parts it is known: three times 16 and 32.
     study, inventory, grid, _ = made_up(per_part)
-    limited = study.model_copy(update={"budget": Budget(max_cost=1000)})
-    with pytest.raises(
-        RaysenseError, match=rf"is 1,000 sample-forwards, but measuring the dense pipeline takes {least}"
-    ):
+    limited = study.model_copy(update={"budget": Budget(max_nfe=1000)})
+    with pytest.raises(RaysenseError, match=rf"is 1,000 NFE, but measuring the dense pipeline takes {least}"):
         make_strategy(limited, inventory, grid, closed_forms(inventory, grid, {}))
 
 
@@ -349,7 +347,7 @@ def test_a_budget_that_is_called_enough_ends_with_an_answer(
     truth = Cost(counted, 12, "counted")
 
     def story_of(limit: int, cost: Cost | None) -> StrategyRunner[Findings]:
-        limited = study.model_copy(update={"budget": Budget(max_cost=limit)})
+        limited = study.model_copy(update={"budget": Budget(max_nfe=limit)})
         return make_strategy(limited, inventory, grid, families, cost=cost)
 
     with pytest.raises(RaysenseError, match=r"validated answer some [\d,]+") as refused:
@@ -379,9 +377,9 @@ def test_what_the_plan_expects_is_about_what_it_spends(tmp_path: Path, per_part:
     story, landscape = spend(tmp_path, per_part=per_part)
     plan = made_up(per_part)[3]
     assert (
-        story.tracker.spent < plan.wanted_cost < 2.5 * story.tracker.spent
+        story.tracker.spent < plan.wanted_nfe < 2.5 * story.tracker.spent
     )  # a preview that ends a climb saves the rest
-    assert story.tracker.spent <= story.wanted_cost < 1.5 * story.tracker.spent  # as of the last stage
+    assert story.tracker.spent <= story.wanted_nfe < 1.5 * story.tracker.spent  # as of the last stage
     assert len(landscape.tasks) <= story.wanted * 1.1
 
 

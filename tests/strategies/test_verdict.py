@@ -17,8 +17,8 @@ BOUND = Bound("constraints.clip_score.max_drop", "clip_score_drop", True, 0.01)
 
 def evaluation(drops: np.ndarray) -> Evaluation:
     found = paired_drop(drops, np.zeros_like(drops))
-    measure = Measure(found.value, found.low, found.high, found.n, "")
-    return Evaluation(measures={"clip_score_drop": measure}, zeros=0, images=0, cost=0, seconds=0.0)
+    measure = Measure(found.value, found.ci_low, found.ci_high, found.n, "")
+    return Evaluation(measures={"clip_score_drop": measure}, zeros=0, images=0, nfe=0, seconds=0.0)
 
 
 def share_stopped(mean: float, prompts: int, studies: int = 3000) -> float:

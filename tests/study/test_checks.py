@@ -42,10 +42,10 @@ MISTAKES = {
     "prune.components=[tokenizer]": "names 'tokenizer', a CLIPTokenizer, which has no weights",
     "prune.components=[unet, unet]": "must list each entry once, not 'unet' twice",
     "search.proportions={unte: 1}": "`search.proportions` names 'unte', but the pipeline has",
-    "metrics.frechet.extractor=inception": "`metrics.frechet.extractor` is unknown: 'inception'; choose",
-    "metrics.frechet.extractor=efficientnet-lite0-100": "must be a multiple of 32",
-    "metrics.frechet.extractor=no_such_package.thing": "there is no module 'no_such_package'",
-    "metrics.frechet.extractor=open_clip:ViT-B-32@opanai": "'ViT-B-32' has no weights 'opanai'; there are openai",
+    "metrics.features.extractor=inception": "`metrics.features.extractor` is unknown: 'inception'; choose",
+    "metrics.features.extractor=efficientnet-lite0-100": "must be a multiple of 32",
+    "metrics.features.extractor=no_such_package.thing": "there is no module 'no_such_package'",
+    "metrics.features.extractor=open_clip:ViT-B-32@opanai": "'ViT-B-32' has no weights 'opanai'; there are openai",
     "metrics.clip.model=vit-b-32": "is no model of open_clip's (did you mean 'ViT-B-32'?)",
     "metrics.clip.model=ViT-B-32": "'ViT-B-32' needs `pretrained`, one of openai",
     "metrics.clip.model=local-dir:/nowhere": "there is no `/nowhere` with an open_clip_config.json",
@@ -53,7 +53,7 @@ MISTAKES = {
     "metrics.custom.sharp=raysense.nothing.sharp": "there is no module 'raysense.nothing'",
     "sampling.width=64": "`sampling.width` stands without `sampling.height`",
     "sampling={height: 100, width: 64}": "`sampling.height` must be a multiple of 8 for this pipeline, such as 96",
-    "prune.cap=.inf": "`prune.cap` must be a finite number, but got Infinity",
+    "prune.max_layer_sparsity=.inf": "`prune.max_layer_sparsity` must be a finite number, but got Infinity",
     "constraints.clip_score.max_drop=.nan": "`constraints.clip_score.max_drop` must be a finite number",
     "seed=99999999999999999999": f"`seed` must be ≤ {MAX_SEED}",
     "rungs.score.seeds=1001": "`rungs.score.seeds` must be ≤ 1000",
@@ -86,8 +86,8 @@ def test_all_mistakes_are_said_at_once(tmp_path: Path, capsys: pytest.CaptureFix
         """
 name: "a b"
 pipeline: /no/such place
-prune: {components: [text_encoder, unet, unet], saliency: wnada, cap: .inf, patern: 2:4}
-metrics: {clip: {model: ViT-B-33}, frechet: {extractor: inception}, custom: {a: nosuch.thing}}
+prune: {components: [text_encoder, unet, unet], saliency: wnada, max_layer_sparsity: .inf, patern: 2:4}
+metrics: {clip: {model: ViT-B-33}, features: {extractor: inception}, custom: {a: nosuch.thing}}
 constraints: {clip_score: {max_drop: -1}, kid: {max_rise: 2024-01-01}, custom: {b: {min: 1}}}
 search: {strategies: [uniform, nope]}
 rungs: {score: {prompts: 100000}, preview: {prompts: 4}}
@@ -100,10 +100,10 @@ seed: 99999999999999999999
     assert len(said.splitlines()) == 1
     assert "secret" not in said
     for field in (
-        "name", "prune.components", "prune.cap", "prune.patern", "constraints.clip_score.max_drop",
+        "name", "prune.components", "prune.max_layer_sparsity", "prune.patern", "constraints.clip_score.max_drop",
         "constraints.kid.max_rise", "rungs.preview.prompts", "track.mlflow", "seed", "compile", "pipeline",
         "rungs.score.prompts", "search.strategies", "metrics.custom.a", "metrics.clip.model",
-        "metrics.frechet.extractor", "--set nokey", "constraints.custom.b",
+        "metrics.features.extractor", "--set nokey", "constraints.custom.b",
     ):  # fmt: skip
         assert f"`{field}" in said, field
     assert said.count("`seed`") == 1
@@ -113,7 +113,7 @@ def test_a_mistake_hides_no_other_one_beside_it() -> None:
     said = _mistakes(
         "prune.components=[unet, unett, unet]",
         "search.strategies=[uniform, unifrom, uniform]",
-        "metrics={clip: {model: ViT-B-33}, frechet: {extractor: inception}, reference: {path: no.npz}, "
+        "metrics={clip: {model: ViT-B-33}, features: {extractor: inception}, reference: {path: no.npz}, "
         "custom: {zeros: a.b, kid: c.d, sharp: nowhere.sharp}}",
         "constraints.custom.sharpp.min=1",
     )
@@ -122,7 +122,7 @@ def test_a_mistake_hides_no_other_one_beside_it() -> None:
         "must list each entry once, not 'unet' twice", "names 'unett'",
         "must list each entry once, not 'uniform' twice", "the unknown entry 'unifrom'",
         "`metrics.custom.zeros` must not", "`metrics.custom.kid` must not", "`metrics.custom.sharp`: 'nowhere.sharp'",
-        "`metrics.clip.model` 'ViT-B-33'", "`metrics.frechet.extractor` is unknown", "`metrics.reference.path`",
+        "`metrics.clip.model` 'ViT-B-33'", "`metrics.features.extractor` is unknown", "`metrics.reference.path`",
         "`constraints.custom.sharpp` bounds a metric that",
     ):  # fmt: skip
         assert [text for text in said if words in text], words
@@ -241,7 +241,7 @@ USES = {
         "cannot be called so": ["good"],
         "is a class": ["Net"],
     },
-    "metrics.frechet.extractor": {
+    "metrics.features.extractor": {
         "": ["Net", "make", "some", "wrapped"],
         "cannot be called so": ["good", "Other", "positional"],
         "takes no arguments": ["Bare"],

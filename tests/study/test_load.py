@@ -5,7 +5,10 @@ import pytest
 
 from raysense.cli import main
 from raysense.errors import RaysenseError
+from raysense.names import RENAMED, renamed
 from raysense.study import Study, Track, load, parse, plain_yaml
+from raysense.study.checks import look
+from raysense.study.load import examine
 
 MINIMAL = {"name": "s", "constraints": {"clip_score": {"max_drop": 0.01}}}
 
@@ -45,15 +48,15 @@ def test_yaml_round_trip() -> None:
 
 
 def test_set_changes_one_value() -> None:
-    study = load(overrides=["rungs.score.prompts=64", "prune.components=[unet]", "budget.max_cost=1000"])
+    study = load(overrides=["rungs.score.prompts=64", "prune.components=[unet]", "budget.max_nfe=1000"])
     assert study.rungs.score.prompts == 64
     assert study.prune.components == ("unet",)
-    assert study.budget.max_cost == 1000
+    assert study.budget.max_nfe == 1000
 
 
 def test_identity_ignores_what_may_be_extended() -> None:
     study = parse(MINIMAL)
-    more = parse({**MINIMAL, "name": "t", "budget": {"max_cost": 5}, "cluster": {"evaluators": 8}})
+    more = parse({**MINIMAL, "name": "t", "budget": {"max_nfe": 5}, "cluster": {"evaluators": 8}})
     more = more.model_copy(update={"track": Track(mlflow="sqlite:///x.db", tensorboard="board")})
     assert study.identity() == more.identity()
     assert parse({**MINIMAL, "seed": 1}).identity() != study.identity()
@@ -126,7 +129,7 @@ def test_margin_uses_the_bad_end_of_the_interval() -> None:
         ),
         ("rungs.scoer=1", ["`rungs.scoer`", "did you mean `score`"]),
         ("nonsense=1", ["`nonsense` is not a key of a study", "known here", "pipeline"]),
-        ("prune.cap=2", ["`prune.cap` must be ≤ 1, but got 2"]),
+        ("prune.max_layer_sparsity=2", ["`prune.max_layer_sparsity` must be ≤ 1, but got 2"]),
         ("cluster.gpus_per_evaluator=2", ["`cluster.gpus_per_evaluator` must be ≤ 1, but got 2"]),
         ("prune.kinds=[lin]", ["`prune.kinds.0`", "'linear'", 'got "lin"']),
         ("cluster.evaluators=many", ["`cluster.evaluators`", "'auto'", '"many"']),
@@ -164,6 +167,28 @@ def test_mistakes_name_field_value_and_remedy(override: str, words: list[str]) -
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_keys_of_older_studies_are_refused_with_their_new_names(tmp_path: Path) -> None:
+    old = """
+name: old
+constraints: {clip_score: {max_drop: 0.1}}
+prune: {cap: 0.9}
+metrics: {frechet: {extractor: inception-v3-compat}}
+budget: {max_cost: 1000}
+cluster: {images_per_part: 64}
+search: {strategies: [recipe]}
+"""
+    file = tmp_path / "old.yaml"
+    file.write_text(old)
+    mistakes, _ = look(examine(file))
+    assert sorted(mistakes) == sorted(renamed(key) for key in RENAMED)
+    with pytest.raises(
+        RaysenseError, match=r"^`prune\.cap` is called `prune\.max_layer_sparsity` since raysense 0\.3\.0$"
+    ):
+        load(overrides=["prune.cap=0.9"])
+    with pytest.raises(RaysenseError, match=r"^`budget\.max_cost` is called `budget\.max_nfe`"):
+        Study(name="old", constraints={"clip_score": {"max_drop": 0.1}}, budget={"max_cost": 10})
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ constraints: {clip_score: {max_drop: 0.1}}
 metrics:
   reference: {path: ~/photos}
   clip: {model: "local-dir:scorer"}
-  frechet: {extractor: "open_clip:local-dir:../scorer"}
+  features: {extractor: "open_clip:local-dir:../scorer"}
 """
 
 
@@ -52,7 +52,7 @@ def test_paths_of_a_study_file_mean_beside_it(beside: Path) -> None:
     assert study.prompts == str(beside / "captions.jsonl")
     assert study.metrics.reference.path == str(beside.parent / "home/photos")
     assert study.metrics.clip.model == f"local-dir:{beside / 'scorer'}"
-    assert study.metrics.frechet.extractor == f"open_clip:local-dir:{beside.parent / 'scorer'}"
+    assert study.metrics.features.extractor == f"open_clip:local-dir:{beside.parent / 'scorer'}"
     again = beside.parent / "again.yaml"
     again.write_text(study.to_yaml())
     assert load(again) == study

@@ -17,13 +17,13 @@ class Found:
         measures: Metric -> measure.
         collapsed: Why the output is broken, or an empty string.
         samples: One row an image.
-        forwards: Denoiser sample-forwards that were spent without calling the denoiser.
+        nfe: NFE that were spent without calling the denoiser.
     """
 
     measures: Mapping[str, Measure] = field(default_factory=dict)
     collapsed: str = ""
     samples: Sequence[Mapping[str, Any]] = ()
-    forwards: int = 0
+    nfe: int = 0
 
 
 class Rung(Protocol):

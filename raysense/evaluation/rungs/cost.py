@@ -1,4 +1,4 @@
-"""What every rung costs beforehand, in denoiser sample-forwards. Plain arithmetic, free of torch."""
+"""What every rung costs beforehand, in NFE. Plain arithmetic, free of torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raysense.study import Study
 
 @dataclass(frozen=True)
 class RungCosts:
-    """Sample-forwards of a study's tasks.
+    """NFE of a study's tasks.
 
     Attributes:
         study: The study.

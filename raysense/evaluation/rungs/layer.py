@@ -39,7 +39,7 @@ class LayerRung:
         self._layers: LayerOutputs | None = None
 
     def measure(self, task: Task) -> Found:
-        """See `Rung`; the cost is counted in denoiser sample-forwards, by the share of weights that run."""
+        """See `Rung`; the cost is counted in NFE, by the share of weights that run."""
         live = self._live
         if self._layers is None:
             self._layers = self._record()
@@ -48,7 +48,7 @@ class LayerRung:
         errors = self._layers.errors(pruned)
         share = sum(layer.n for layer in live.inventory.layers if layer.address in pruned) / live.grid.n
         measures = {LAYER_ERROR: measure(mean_interval(errors.numpy()), "layer outputs")}
-        return Found(measures, forwards=math.ceil(share * self._layers.forwards))
+        return Found(measures, nfe=math.ceil(share * self._layers.nfe))
 
     def _record(self) -> LayerOutputs:
         live, rung = self._live, self._live.study.rungs.layer
@@ -87,7 +87,7 @@ class LayerOutputs:
         timesteps: At how many steps the denoiser's calls are kept, spread evenly; of other components, all are.
 
     Attributes:
-        forwards: Denoiser sample-forwards at the steps that are kept.
+        nfe: NFE at the steps that are kept.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class LayerOutputs:
     ) -> None:
         self._count, self._selected = len(prompts), len(inventory.layers)
         modules, denoisers = modules_of(pipeline), denoisers_of(pipeline)
-        self.forwards = 0
+        self.nfe = 0
         self._layers = {
             layer.address: modules[layer.component].get_submodule(layer.path) for layer in inventory.layers
         }
@@ -114,7 +114,7 @@ class LayerOutputs:
             if not wanted:
                 wanted.update(_steps_to_keep(schedulers, timesteps))
             if step in wanted:
-                self.forwards += samples_in(args, kwargs)
+                self.nfe += samples_in(args, kwargs)
 
         def counting(advance: Callable[..., Any]) -> Callable[..., Any]:
             def stepped(*args: Any, **kwargs: Any) -> Any:

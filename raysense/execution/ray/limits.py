@@ -27,15 +27,15 @@ class TimeLimits:
         """Learn from an evaluation."""
         rung = evaluation.rung
         self._slowest[rung] = max(self._slowest.get(rung, 0.0), evaluation.seconds)
-        if evaluation.cost and rung != CALIBRATION:
-            self._pace = max(self._pace, evaluation.seconds / evaluation.cost)
+        if evaluation.nfe and rung != CALIBRATION:
+            self._pace = max(self._pace, evaluation.seconds / evaluation.nfe)
 
     def seconds(self, task: Task, cost: int) -> float:
         """What a task is given.
 
         Args:
             task: The task.
-            cost: Its sample-forwards by the plan; 0 if unknown.
+            cost: Its NFE by the plan; 0 if unknown.
         """
         foreseen = self._pace * cost
         if task.rung == CALIBRATION or not (foreseen or (task.rung in self._slowest and not cost)):

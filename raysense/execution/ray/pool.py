@@ -31,7 +31,7 @@ LOADS = 3
 
 
 Costs = tuple[int, ...]
-"""Sample-forwards of a question's tasks by the plan; empty if unknown."""
+"""NFE of a question's tasks by the plan; empty if unknown."""
 
 
 @dataclass(frozen=True)

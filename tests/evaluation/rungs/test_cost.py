@@ -22,7 +22,7 @@ SETS = [
 
 @pytest.mark.parametrize("per_shard", [100, 14])
 def test_every_task_costs_what_was_said(tmp_path: Path, per_shard: int) -> None:
-    study = load(overrides=[*SETS, f"cluster.images_per_part={per_shard}"])
+    study = load(overrides=[*SETS, f"cluster.images_per_shard={per_shard}"])
     costs = RungCosts(study, assumed(study.sampling))
     evaluator = Evaluator(study, str(tmp_path))
     dense, pruned = Allocation(), evaluator.grid.uniform(0.3)
@@ -31,6 +31,6 @@ def test_every_task_costs_what_was_said(tmp_path: Path, per_shard: int) -> None:
             shards = parts_of(study, allocation, rung)
             assert bool(shards) == (per_shard == 14 and (not allocation or rung == "validation"))
             for task in (*shards, Task(allocation, rung)):
-                assert evaluator.evaluate(task).cost == costs.of(task), task
+                assert evaluator.evaluate(task).nfe == costs.of(task), task
     evaluator.evaluate(Task(evaluator.grid.uniform(0.2), "probe"))  # the first one records
-    assert evaluator.evaluate(Task(pruned, "probe")).cost == costs.of(Task(pruned, "probe")) == costs.probe
+    assert evaluator.evaluate(Task(pruned, "probe")).nfe == costs.of(Task(pruned, "probe")) == costs.probe

@@ -31,7 +31,7 @@ from tests.execution.curves import Chain, Climbs, Curves
 from tests.execution.sleepers import Sleeper
 
 SPEC = EvaluatorSpec("tests.execution.sleepers:sleeper")
-ROW = Evaluation(measures={}, zeros=0, images=0, cost=0, seconds=0.0)
+ROW = Evaluation(measures={}, zeros=0, images=0, nfe=0, seconds=0.0)
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -139,10 +139,10 @@ def test_time_limits_follow_the_plan_and_what_was_seen() -> None:
     limits, dense = TimeLimits(600.0), Allocation()
     score, probe = Task(dense, "score"), Task(dense, "probe")
     assert limits.seconds(score, 1000) == UNKNOWN_SECONDS  # nothing is known yet
-    limits.seen(replace(ROW, rung="probe", seconds=10.0, cost=100))
+    limits.seen(replace(ROW, rung="probe", seconds=10.0, nfe=100))
     assert limits.seconds(probe, 100) == 600.0
     assert limits.seconds(score, 10_000) == SLOWER * 1000.0  # as slow a pace as the probe's
-    limits.seen(replace(ROW, rung="score", seconds=1.0, cost=0))  # put together from what was there
+    limits.seen(replace(ROW, rung="score", seconds=1.0, nfe=0))  # put together from what was there
     assert limits.seconds(score, 10_000) == SLOWER * 1000.0
     assert limits.seconds(Task(dense, CALIBRATION), 100) == UNKNOWN_SECONDS
 

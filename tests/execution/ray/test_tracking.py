@@ -165,7 +165,7 @@ EVALUATION = Evaluation(
     rung="score",
     zeros=50,
     images=8,
-    cost=64,
+    nfe=64,
     seconds=2.0,
     measures={
         "frechet_rise": Measure(3.0, 1.0, 5.0, 8, "x"),
@@ -178,7 +178,7 @@ EVALUATION = Evaluation(
 def test_figures_name_the_rung_and_leave_out_what_is_no_number() -> None:
     found = figures(EVALUATION, DENOMINATORS)
     assert found["score/frechet_rise"] == 3.0
-    assert found["score/frechet_rise_high"] == 5.0
+    assert found["score/frechet_rise_ci_high"] == 5.0
     assert found["score/sparsity_components"] == 0.25
     assert found["score/collapsed"] == 1
     assert "score/kid_rise" not in found
