@@ -25,6 +25,7 @@ _HOMES = {
     "doctor": "raysense.search.api",
     "evaluate": "raysense.search.api",
     "extractor": "raysense.registry",
+    "judge": "raysense.search.judge",
     "metric": "raysense.registry",
     "saliency": "raysense.registry",
     "search": "raysense.search.api",
@@ -42,6 +43,7 @@ __all__ = [
     "doctor",
     "evaluate",
     "extractor",
+    "judge",
     "metric",
     "saliency",
     "search",
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from raysense.errors import RaysenseError
     from raysense.registry import allocation_rule, extractor, metric, saliency, strategy
     from raysense.search.api import Run, doctor, evaluate, search
+    from raysense.search.judge import judge
     from raysense.study import Study
 
 

@@ -52,6 +52,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="an earlier run of a study that differs in bounds, budget or strategies only: what it measured is not "
         "measured again",
     )
+    parser.add_argument("--no-page", action="store_true", help="write tables and summary only")
     parser.add_argument("--resume", action="store_true", help="go on with the study that DIR holds, if any")
 
 
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
                 resume=args.resume,
                 console=console,
                 source=args.source,
+                page=not args.no_page,
             )
         except KeyboardInterrupt as stopped:
             with contextlib.suppress(OSError):  # the terminal may be what went away

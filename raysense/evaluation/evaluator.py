@@ -49,6 +49,7 @@ class Evaluator:
         inventory: The selected layers and the denominators.
         grid: Their levels.
         identity: The study's keys.
+        sets: Dense, reference and pruned images of every rung.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Evaluator:
         memory = TensorMemory(cache)
         self.identity = Identity(study, self.prompts, self.grid, live.device, scorer)
         self.sampler = Sampler(live, scorer)
-        sets = ImageSets(live, self.sampler, self.identity, cache, memory, scorer)
+        self.sets = sets = ImageSets(live, self.sampler, self.identity, cache, memory, scorer)
         probe = ProbeRung(live)
         calibration = CalibrationRung(live, probe, self.identity, memory)
         live.select_methods = calibration.methods

@@ -102,6 +102,7 @@ class Run(results.Run):
         return self.winner.allocation
 
 
+# long: half of it says what the arguments mean
 def search(
     study: Study | str | Path,
     out: str | Path,
@@ -111,6 +112,7 @@ def search(
     resume: bool = False,
     in_process: bool = False,
     from_run: str | Path | None = None,
+    page: bool = True,
     progress: bool = True,
 ) -> Run:
     """Find the sparsest layer-wise pruning inside a study's quality budget; `python -m raysense.search`.
@@ -124,6 +126,7 @@ def search(
         in_process: Measure in this process, one evaluation after another, without Ray: for a live pipeline on one GPU.
         from_run: An earlier run of a study that differs in bounds, budget or strategies only: its rows are taken over
             where they fit, at no cost; their column ``taken_from`` says so.
+        page: Write the page, `report.html`, with its pictures.
         progress: Show how far it is, with the time left.
 
     Returns:
@@ -156,6 +159,7 @@ def search(
             console=console,
             in_process=in_process,
             source=None if from_run is None else str(from_run),
+            page=page,
         )
     except KeyboardInterrupt as stopped:
         if Disk(str(out)).read("study.json") is None:
@@ -200,7 +204,7 @@ def evaluate(
         if rung not in rungs:
             raise RaysenseError(f"`rung` is {rung!r}, but must be one of {', '.join(rungs)}")
         evaluator = Evaluator(ready, place)
-        return evaluator.evaluate(Task(_levels(evaluator, allocation), rung))
+        return evaluator.evaluate(Task(levels_of(evaluator, allocation), rung))
 
 
 def doctor(study: Study | str | Path, *, overrides: Sequence[str] = ()) -> Diagnosis:
@@ -220,7 +224,7 @@ def doctor(study: Study | str | Path, *, overrides: Sequence[str] = ()) -> Diagn
         return examine_pipeline(prepared(study, overrides, place))
 
 
-def _levels(evaluator: Evaluator, wanted: Allocation | Mapping[str, float] | float) -> Allocation:
+def levels_of(evaluator: Evaluator, wanted: Allocation | Mapping[str, float] | float) -> Allocation:
     """Sparsities as levels.
 
     Raises:
@@ -264,11 +268,6 @@ def _levels(evaluator: Evaluator, wanted: Allocation | Mapping[str, float] | flo
             f"`allocation` names {unknown[0]!r}, which fits no studied layer (components: {known})"
         )
     return Allocation({address: level for address, level in levels.items() if level})
-
-
-def _fits(name: str, address: str) -> bool:
-    """Whether a name is a layer's, its block's, its component's, or empty: every layer's."""
-    return not name or address == name or address.startswith((f"{name}:", f"{name}."))
 
 
 def prepared(study: Study | str | Path, overrides: Sequence[str], out: str) -> Study:

@@ -62,6 +62,7 @@ PREPARED = ("cache", "partial", FOLDER)
 """What `raysense prepare` may have left in a study's folder, and what was given in Python."""
 
 
+# long: half of it says what the arguments mean
 def run_study(
     study: Study,
     out: str,
@@ -71,6 +72,7 @@ def run_study(
     console: Console,
     in_process: bool = False,
     source: str | None = None,
+    page: bool = True,
 ) -> dict[str, Any]:
     """Run a study to its end, or on from where it was stopped.
 
@@ -82,6 +84,7 @@ def run_study(
         console: Where progress and the result are shown.
         in_process: Measure in this process, one evaluation after another, without Ray.
         source: An earlier run, whose rows are taken over where they fit.
+        page: Write the page, while the study runs and at its end.
 
     Returns:
         The summary, as written to ``summary.json``.
@@ -96,7 +99,7 @@ def run_study(
     earlier = EarlierRun.of(source, study, out) if source else None
     with patient(console, "Reading what the study is measured on …"):
         inputs = inputs_of(study, load_prompts(study.prompts), ImageScorer(study), device_of(study))
-    if resume and (done := finished_already(study, out, inputs)) is not None:
+    if resume and (done := finished_already(study, out, inputs, page=page)) is not None:
         found = f"{done['sparsity_components']:.1%} removed" if done["feasible"] else "nothing passed"
         say(console, f"Finished already ({found}); nothing to do. Page: {page_of(out)}", whole=True)
         return done
@@ -118,9 +121,10 @@ def run_study(
         )
         where = "this process" if in_process else address
         summary = _searched(
-            study, out, strategy, executor, store, inventory, grid, inputs, where, console, earlier
+            study, out, strategy, executor, store, inventory, grid, inputs, where, console, earlier, page
         )
-    finish_page(study, out, console)
+    if page:
+        finish_page(study, out, console)
     return summary
 
 
@@ -136,6 +140,7 @@ def _searched(
     address: str | None,
     console: Console,
     earlier: EarlierRun | None,
+    page: bool,
 ) -> dict[str, Any]:
     """Search, then write and show the summary."""
     with Starts(Disk(out), address, inputs["versions"]) as starts:
@@ -150,6 +155,7 @@ def _searched(
             starts=starts,
             console=console,
             earlier=taken,
+            page=page,
         )
         assert strategy.outcome is not None  # `search` raises otherwise
         say(console, "Writing the tables and the summary …")
@@ -175,6 +181,7 @@ def search(
     starts: Starts,
     console: Console,
     earlier: Earlier | None = None,
+    page: bool = True,
 ) -> None:
     """Let the strategy ask, and the executor measure, until the strategy has its outcome.
 
@@ -183,7 +190,8 @@ def search(
         KeyboardInterrupt: The study was stopped.
     """
     starting = patient(console, "Starting …")
-    with view(console) as live, PageWhileRunning(store.uri), starting as started:
+    refreshed = PageWhileRunning(store.uri) if page else contextlib.nullcontext()
+    with view(console) as live, refreshed, starting as started:
 
         def see(snapshot: Snapshot) -> None:
             started.set()
@@ -232,7 +240,9 @@ def finish_page(study: Study, out: str, console: Console) -> None:
         ) from None
 
 
-def finished_already(study: Study, out: str, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+def finished_already(
+    study: Study, out: str, inputs: Mapping[str, Any], *, page: bool = True
+) -> dict[str, Any] | None:
     """The summary of a study of which nothing is left to do; None if something may be. Mends a page that is not there.
 
     A study whose budget grew goes on, and so does one in which something failed.
@@ -250,7 +260,7 @@ def finished_already(study: Study, out: str, inputs: Mapping[str, Any]) -> dict[
     summary = read_sealed(disk, "summary.json", "Delete it, and resume: it is written anew.")
     if summary is None or any(evaluation.failed for evaluation in Store.open(out).evaluations()):
         return None
-    if not is_finished_page(disk.read(PAGE)):
+    if page and not is_finished_page(disk.read(PAGE)):
         write_page(out, paint=False)
     return summary
 

@@ -209,7 +209,7 @@ def ctrl_c():
 
 if stop:
     threading.Thread(target=ctrl_c, daemon=True).start()
-run = rs.search(study, out=out, in_process=True, resume=not stop, progress=False)
+run = rs.search(study, out=out, in_process=True, resume=not stop, progress=False, page=False)
 print("finished", run.finished, len(run.table("evaluations")), run.winner is not None)
 """
 
@@ -226,3 +226,4 @@ def test_a_search_in_this_process_stops_and_goes_on(tmp_path: Path) -> None:
     run = rs.Run(str(tmp_path / "run"))
     assert run.winner is not None
     assert set(run.table("evaluations")["trial"]) == {"in-process"}
+    assert not (tmp_path / "run" / "report.html").exists()
