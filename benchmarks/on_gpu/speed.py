@@ -192,7 +192,7 @@ def engine(bench: Bench) -> Figures:
     """An evaluator's start, its peak of memory, and an evaluation beside the bare loop of diffusers."""
     from raysense.evaluation.evaluator import Evaluator
     from raysense.records import Task
-    from raysense.results.forecast import memory
+    from raysense.search.fits import BYTES, GIB
 
     with tempfile.TemporaryDirectory() as store:
         study = shaped_study(bench, shaped_pipeline(bench))
@@ -211,7 +211,8 @@ def engine(bench: Bench) -> Figures:
         seconds["first probe"] = evaluator.evaluate(Task(allocations[0], "probe")).seconds
         seconds["probe"] = evaluator.evaluate(Task(allocations[1], "probe")).seconds
         ratios = side_by_side(bench, evaluator, study, allocations)
-    planned = sum(memory(study, evaluator.inventory).values())
+    inventory, width = evaluator.inventory, BYTES[study.dtype]
+    planned = inventory.n_pipeline * width + inventory.n_selected * (width + 1)  # weights, master, levels
     overhead = statistics.median(ratios)
     found: dict[str, Any] = {
         "overhead": overhead,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 
-from raysense.cli.common import ready, study_arguments
+from raysense.cli.common import RUNS, ready, study_arguments
 from raysense.errors import RaysenseError
 
 SUMMARY = "say what a study will cost before anything is spent"
@@ -13,7 +14,7 @@ EPILOG = """\
 examples:
   raysense plan
       the quickstart study, calibrated on this machine
-  raysense plan search/sd2_layers.yaml --evaluators 8 16 64 --price 0.75 --gpu-memory 24
+  raysense plan search/sd2_layers.yaml --evaluators 8 16 64 --price 0.75 --gpu-memory 24GB
       on a machine with the GPU in question (on a cluster: ray job submit --entrypoint-num-gpus 1 -- raysense plan …)
   raysense plan search/sd2_layers.yaml --nfe-per-second 20 --evaluators 8
       anywhere; only the pipeline's configuration is read, no weights
@@ -44,7 +45,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--price", type=float, metavar="P", help="of an evaluator-hour, in any currency")
     parser.add_argument(
-        "--gpu-memory", type=float, metavar="GIB", help="say whether the study fits such a GPU"
+        "--gpu-memory",
+        metavar="SIZE",
+        help="say what fits such a GPU, such as 24GB, for each `offload`, and the largest batch",
     )
     parser.add_argument(
         "--spread",
@@ -56,18 +59,28 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def bytes_of(text: str) -> int:
+    """Bytes that ``24``, ``24GiB`` (both 24 * 2^30) or ``24GB`` (24 * 10^9) mean.
+
+    Raises:
+        RaysenseError: It means none.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(gib|gb|g|)\s*", text.casefold())
+    size = float(match[1]) * (10**9 if match and match[2] == "gb" else 2**30) if match else 0.0
+    if size <= 0:
+        raise RaysenseError(f"`--gpu-memory` must be a size above 0, such as 24GB or 24GiB, but got {text!r}")
+    return int(size)
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit status."""
     study = ready(args, needs_weights=args.nfe_per_second is None)  # speed is measured on the pipeline itself
-    for flag, value in (
-        ("--nfe-per-second", args.nfe_per_second),
-        ("--price", args.price),
-        ("--gpu-memory", args.gpu_memory),
-    ):
+    for flag, value in (("--nfe-per-second", args.nfe_per_second), ("--price", args.price)):
         if value is not None and value <= 0:
             raise RaysenseError(f"`{flag}` must be > 0, but got {value:g}")
     if any(count < 1 for count in args.evaluators or ()):
         raise RaysenseError(f"`--evaluators` must be ≥ 1, but got {min(args.evaluators)}")
+    gpu_memory = None if args.gpu_memory is None else bytes_of(args.gpu_memory)
     from rich.console import Console
 
     from raysense.strategies.noise import given_spreads
@@ -80,8 +93,9 @@ def run(args: argparse.Namespace) -> int:
         evaluators=args.evaluators,
         nfe_per_second=args.nfe_per_second,
         price=args.price,
-        gpu_memory=args.gpu_memory,
+        gpu_memory=gpu_memory,
         spreads=spreads,
+        store=str(RUNS / study.name) if (RUNS / study.name).is_dir() else None,
         console=Console(),
     )
     return 0

@@ -40,6 +40,7 @@ class LivePipeline:
     Attributes:
         study: See above.
         prompts: See above.
+        disk: Where the store is.
         device: Where the pipeline is.
         pipeline: The pipeline.
         inventory: The selected layers and the denominators.
@@ -54,7 +55,7 @@ class LivePipeline:
     """
 
     def __init__(self, study: Study, directory: str, prompts: PromptSets) -> None:
-        self.study, self.prompts = study, prompts
+        self.study, self.prompts, self.disk = study, prompts, Disk(directory)
         self.device = "cuda" if study.cluster.gpus_per_evaluator > 0 else "cpu"
         self.pipeline = load_for(study)
         self.inventory, self.grid = inventory_and_grid(study, self.pipeline.components)
@@ -65,7 +66,7 @@ class LivePipeline:
             self.inventory,
             self.grid,
             prompts,
-            Disk(directory),
+            self.disk,
             content_key(taken_away(study), versions(), self.device),
         )
         names = study.prune.methods

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
+from raysense.evaluation.footprint import measured_footprint
 from raysense.evaluation.live import LivePipeline
 from raysense.evaluation.scoring import ImageScorer, ScoredImages, joined
 from raysense.evaluation.shards import REFERENCE_SEEDS, reference_rung
@@ -74,6 +76,7 @@ class Sampler:
 
     def __init__(self, live: LivePipeline, scorer: Callable[[], ImageScorer]) -> None:
         self._live, self._scorer = live, scorer
+        self._sizes_seen: set[int] = set()
         self.forget()
 
     def forget(self) -> None:
@@ -140,6 +143,14 @@ class Sampler:
             self._seen = (current, {})
         return self._seen[1]
 
+    def _footprint(self, count: int) -> AbstractContextManager[None]:
+        """Measures what a batch takes of the GPU, the first time that one of this size is sampled."""
+        live = self._live
+        if count in self._sizes_seen:
+            return nullcontext()
+        self._sizes_seen.add(count)
+        return measured_footprint(live.disk, live.study, count)
+
     def _batches(
         self, pairs: Pairs, chosen: Sequence[int], work: Callable[[Tensor, Sequence[int]], Work]
     ) -> Iterator[tuple[list[int], Work]]:
@@ -149,17 +160,18 @@ class Sampler:
         while start < len(chosen):
             indices = list(chosen[start : start + live.batch])
             try:
-                images = call_pipeline(
-                    live.pipeline,
-                    [prompts[i] for i in indices],
-                    [seeds[i] for i in indices],
-                    live.study.sampling,
-                )
-                if live.has_moved():
-                    continue  # sampled with weights that nobody asked for
-                if not live.standing:
-                    refuse_other_scale(live.pipeline, images)
-                done = work(images, indices)
+                with self._footprint(len(indices)):
+                    images = call_pipeline(
+                        live.pipeline,
+                        [prompts[i] for i in indices],
+                        [seeds[i] for i in indices],
+                        live.study.sampling,
+                    )
+                    if live.has_moved():
+                        continue  # sampled with weights that nobody asked for
+                    if not live.standing:
+                        refuse_other_scale(live.pipeline, images)
+                    done = work(images, indices)
             except torch.OutOfMemoryError:
                 live.halve_batch()
                 continue

@@ -14,7 +14,9 @@ from typing import Any
 
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
+from raysense.evaluation.footprint import Footprint, stored_footprint
 from raysense.records import Task
+from raysense.store.disk import Disk
 from raysense.study import Study, parse
 
 
@@ -29,6 +31,7 @@ class Measured:
         first_probe: Seconds that the first one takes longer.
         load: Seconds until an evaluator is loaded, imports included.
         memory: Peak bytes: of the GPU's memory if it has one, else of the process's.
+        footprint: What an image takes of the GPU beside the weights, if there is one.
         device: The device's name.
         sampled: Images that the calibration made.
     """
@@ -39,6 +42,7 @@ class Measured:
     first_probe: float
     load: float
     memory: int
+    footprint: Footprint | None
     device: str
     sampled: int
 
@@ -64,6 +68,7 @@ def measure_speed(study: Study, side_by_side: int = 1) -> Measured:
         first_probe=statistics.mean(one.first_probe for one in found),
         load=statistics.mean(one.load for one in found),
         memory=max(one.memory for one in found),
+        footprint=found[0].footprint,
         device=found[0].device,
         sampled=sum(one.sampled for one in found),
     )
@@ -104,6 +109,7 @@ def _measure(plain: Mapping[str, Any]) -> Measured:
                     ("small again", pruned[3], "preview"),
                 )
             }
+            footprint = stored_footprint(Disk(folder), study)
     except torch.OutOfMemoryError as error:
         raise RaysenseError(
             f"the study does not fit this device: {error}; shrink `sampling.batch`, or use a larger one"
@@ -121,6 +127,7 @@ def _measure(plain: Mapping[str, Any]) -> Measured:
         memory=torch.cuda.max_memory_allocated()
         if cuda
         else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        footprint=footprint,
         device=torch.cuda.get_device_name() if cuda else "CPU",
         sampled=small * 4 + large * 4,
     )

@@ -10,9 +10,10 @@ from __future__ import annotations
 import functools
 import logging
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from raysense.errors import RaysenseError
@@ -50,12 +52,14 @@ class Foreseen:
         order: The modules that ran, as ``component:path``, in the order of their first call; empty if unknown.
         why_not: Why the dry run failed, or an empty text; `cost` is then an assumption.
         pads: Whether what the denoiser is given for one prompt grows with its neighbours' lengths.
+        activations: Component -> bytes, in float32, that the results of its layers take at a time for one image.
     """
 
     cost: Cost
     order: tuple[str, ...] = ()
     why_not: str = ""
     pads: bool = True
+    activations: Mapping[str, int] = field(default_factory=dict)
 
 
 def foresee(source: str | Origin, sampling: Sampling) -> Foreseen:
@@ -83,9 +87,10 @@ def foresee(source: str | Origin, sampling: Sampling) -> Foreseen:
     except Exception as error:
         return _assumed(sampling, error)
     inside: list[None] = []
-    for module in modules.values():
+    peaks: dict[str, int] = {}
+    for name, module in modules.items():
         module.eval()
-        hollow(module, mode, inside)
+        hollow(module, mode, inside, functools.partial(_raise_to, peaks, name))
     images = min(sampling.batch, len(PROMPTS))
     try:
         watch = _ran(pipeline, sampling, images)
@@ -107,7 +112,12 @@ def foresee(source: str | Origin, sampling: Sampling) -> Foreseen:
         return _assumed(sampling, ValueError("no denoiser was called for each image"), pipeline)
     cost = Cost(watch.nfe // images, watch.steps, "counted on a dry run of the pipeline without weights")
     pads = sampling.batch > 1 and (images == 1 or _pads(pipeline, sampling, images))
-    return Foreseen(cost, tuple(watch.order), pads=pads)
+    activations = {name: -(-peak // images) for name, peak in peaks.items()}
+    return Foreseen(cost, tuple(watch.order), pads=pads, activations=activations)
+
+
+def _raise_to(peaks: dict[str, int], name: str, bytes_: int) -> None:
+    peaks[name] = max(peaks.get(name, 0), bytes_)
 
 
 class _Seen(Exception):
@@ -271,20 +281,66 @@ def watched(pipeline: DiffusionPipeline) -> Iterator[Watch]:
             handle.remove()
 
 
-def hollow(module: nn.Module, mode: FakeTensorMode, inside: list[None]) -> None:
+def hollow(
+    module: nn.Module, mode: FakeTensorMode, inside: list[None], tell: Callable[[int], None] = lambda _: None
+) -> None:
     """Let a component made of fake tensors compute shapes and give zeros; the same shapes are computed once.
 
     Args:
         module: The component.
         mode: Of its tensors.
         inside: Holds something while a component computes: those that it calls in turn give fake tensors, no zeros.
+        tell: Called with the bytes that the results of a call's operations take at a time, at most.
     """
     for name in METHODS:
         if callable(method := getattr(module, name, None)):
-            setattr(module, name, functools.wraps(method)(_hollow(method, mode, inside)))
+            setattr(module, name, functools.wraps(method)(_hollow(method, module, mode, inside, tell)))
 
 
-def _hollow(method: Callable[..., Any], mode: FakeTensorMode, inside: list[None]) -> Callable[..., Any]:
+class _Results(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The most bytes that the results of operations hold at a time while this is open, its module's weights aside."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        weights = (*module.parameters(), *module.buffers())
+        self._weights = {weight.untyped_storage()._cdata for weight in weights}
+        self._held: dict[int, list[int]] = {}  # storage -> its bytes, and how many tensors look at it
+        self.peak = self._now = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for leaf in tree_flatten(output)[0]:
+            if isinstance(leaf, Tensor):
+                self._see(leaf)
+        return output
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._weights:
+            return
+        if key not in self._held:
+            self._held[key] = [storage.nbytes(), 0]
+            self._now += storage.nbytes()
+            self.peak = max(self.peak, self._now)
+        self._held[key][1] += 1
+        weakref.finalize(tensor, self._drop, key).atexit = False
+
+    def _drop(self, key: int) -> None:
+        held = self._held[key]
+        held[1] -= 1
+        if not held[1]:
+            self._now -= held[0]
+            del self._held[key]
+
+
+def _hollow(
+    method: Callable[..., Any],
+    module: nn.Module,
+    mode: FakeTensorMode,
+    inside: list[None],
+    tell: Callable[[int], None],
+) -> Callable[..., Any]:
     known: dict[Any, Any] = {}
 
     def fake(value: Any) -> Any:
@@ -302,8 +358,9 @@ def _hollow(method: Callable[..., Any], mode: FakeTensorMode, inside: list[None]
             given, named = tree_map(fake, (args, kwargs))
             inside.append(None)
             try:
-                with mode:
+                with mode, _Results(module) as results:
                     known[key] = method(*given, **named)
+                tell(results.peak)
             finally:
                 inside.pop()
         return tree_map(zeros, known[key])

@@ -7,63 +7,20 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from raysense.pruning.layers import Inventory
 from raysense.strategies.dry_run import Estimate, Speed, Stage
 from raysense.study import Budget, Study
 from raysense.terminal import say
 
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 GIB = 2**30
-
-
-def memory(study: Study, inventory: Inventory) -> dict[str, float]:
-    """Bytes that an evaluator holds before it samples, by what they are for."""
-    width = BYTES[study.dtype]
-    return {
-        "weights of the whole pipeline": inventory.n_pipeline * width,
-        "levels, one byte a selected weight": inventory.n_selected,
-        "dense master of the selected weights": inventory.n_selected * width,
-    }
-
-
-def fits(study: Study, inventory: Inventory, gib: float, peak: float | None = None) -> str:
-    """Whether a study fits a device with so much memory, and what would not.
-
-    Args:
-        study: The study.
-        inventory: Its layers.
-        gib: The device's memory, GiB.
-        peak: Bytes at the calibration's peak on a GPU, if it ran on one.
-    """
-    weights, levels, master = (part / GIB for part in memory(study, inventory).values())
-    if weights + levels > gib:
-        return (
-            f"does not fit {gib:g} GiB: weights and levels alone take {weights + levels:.1f} GiB; use a larger GPU, a "
-            "narrower `dtype`, or select fewer layers"
-        )
-    if peak is not None:
-        return (
-            f"fits {gib:g} GiB: {peak / GIB:.1f} GiB at the peak"
-            if peak / GIB <= gib
-            else f"does not fit {gib:g} GiB: {peak / GIB:.1f} GiB at the peak; shrink `sampling.batch`"
-        )
-    room = gib - weights - levels - master
-    if room < 0.15 * gib:
-        return (
-            f"fits {gib:g} GiB with the dense master ({master:.1f} GiB) in the host's memory; "
-            f"{gib - weights - levels:.1f} GiB are left for activations and judges, which are not measured"
-        )
-    return f"fits {gib:g} GiB; {room:.1f} GiB are left for activations and judges, which are not measured"
 
 
 def render(
     study: Study,
-    inventory: Inventory,
     speed: Speed,
     estimates: Sequence[Estimate],
     *,
     price: float | None,
-    gpu_memory: float | None,
+    memory: Sequence[str],
     peak: float | None,
     console: Console,
 ) -> None:
@@ -71,11 +28,10 @@ def render(
 
     Args:
         study: The study.
-        inventory: Its layers.
         speed: Of one evaluator.
         estimates: One for each number of evaluators; the stages are shown of the first.
         price: Of an evaluator-hour, in any currency.
-        gpu_memory: GiB of the device that an evaluator gets.
+        memory: What an evaluator holds, and whether that fits, a line each.
         peak: Bytes at the calibration's peak.
         console: Where.
     """
@@ -96,12 +52,10 @@ def render(
             f"{first.evaluators} {unit}s; some will wait. {width} would do, but it is part of what the study is: "
             "change it before it begins.",
         )
-    parts = "; ".join(f"{what} {size / GIB:.2f}" for what, size in memory(study, inventory).items())
-    say(console, f"Memory of an evaluator, GiB: {parts}.")
+    for line in memory:
+        say(console, line)
     if peak is not None:
         say(console, f"Measured at the calibration's peak: {peak / GIB:.2f} GiB.")
-    if gpu_memory is not None:
-        say(console, f"It {fits(study, inventory, gpu_memory, peak)}.")
     say(
         console,
         "Assumed: no candidate is hopeless on the preview rung, every finalist is tested, no machine is lost. "

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 
 from raysense.evaluation.calibration import calibration_cost
+from raysense.evaluation.footprint import Footprint, stored_footprint
 from raysense.evaluation.identity import inventory_and_grid
 from raysense.evaluation.speed import Measured, measure_speed
 from raysense.pipelines.cost import Cost
@@ -15,6 +16,8 @@ from raysense.pipelines.idle import foreseen_for
 from raysense.pipelines.load import empty_components, refuse_foreign
 from raysense.pipelines.origin import Origin
 from raysense.results.forecast import render
+from raysense.search.fits import in_words, needs, verdicts
+from raysense.store.disk import Disk
 from raysense.strategies.dry_run import Estimate, Speed, estimate
 from raysense.strategies.noise import foretold
 from raysense.study import Study
@@ -29,9 +32,10 @@ def forecast(
     evaluators: Sequence[int] | None,
     nfe_per_second: float | None,
     price: float | None,
-    gpu_memory: float | None,
+    gpu_memory: int | None,
     console: Console,
     spreads: Mapping[str, float] | None = None,
+    store: str | None = None,
 ) -> list[Estimate]:
     """Says what a study will cost.
 
@@ -40,9 +44,10 @@ def forecast(
         evaluators: Numbers of evaluators to plan for; None for the study's own, or as many as this machine runs.
         nfe_per_second: NFE a second of one evaluator; None for a calibration on this machine.
         price: Of an evaluator-hour.
-        gpu_memory: GiB of a GPU in question.
+        gpu_memory: Bytes of a GPU in question.
         console: Where it is said.
         spreads: Bounded measure -> standard deviation that a prompt adds, where the user knows it.
+        store: Where an earlier run of the study is, whose evaluators may have measured what an image takes.
 
     Returns:
         One estimate for each number of evaluators.
@@ -59,9 +64,13 @@ def forecast(
     wanted = study.cluster.evaluators
     counts = list(evaluators or [here(study) if wanted == "auto" else wanted])
     if nfe_per_second is not None:
-        speed, peak = given_speed(study, nfe_per_second, cost), None
+        speed, peak, footprint = given_speed(study, nfe_per_second, cost), None, None
     else:
-        speed, peak = calibrated(study, counts[0])
+        speed, peak, footprint = calibrated(study, counts[0])
+    if footprint is None and store is not None:
+        footprint = stored_footprint(Disk(store), study)
+    need = needs(study, inventory, empty, foreseen, footprint)
+    told = [*in_words(study, need), *(verdicts(study, need, gpu_memory) if gpu_memory else ())]
     estimates = [estimate(study, inventory, grid, speed, count, learning, cost) for count in counts]
     console.print(
         f"An image costs {cost.image:,} NFE in {cost.steps} steps, {cost.told}.",
@@ -70,11 +79,10 @@ def forecast(
     )
     render(
         study,
-        inventory,
         speed,
         estimates,
         price=study.budget.price_per_hour if price is None else price,
-        gpu_memory=gpu_memory,
+        memory=told,
         peak=peak,
         console=console,
     )
@@ -88,12 +96,12 @@ def here(study: Study) -> int:
     return max(1, int((os.cpu_count() or 1) / study.cluster.cpus_per_evaluator))
 
 
-def calibrated(study: Study, count: int) -> tuple[Speed, int | None]:
-    """The speed of one of so many evaluators on this machine, and the most GPU memory that it took, if it has one."""
+def calibrated(study: Study, count: int) -> tuple[Speed, int | None, Footprint | None]:
+    """The speed of one of so many evaluators on this machine; with a GPU the peak of its memory, and an image's."""
     on_gpu = study.cluster.gpus_per_evaluator > 0
     beside = 1 if on_gpu else min(here(study), count)
     measured = measure_speed(study, beside)
-    return measured_speed(measured, beside), measured.memory if on_gpu else None
+    return measured_speed(measured, beside), measured.memory if on_gpu else None, measured.footprint
 
 
 def given_speed(study: Study, nfe_per_second: float, cost: Cost) -> Speed:

@@ -11,8 +11,10 @@ from transformers import CLIPTextConfig
 
 from raysense.cli import main
 from raysense.evaluation.identity import inventory_and_grid
+from raysense.pipelines.cost import assumed
+from raysense.pipelines.foresee import Foreseen
 from raysense.pipelines.load import empty_components, load_pipeline, modules_of
-from raysense.results.forecast import fits, memory
+from raysense.search.fits import fits, needs
 from raysense.strategies.dry_run import Estimate, Speed, estimate
 from raysense.study import Study, load, parse
 
@@ -119,19 +121,32 @@ def test_a_full_size_pipeline_is_planned_from_its_configuration(
     }
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     paper = load(Path(__file__).parents[2] / "search/sd2_paper.yaml", [f"pipeline={tmp_path}"])
-    inventory, _ = inventory_and_grid(paper, empty_components(paper.pipeline))
+    empty = empty_components(paper.pipeline)
+    inventory, _ = inventory_and_grid(paper, empty)
     assert inventory.n_components == 865_910_724 + 340_387_840
     assert inventory.n_selected == 301_219_840 + 289_406_976
-    assert memory(paper, inventory)["weights of the whole pipeline"] == 2 * inventory.n_pipeline
-    assert fits(paper, inventory, 24).startswith("fits 24 GiB; ")
-    assert "in the host's memory" in fits(paper, inventory, 4)
-    assert fits(paper, inventory, 2).startswith("does not fit 2 GiB")
-    arguments = ["--nfe-per-second", "20", "--evaluators", "8", "--price", "1.5", "--gpu-memory", "24"]
+    need = needs(paper, inventory, empty, Foreseen(assumed(paper.sampling), activations={"unet": 2**31}))
+    assert sum(need.weights.values()) == 2 * inventory.n_pipeline
+    assert (need.master, need.levels, need.learning) == (2 * inventory.n_selected, inventory.n_selected, 0)
+    batches = {fit.offload: fit.batch for fit in fits(need, 24 * 2**30)}
+    assert 0 < batches["none"] < batches["model"] < batches["sequential"]
+    assert need.an_image == 2**30
+    small = {fit.offload: fit for fit in fits(need, 4 * 2**30)}
+    assert "in the host's memory" in small["none"].told
+    assert not {fit.offload: fit.batch for fit in fits(need, 2 * 2**30)}["none"]
+    arguments = ["--nfe-per-second", "20", "--evaluators", "8", "--price", "1.5", "--gpu-memory", "24GiB"]
     assert main(["plan", "search/sd2_paper.yaml", "--set", f"pipeline={tmp_path}", *arguments]) == 0, (
         capsys.readouterr().err
     )
     told = " ".join(capsys.readouterr().out.split())
-    for words in ("sd2-paper", "GPU-hours", "wall time", "price", "fits 24 GiB", "NFE"):
+    for words in (
+        "sd2-paper",
+        "GPU-hours",
+        "wall time",
+        "price",
+        "offload: none (the study's): fits 24 GiB",
+        "NFE",
+    ):
         assert words in told
 
 
@@ -139,6 +154,7 @@ def test_a_full_size_pipeline_is_planned_from_its_configuration(
     ("arguments", "words"),
     [
         (["--nfe-per-second", "0"], "`--nfe-per-second` must be > 0"),
+        (["--nfe-per-second", "9", "--gpu-memory", "much"], "`--gpu-memory` must be a size above 0, such as 24GB"),
         (["--nfe-per-second", "9", "--evaluators", "0"], "`--evaluators` must be ≥ 1"),
         (["--nfe-per-second", "9", "--set", "pipeline=/nowhere"], "`pipeline`"),
     ],
