@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
 from raysense.evaluation.cache import TensorCache
+from raysense.evaluation.level_files import LevelFiles
 from raysense.evaluation.memory import release_memory
 from raysense.evaluation.method_selection import components_of, heats
 from raysense.evaluation.slices import Slices
@@ -197,6 +198,7 @@ class Calibration:
             statistics,
             self._study.seed,
             pattern=self._pattern,
+            keeper=LevelFiles(partial(_levels_key, self._base, self._study, self._grid, methods)),
         )
 
     def prune_for_good(self, methods: Mapping[str, str], allocation: Allocation) -> None:
@@ -359,3 +361,19 @@ class Calibration:
                 self.notes.append(f"out of memory: calibration batch {self._batch} -> {self._batch // 2}")
                 self._batch //= 2
                 release_memory()
+
+
+def _levels_key(base: str, study: Study, grid: LevelGrid, methods: Mapping[str, str], layer: Layer) -> str:
+    """What a layer's bytes follow from; the file is the machine's, so other studies' must not be taken for it."""
+    beside = {"variant", "config", "lora", "channels_last"}
+    top = grid.top(grid.host(layer.address))
+    return content_key(
+        "levels",
+        base,
+        study.model_dump(mode="json", include=beside, context={"every_field": True}),
+        study.prune.calibration.calls,
+        study.prune.pattern,
+        methods[layer.component],
+        layer.address,
+        [grid.removed(layer.address, level) for level in range(1, top + 1)],
+    )

@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import psutil
 import torch
@@ -174,6 +175,18 @@ class Pruner(ABC):
         """Write one layer's weights at a level into a tensor of the dense master's type and memory layout."""
 
 
+class LevelKeeper(Protocol):
+    """Keeps the bytes of a masker's layers somewhere else than in this process's own memory."""
+
+    def of(self, layer: Layer, like: Tensor, make: Callable[[], Tensor]) -> Tensor:
+        """The bytes of a layer, uint8 in the shape, the layout and on the device of its weight."""
+        ...
+
+    def give_back(self) -> None:
+        """Called after the bytes were read: memory that can be had again may be given up."""
+        ...
+
+
 class Masker(Pruner):
     """Prunes by a nested saliency method, with one byte a weight beside the dense master.
 
@@ -188,6 +201,7 @@ class Masker(Pruner):
         seed: The study's seed, for methods that draw.
         pattern: Keep n of every m weights instead of an unstructured choice.
         master: Where the dense master lies; chosen from the free memory by default, and logged.
+        keeper: Keeps the bytes; in this process's memory by default.
 
     Raises:
         RaysenseError: Weights that are not finite or not of 16 or 32 bits, statistics that are missing, an
@@ -204,14 +218,23 @@ class Masker(Pruner):
         seed: int = 0,
         pattern: Pattern | None = None,
         master: Place | None = None,
+        keeper: LevelKeeper | None = None,
     ) -> None:
         super().__init__(modules, inventory, grid, master)
-        self._leaves = {
-            layer.address: leaves_of(
-                layer, self._live(layer.address), grid, saliency, statistics or {}, seed, pattern
-            )
-            for layer in inventory.layers
-        }
+        self._keeper = keeper
+
+        def leaves(layer: Layer) -> Tensor:
+            weight = self._live(layer.address)
+            make = partial(leaves_of, layer, weight, grid, saliency, statistics or {}, seed, pattern)
+            return keeper.of(layer, weight, make) if keeper else make()
+
+        self._leaves = {layer.address: leaves(layer) for layer in inventory.layers}
+
+    def apply(self, allocation: Allocation) -> None:
+        """See `Pruner.apply`."""
+        super().apply(allocation)
+        if self._keeper is not None:
+            self._keeper.give_back()
 
     def _write(self, address: str, target: Tensor, level: int) -> None:
         # Whole components may be elsewhere than when the bytes were made: they are brought to the GPU and back.

@@ -63,20 +63,17 @@ def forecast(
     learning = calibration_cost(study, inventory, grid, empty, cost)
     wanted = study.cluster.evaluators
     counts = list(evaluators or [here(study) if wanted == "auto" else wanted])
-    if nfe_per_second is not None:
-        speed, peak, footprint = given_speed(study, nfe_per_second, cost), None, None
-    else:
-        speed, peak, footprint = calibrated(study, counts[0])
-    if footprint is None and store is not None:
-        footprint = stored_footprint(Disk(store), study)
-    need = needs(study, inventory, empty, foreseen, footprint)
+    stored = stored_footprint(Disk(store), study) if store is not None else None
+    speed, peak, footprint = (
+        calibrated(study, counts[0])
+        if nfe_per_second is None
+        else (given_speed(study, nfe_per_second, cost), None, None)
+    )
+    need = needs(study, inventory, empty, foreseen, footprint or stored)
     told = [*in_words(study, need), *(verdicts(study, need, gpu_memory) if gpu_memory else ())]
     estimates = [estimate(study, inventory, grid, speed, count, learning, cost) for count in counts]
-    console.print(
-        f"An image costs {cost.image:,} NFE in {cost.steps} steps, {cost.told}.",
-        markup=False,
-        highlight=False,
-    )
+    said = f"An image costs {cost.image:,} NFE in {cost.steps} steps, {cost.told}."
+    console.print(said, markup=False, highlight=False)
     render(
         study,
         speed,
