@@ -138,7 +138,7 @@ def _learning(study: Study, inventory: Inventory, empty: Mapping[str, nn.Module]
 
 def judges(study: Study) -> dict[str, int | None]:
     """Network that judges images -> bytes of its weights, float32; None where only loading it tells."""
-    clip, extractor = study.metrics.clip, study.metrics.frechet.extractor
+    clip, extractor = study.metrics.clip, study.metrics.features.extractor
     model = f"{names.LOCAL}{bundled_scorer()}" if clip.model == names.BUNDLED else clip.model
     found = {"CLIP": _open_clip(model)}
     if extractor.startswith(names.OPEN_CLIP):

@@ -154,7 +154,10 @@ def test_a_full_size_pipeline_is_planned_from_its_configuration(
     ("arguments", "words"),
     [
         (["--nfe-per-second", "0"], "`--nfe-per-second` must be > 0"),
-        (["--nfe-per-second", "9", "--gpu-memory", "much"], "`--gpu-memory` must be a size above 0, such as 24GB"),
+        (
+            ["--nfe-per-second", "9", "--gpu-memory", "much"],
+            "`--gpu-memory` must be a size above 0, such as 24GB",
+        ),
         (["--nfe-per-second", "9", "--evaluators", "0"], "`--evaluators` must be ≥ 1"),
         (["--nfe-per-second", "9", "--set", "pipeline=/nowhere"], "`pipeline`"),
     ],
