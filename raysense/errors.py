@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from raysense.secrets import masked
+
 
 class RaysenseError(Exception):
     """Something the user can mend.
@@ -14,6 +16,9 @@ class RaysenseError(Exception):
     """
 
     status = 2
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(masked(str(message)))
 
 
 class MeasuringFailed(RaysenseError):

@@ -18,6 +18,7 @@ PACKAGE = ROOT / "raysense"
 
 ROOMS = (
     (
+        "secrets",
         "errors",
         "hashing",
         "names",

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from raysense import __version__, plugins
+from raysense import __version__, plugins, secrets
 from raysense.cli import (
     compare,
     doctor,
@@ -99,7 +99,7 @@ _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 def _complain(text: str) -> None:
     try:
-        print(f"raysense: error: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
+        print(f"raysense: error: {secrets.masked(' '.join(text.splitlines()))}", file=sys.stderr, flush=True)
     except OSError:  # nobody can be told; the exit status says it
         _drop(sys.stderr)
 
@@ -111,6 +111,10 @@ def _drop(stream: TextIO) -> None:
 
 def _main(argv: Sequence[str] | None, command: str | None) -> int:
     accept_any_text()
+    sys.excepthook = secrets.show_exception
+    if where := secrets.in_arguments(sys.argv[1:] if argv is None else argv):  # before anything repeats it
+        _complain(secrets.refused(where))
+        return 2
     parser = _parser(command)
     args = parser.parse_args(argv)
     args.again = _again(sys.argv[1:] if argv is None else argv, command)
@@ -118,7 +122,9 @@ def _main(argv: Sequence[str] | None, command: str | None) -> int:
         # A plug-in beside the study, or in the working folder, is found however raysense was started.
         plugins.make_importable([*([args.study.parent] if args.study else []), Path.cwd()])
     level = logging.INFO if args.verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(secrets.Masked("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
     try:
         return int(args.run(args))
     except RaysenseError as error:

@@ -15,6 +15,7 @@ from raysense.errors import RaysenseError
 from raysense.execution.earlier import Earlier
 from raysense.execution.progress import OnProgress, Outcome
 from raysense.records import Evaluation, Question, Task
+from raysense.secrets import masked
 from raysense.store.store import Store
 from raysense.strategies.base import Strategy
 
@@ -120,5 +121,5 @@ def signed(
 
 def failure(question: Question, task: Task, why: str, *, signature: str, trial: str, life: str) -> Evaluation:
     """The row of a task that could not be measured."""
-    empty = Evaluation(measures={}, zeros=0, images=0, nfe=0, seconds=0.0, failed=why)
+    empty = Evaluation(measures={}, zeros=0, images=0, nfe=0, seconds=0.0, failed=masked(why))
     return signed(empty, question, task, signature=signature, trial=trial, life=life)

@@ -134,17 +134,12 @@ class Run:
     def sql(self, query: str) -> pd.DataFrame:
         """What a DuckDB query over the tables (and the views `bounds`, `verdicts` and `curves`) gives.
 
+        It reaches neither files nor the network.
+
         Raises:
             RaysenseError: DuckDB refuses the query.
         """
-        with duckdb.connect() as connection:
-            for name in TABLES:
-                connection.register(name, self.store.table(name))
-            try:
-                connection.execute(views())
-                return connection.execute(query).df()
-            except duckdb.Error as error:
-                raise RaysenseError(f"query: {error}") from None
+        return _asked(self.store, query)
 
     # --- frames ---------------------------------------------------------------------------------------
 
@@ -297,6 +292,19 @@ class Run:
         sign = -1 if self.study.higher_is_better(metric) else 1
         best = front(list(zip(judged["zeros"], sign * judged[metric], strict=True)))
         return judged.iloc[best].reset_index(drop=True)
+
+
+def _asked(store: Store, query: str) -> pd.DataFrame:
+    """See `Run.sql`: tables, nothing else. No files, no network, no extensions, no variables of this process."""
+    with duckdb.connect(config={"python_enable_replacements": False}) as connection:
+        for name in TABLES:
+            connection.register(name, store.table(name))
+        try:
+            connection.execute(views())
+            connection.execute("SET enable_external_access = false; SET lock_configuration = true")
+            return connection.execute(query).df()
+        except duckdb.Error as error:
+            raise RaysenseError(f"query: {error}") from None
 
 
 def views() -> str:

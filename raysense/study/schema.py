@@ -6,7 +6,6 @@ import functools
 import json
 import operator
 import os
-import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -28,6 +27,7 @@ from pydantic import (
 from raysense.metrics.builtin import SPECS, higher_is_better, spec_of
 from raysense.metrics.spec import DERIVED, MetricSpec
 from raysense.names import BUNDLED, BUNDLED_PIPELINES, UPDATING
+from raysense.secrets import has_credentials
 from raysense.study import plain_yaml, reading
 from raysense.study.bounds import BOUNDED, Constraints
 from raysense.study.live import Live, from_python
@@ -406,7 +406,7 @@ class Track(Section):
 
     @model_validator(mode="after")
     def _showable(self) -> Track:
-        if self.mlflow is not None and re.search(r"://[^/@]*:[^/@]*@", self.mlflow):
+        if self.mlflow is not None and has_credentials(self.mlflow):
             # Said without the value: the definition stands in tables and on the page, a password must not.
             raise Said(
                 "`track.mlflow` holds a password, which would stand in the study's tables and page; leave it out and "
