@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+UV := uv==0.13.9
 
 .PHONY: search test long bench-quick check setup lock bundle cluster-test browser reference help
 
@@ -43,7 +44,7 @@ setup: $(READY)  ## only install
 
 $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
 	# Compiled once here, not by each of Ray's processes: where nothing may write bytecode, each import costs seconds.
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
@@ -51,7 +52,7 @@ $(READY): requirements.lock pyproject.toml
 
 lock:  ## pin what is tested, anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-header \
-		--group dev pyproject.toml --output-file requirements.lock
+		--generate-hashes --group dev pyproject.toml --output-file requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate \
 		--extra cluster --constraint requirements.lock pyproject.toml --output-file deploy/cluster.lock
 

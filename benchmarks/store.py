@@ -65,9 +65,9 @@ def filled(uri: str, evaluations: int) -> list[str]:
         "evaluations": pa.table(columns, schema=TABLES["evaluations"]),
         "measures": pa.table([of[name] for name in TABLES["measures"].names], schema=TABLES["measures"]),
     }
-    with store.lock():
+    with store.lock() as lock:
         files = {name: [store._files.write(name, table)] for name, table in tables.items()}
-        store._files.switch(files, {"generation": 0})
+        store._files.switch(files, store._files.manifest(), lock)
     return keys
 
 

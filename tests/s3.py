@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
+Application = Callable[[Any, Any], Iterable[bytes]]
+
 
 @contextmanager
-def s3_server() -> Iterator[str]:
+def s3_server(
+    through: Callable[[Application], Application] = lambda application: application,
+) -> Iterator[str]:
     """A server with a bucket ``studies``; gives a pattern for addresses of stores in it.
 
-    The credentials stand in the addresses, so that workers started earlier have them too.
-    """
-    server = pytest.importorskip("moto.server")
-    import boto3
+    Credentials are the ones that `tests/conftest.py` puts into the environment; workers have them too.
 
+    Args:
+        through: Stands before the server, as a faulty proxy does.
+    """
+    pytest.importorskip("moto.server")
+    import boto3
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    whole, one_at_a_time = DomainDispatcherApplication(create_backend_app), threading.Lock()
+
+    def atomic(environ: Any, start: Any) -> Iterable[bytes]:
+        with one_at_a_time:  # moto looks and writes in two steps; S3 does it in one
+            return list(whole(environ, start))
+
+    server = make_server("127.0.0.1", 0, through(atomic), threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    at = f"127.0.0.1:{server.server_port}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        moto = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-        moto.start()
-        host, port = moto.get_host_and_port()
-        boto3.client(
-            "s3",
-            endpoint_url=f"http://{host}:{port}",
-            region_name="us-east-1",
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-        ).create_bucket(Bucket="studies")
-        query = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-        yield f"s3://test:secret@studies/{{}}?{query}"
-        moto.stop()
+        boto3.client("s3", endpoint_url=f"http://{at}", region_name="us-east-1").create_bucket(
+            Bucket="studies"
+        )
+        try:
+            yield f"s3://studies/{{}}?endpoint_override={at}&scheme=http&region=us-east-1"
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()

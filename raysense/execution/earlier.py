@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 from raysense.metrics.builtin import SPECS
 from raysense.metrics.spec import base_of
 from raysense.records import Evaluation, Question, Task
-from raysense.store.disk import Disk
 from raysense.store.rows import without_samples
 from raysense.store.store import Store
 
@@ -41,7 +40,7 @@ class Earlier:
         assert source.study is not None  # `Store.open` says so
         self._known: Mapping[str, Evaluation] = source.known()
         self._theirs: str = source.study["signature"]
-        self._place = Disk(source.uri).shown
+        self._place = source.uri
         self._samples: Any = None
 
     def has(self, task: Task) -> bool:

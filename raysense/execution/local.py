@@ -42,7 +42,7 @@ class LocalExecutor:
     ) -> Outcome:
         """See `Executor`."""
         clock, life = Clock(0.5), new_life()
-        with store.lock(), Interrupt() as interrupt:
+        with store.lock() as lock, Interrupt() as interrupt:
             store.forget_failed()
             ledger = Ledger(Lookahead(strategy, lookahead), store.known(), signature, earlier)
 
@@ -53,6 +53,7 @@ class LocalExecutor:
             try:
                 while not interrupt.asked and (work := ledger.next()) is not None:
                     while work.left and not interrupt.asked:
+                        lock.refuse_if_lost()
                         task = work.left[0]
                         evaluation = _measured(self.measurer, work.question, task, signature, life)
                         store.put(evaluation, task.allocation)

@@ -143,7 +143,7 @@ def _searched(
     page: bool,
 ) -> dict[str, Any]:
     """Search, then write and show the summary."""
-    with Starts(Disk(out), address, inputs["versions"]) as starts:
+    with store.lock(), Starts(Disk(out), address, inputs["versions"]) as starts:
         identity, lookahead = signature(study, grid, inputs), study.search.lookahead
         taken = earlier.rows(study, store, identity, inputs) if earlier else None
         search(

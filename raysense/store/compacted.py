@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raysense.records import Evaluation
 from raysense.store import rows
@@ -62,11 +61,6 @@ class Compacted:
         start, end = self._spans[position].tolist()
         row = self._evaluations.slice(int(self._order[position]), 1).to_pylist()[0]
         return rows.from_row(row, self._measures.slice(start, end - start).to_pylist())
-
-    def failed(self) -> set[str]:
-        """Keys of what could not be measured."""
-        rows = self._evaluations.filter(pc.not_equal(self._evaluations["failed"], ""))
-        return set(rows["key"].to_pylist())
 
     def all(self) -> list[Evaluation]:
         """In the order they were taken in."""

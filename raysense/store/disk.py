@@ -3,61 +3,59 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import hashlib
 import os
-import re
 import uuid
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
-import pyarrow.fs as pafs
+from urllib.parse import unquote, urlsplit
 
 from raysense.errors import RaysenseError
+from raysense.secrets import has_credentials, refused
+from raysense.store.bucket import ABSENT, Bucket, Moved, Version
 from raysense.store.sealed import unseal
 
 
 class Disk:
-    """A folder of a `pyarrow.fs` file system, in whole-file operations.
+    """A folder on a local disk or in a bucket, in whole-file operations.
 
     On an object store a write is one atomic PUT. On a local disk it goes to a name of its own below
     ``partial/`` and becomes visible by one rename, so a kill never leaves a half-written file where readers look.
 
     Args:
-        uri: A local path, or an address such as ``s3://bucket/folder``. S3 takes its credentials and its
-            endpoint from the AWS environment variables, or from the address itself:
-            ``s3://key:secret@bucket/folder?endpoint_override=127.0.0.1:9000&scheme=http``.
+        uri: A local path, or an address such as ``s3://bucket/folder``. Credentials come from the AWS environment
+            variables, the cloud's own files or the machine's role, never from the address; the endpoint from
+            ``AWS_ENDPOINT_URL`` or from the address:
+            ``s3://bucket/folder?endpoint_override=127.0.0.1:9000&scheme=http``.
+        bucket: The bucket, where it is at hand already.
 
     Attributes:
         uri: The address.
-        shown: The same without credentials, for messages.
-        root: The folder, as the file system names it.
+        root: The folder, without what follows a ``?``.
         local: Whether it is a local path.
+
+    Raises:
+        RaysenseError: The address holds credentials, or is none of a storage.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, bucket: Bucket | None = None) -> None:
         self.uri = str(uri)
-        self.shown = re.sub(r"//[^/@]*@", "//", self.uri)  # messages show no credentials
-        if "://" in self.uri:
-            try:
-                fs, root = pafs.FileSystem.from_uri(self.uri)
-            except (OSError, ValueError) as error:
-                raise RaysenseError(
-                    f"store `{self.shown}`: {error}. Give a local path or an address such as s3://bucket/folder."
-                ) from error
+        if has_credentials(self.uri):
+            raise RaysenseError(refused("the study's address"))
+        self._bucket = bucket
+        if "://" not in self.uri:
+            self.root = os.path.abspath(self.uri).rstrip("/")
+        elif self.uri.startswith("file://"):
+            self.root = unquote(urlsplit(self.uri).path).rstrip("/")
         else:
-            fs, root = pafs.LocalFileSystem(), os.path.abspath(self.uri)
-        self._fs: Any = fs
-        self.root: str = root.rstrip("/")
-        self.local: bool = isinstance(fs, pafs.LocalFileSystem)
+            self._bucket = bucket or Bucket.at(self.uri)
+            self.root = self.uri.partition("?")[0].rstrip("/")
+        self.local: bool = self._bucket is None
 
     def path(self, name: str) -> str:
         """The full path of `name`, for messages and local access."""
-        return f"{self.root}/{name}" if self.local else f"s3://{self.root}/{name}"
-
-    def _at(self, name: str) -> str:
-        return f"{self.root}/{name}" if name else self.root
+        return f"{self.root}/{name}"
 
     @contextlib.contextmanager
     def _explained(self, doing: str, name: str) -> Iterator[None]:
@@ -67,39 +65,43 @@ class Disk:
             raise
         except OSError as error:
             raise RaysenseError(
-                f"store `{self.shown}`: cannot {doing} `{self.path(name)}`: {error}. "
+                f"store `{self.uri}`: cannot {doing} `{self.path(name)}`: {error}. "
                 "Check that the storage is there, not full, and that the credentials allow it."
             ) from error
 
     def read(self, name: str) -> bytes | None:
         """The file's content, or None if there is no such file."""
+        return self.read_version(name)[0]
+
+    def read_version(self, name: str) -> tuple[bytes | None, Version]:
+        """The file's content and its version for `write_if`; None and `ABSENT` if there is no such file."""
         with self._explained("read", name):
+            if self._bucket is not None:
+                found = self._bucket.read(name)
+                return (None, ABSENT) if found is None else found
             try:
-                if self.local:
-                    with open(self._at(name), "rb") as file:
-                        return file.read()
-                with self._fs.open_input_stream(self._at(name)) as stream:
-                    return bytes(stream.read())
+                with open(self.path(name), "rb") as file:
+                    content = file.read()
             except FileNotFoundError:
-                return None
+                return None, ABSENT
+            return content, _version(content)
 
     def read_all(self, names: Sequence[str]) -> list[bytes | None]:
         """The contents of many files, in order; on an object store several at a time."""
-        if self.local or len(names) < 2:
+        if self._bucket is None:
             return [self.read(name) for name in names]
-        with ThreadPoolExecutor(16) as pool:
-            return list(pool.map(self.read, names))
+        with self._explained("read", names[0] if names else ""):
+            return self._bucket.read_all(names)
 
     def write(self, name: str, content: bytes) -> None:
         """Makes the file visible, complete, replacing one that is there."""
         with self._explained("write", name):
+            if self._bucket is not None:
+                self._bucket.write(name, content)
+                return
             try:
-                if not self.local:
-                    with self._fs.open_output_stream(self._at(name)) as stream:
-                        stream.write(content)
-                    return
-                partial = self._at(f"partial/{uuid.uuid4().hex}")
-                for folder in (os.path.dirname(partial), os.path.dirname(self._at(name))):
+                partial = self.path(f"partial/{uuid.uuid4().hex}")
+                for folder in (os.path.dirname(partial), os.path.dirname(self.path(name))):
                     if not os.path.isdir(folder):
                         os.makedirs(folder, exist_ok=True)
                 try:
@@ -107,7 +109,7 @@ class Disk:
                         file.write(content)
                         file.flush()
                         os.fsync(file.fileno())
-                    os.replace(partial, self._at(name))
+                    os.replace(partial, self.path(name))
                 except OSError:  # a full disk is not to be filled further with what nobody reads
                     with contextlib.suppress(OSError):
                         os.unlink(partial)
@@ -115,26 +117,69 @@ class Disk:
             except FileNotFoundError as error:  # the folder vanished in between
                 raise OSError(str(error)) from error
 
+    def write_if(self, name: str, content: bytes, version: Version) -> Version:
+        """Makes the file visible if it is still of this version; for who holds the driver's lock.
+
+        One atomic operation on an object store; on a local disk the lock is what makes it one.
+
+        Args:
+            name: Of the file.
+            content: Must differ from whatever another writer may write.
+            version: What `read_version` gave, or an earlier `write_if`.
+
+        Returns:
+            The new version.
+
+        Raises:
+            Moved: It is of another version.
+        """
+        if self._bucket is not None:
+            with self._explained("write", name):
+                return self._bucket.write_if(name, content, version)
+        if self.read_version(name)[1] != version:
+            raise Moved(name)
+        self.write(name, content)
+        return _version(content)
+
     def names(self, folder: str) -> list[tuple[str, float]]:
         """Names and modification times (seconds since 1970) in a folder, sorted by name; hidden ones left out."""
         with self._explained("list", folder):
-            found = self._fs.get_file_info(pafs.FileSelector(self._at(folder), allow_not_found=True))
-        entries = [(f.base_name, f.mtime_ns / 1e9 if f.mtime_ns else 0.0) for f in found if f.is_file]
-        return sorted(entry for entry in entries if not entry[0].startswith("."))
+            if self._bucket is not None:
+                found = self._bucket.names(folder)
+            else:
+                try:
+                    with os.scandir(self.path(folder)) as entries:
+                        found = [(e.name, _modified(e)) for e in entries if e.is_file(follow_symlinks=False)]
+                except FileNotFoundError:
+                    found = []
+        return sorted(entry for entry in found if not entry[0].startswith("."))
+
+    def now(self) -> float:
+        """The time by the clock that stamps this local disk's files, which a network file system has of its own."""
+        name = f"partial/{uuid.uuid4().hex}"
+        with self._explained("write", name), open(self.path(name), "wb") as file:
+            modified = os.fstat(file.fileno()).st_mtime
+        self.delete([name])
+        return modified
 
     def delete(self, names: Sequence[str]) -> None:
         """Removes files; those already gone are passed over."""
-
-        def one(name: str) -> None:
+        for name in names if self._bucket is None else ():
             with self._explained("delete", name), contextlib.suppress(FileNotFoundError):
-                self._fs.delete_file(self._at(name))
+                os.unlink(self.path(name))
+        if self._bucket is not None and names:
+            with self._explained("delete", names[0]):
+                self._bucket.delete(names)
 
-        if self.local or len(names) < 2:
-            for name in names:
-                one(name)
-        else:
-            with ThreadPoolExecutor(16) as pool:
-                list(pool.map(one, names))
+
+def _version(content: bytes) -> Version:
+    return {"sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _modified(entry: os.DirEntry[str]) -> float:
+    with contextlib.suppress(FileNotFoundError):
+        return entry.stat(follow_symlinks=False).st_mtime
+    return float("inf")  # gone meanwhile: old to nobody
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -160,35 +205,22 @@ def write_file(path: Path, content: bytes) -> None:
         ) from error
 
 
-def read_json(disk: Disk, name: str, remedy: str) -> dict[str, Any] | None:
-    """A JSON object's fields, or None if there is no such file.
-
-    Raises:
-        RaysenseError: The file is not a JSON object; names the path and `remedy`.
-    """
-    raw = disk.read(name)
-    if raw is None:
-        return None
-    try:
-        fields = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise RaysenseError(f"`{disk.path(name)}` is damaged ({error}). {remedy}") from error
-    if not isinstance(fields, dict):
-        raise RaysenseError(f"`{disk.path(name)}` is not a file of raysense. {remedy}")
-    return fields
-
-
 def read_sealed(disk: Disk, name: str, remedy: str) -> dict[str, Any] | None:
     """The fields of a file that `raysense.store.sealed.seal` made, or None if there is no such file.
 
     Raises:
         RaysenseError: The file is damaged; names the path and `remedy`. Or another raysense wrote it.
     """
-    raw = disk.read(name)
+    return read_sealed_version(disk, name, remedy)[0]
+
+
+def read_sealed_version(disk: Disk, name: str, remedy: str) -> tuple[dict[str, Any] | None, Version]:
+    """See `read_sealed`; also the version, for `Disk.write_if`."""
+    raw, version = disk.read_version(name)
     if raw is None:
-        return None
+        return None, version
     path = disk.path(name)
     try:
-        return unseal(raw, f"`{path}`")
+        return unseal(raw, f"`{path}`"), version
     except ValueError as error:
         raise RaysenseError(f"`{path}` is damaged or not a file of raysense ({error}). {remedy}") from error

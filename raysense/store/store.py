@@ -4,14 +4,15 @@ Layout, below the store's address::
 
     study.json               what the study is: signature, definition, denominators
     objects/<key>.json       one evaluation each, immutable, written by whoever measured it
-    tables/<name>/*.parquet  compacted rows; a file's name is the SHA-256 of its content
+    tables/<name>/*.parquet  compacted rows; a file's name begins with the SHA-256 of its content
     manifest.json            which files below tables/ count; switching it is what makes a compaction happen
     driver.lock              see `raysense.store.lock`
     partial/                 files being written on a local disk; nobody reads here
 
 An evaluation is visible from the moment its object is there. Compaction writes new Parquet files, then
 replaces the manifest, then deletes the objects it has taken in; a reader passes over objects whose key
-is already in a table. Stopped between any two of these steps, the store still reads the same rows.
+is already in a table. Stopped between any two of these steps, the store still reads the same rows. What could not be
+measured stays an object, so that a row in a table is there for good.
 
 Every file is checked when it is read: JSON carries its own checksum (`raysense.store.sealed`), Parquet is named by it.
 """
@@ -23,23 +24,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raysense.errors import RaysenseError
 from raysense.feasibility import Budget
 from raysense.records import Evaluation
 from raysense.store import rows
 from raysense.store.compacted import Compacted, Known
-from raysense.store.derived import budget_of, completed, new_allocations, studies_of, with_zeros
+from raysense.store.compaction import take_in
+from raysense.store.derived import budget_of, completed, studies_of, with_zeros
 from raysense.store.disk import Disk
-from raysense.store.lock import DriverLock
-from raysense.store.objects import Entry, Objects
+from raysense.store.lock import PROCESS, DriverLock, Holders
+from raysense.store.objects import Entry, Objects, is_failed
 from raysense.store.schema import DENOMINATORS, TABLES
 from raysense.store.study_record import StudyRecord
-from raysense.store.table_files import TableFiles
+from raysense.store.table_files import Manifest, TableFiles
 
 _FROM_OBJECTS = ("evaluations", "measures", "samples", "allocations")
-_MANY_FILES = 12  # above this, a compaction rewrites a table's files as one
 
 
 class Store:
@@ -48,8 +48,9 @@ class Store:
     Any number of processes may `put` and read at once; what says so belongs to the driver, which holds `lock()`.
     """
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: Disk, holders: Holders = PROCESS) -> None:
         self._disk = disk
+        self._holders = holders
         self._compacted = Compacted.nothing()
         self._record = StudyRecord(disk)
         self._files = TableFiles(disk, self._record)
@@ -69,7 +70,7 @@ class Store:
         store = cls(Disk(uri))
         if store.study is None and not create:
             raise RaysenseError(
-                f"store `{store._disk.shown}`: there is no study (no `{store._disk.path('study.json')}`). "
+                f"store `{store._disk.uri}`: there is no study (no `{store._disk.path('study.json')}`). "
                 "Give the folder that a study was written to."
             )
         return store
@@ -86,7 +87,7 @@ class Store:
 
     def lock(self) -> DriverLock:
         """The lock that a driver holds while it runs, a context manager; what only a driver may do takes it."""
-        return DriverLock(self._disk)
+        return DriverLock(self._disk, self._files.fence, self._holders)
 
     # --- the study's identity -------------------------------------------------------------------------
 
@@ -119,12 +120,14 @@ class Store:
         if unknown:
             raise RaysenseError(f"denominators: unknown {unknown}; known are {sorted(DENOMINATORS)}.")
         plain: dict[str, Any] = json.loads(json.dumps(definition))
-        with self.lock():
-            is_new = self._record.read() is None and self._disk.read("manifest.json") is None
+        with self.lock() as lock:
 
-            def before() -> None:
-                if is_new:  # from now on there is a manifest, so that a lost one is not taken for a study without rows
-                    self._files.write_manifest(0, {}, signature)
+            def before(stored: str) -> None:
+                lock.renew()
+                # From now on there is a manifest, so that a lost one is not taken for a study without rows.
+                manifest = self._files.manifest(of_begun=False)
+                if manifest.signature != stored and not manifest.tables:
+                    self._files.sign(manifest, lock, stored)
 
             self._record.begin(plain, signature, denominators or {}, extensions, inputs or {}, budget, before)
 
@@ -140,11 +143,11 @@ class Store:
         self._objects.put(evaluation, levels)
 
     def get(self, key: str) -> Evaluation | None:
-        """The evaluation with this key (without `samples`), or None."""
+        """The measured evaluation with this key (without `samples`), or None."""
         return self._objects.get(key) or self._load_compacted().get(key)
 
     def get_object(self, key: str) -> Evaluation | None:
-        """The evaluation with this key (without `samples`) if no compaction has taken it in yet, or None.
+        """The measured evaluation with this key (without `samples`) if no compaction has taken it in yet, or None.
 
         One small read, however large the store is: for who measures, to see whether somebody just did.
         """
@@ -152,12 +155,12 @@ class Store:
 
     def evaluations(self) -> list[Evaluation]:
         """All evaluations (without `samples`), each once."""
-        compacted, objects = self._everything()
+        _, compacted, objects = self._everything()
         return [*compacted.all(), *(rows.without_samples(evaluation) for evaluation, _ in objects)]
 
     def known(self) -> Mapping[str, Evaluation]:
         """All evaluations by key, as they are now; made into objects only when looked up."""
-        compacted, objects = self._everything()
+        _, compacted, objects = self._everything()
         return Known(compacted, {e.key: rows.without_samples(e) for e, _ in objects})
 
     # --- tables ---------------------------------------------------------------------------------------
@@ -172,15 +175,19 @@ class Store:
         study = self._record.read()
         if name == "studies":
             return studies_of(study)
+        manifest: Manifest = self._files.manifest()
+        entries: list[Entry] = []
+        if name in _FROM_OBJECTS:
+            manifest, _, entries = self._everything()
         for attempt in range(5):
-            manifest = self._files.manifest()
             try:
-                table = self._files.read(name, manifest["tables"].get(name, ()))
+                table = self._files.read(name, manifest.files(name))
                 break
             except FileNotFoundError as error:
                 self._files.wait_for_switch(attempt, error)
+                manifest, _, entries = self._everything()
         if name in _FROM_OBJECTS:
-            table = pa.concat_tables([table, rows.to_tables(self._everything()[1], budget_of(study))[name]])
+            table = pa.concat_tables([table, rows.to_tables(entries, budget_of(study))[name]])
         if name == "evaluations" and study is not None:
             return rows.denominated(table, study["denominators"])
         if name == "allocations":
@@ -198,10 +205,11 @@ class Store:
                 f"table `{name}` cannot be written directly: `begin` writes studies, `put` writes the others."
             )
         full = completed(name, table)
-        with self.lock():
+        with self.lock() as lock:
             manifest = self._files.manifest()
-            if not self._files.held(name, manifest["tables"]).equals(full):
-                self._files.switch({**manifest["tables"], name: [self._files.write(name, full)]}, manifest)
+            if not self._files.held(name, manifest).equals(full):
+                new = {**manifest.tables, name: [self._files.write(name, full)]}
+                self._files.switch(new, manifest, lock)
 
     # --- compaction -----------------------------------------------------------------------------------
 
@@ -209,13 +217,14 @@ class Store:
         """Takes the objects that are there into Parquet files. For the driver.
 
         New files first, then the manifest, then the objects are deleted, together with what an
-        interrupted compaction left behind.
+        interrupted compaction left behind. What could not be measured stays an object.
 
         Returns:
             Number of evaluations taken in.
         """
-        with self.lock():
-            taken = self._compact()
+        with self.lock() as lock:
+            lock.renew()
+            taken = self._compact(lock)
         pa.default_memory_pool().release_unused()  # what a compaction needs for a second need not stay taken
         return taken
 
@@ -228,70 +237,51 @@ class Store:
             How many there were.
         """
         with self.lock():
-            compacted, objects = self._everything()
-            failed = [entry.key for entry, _ in objects if entry.failed]
-            again = compacted.failed()
-            if again:
-                manifest = self._files.manifest()
-                rows = self._files.read("evaluations", manifest["tables"].get("evaluations", ()))
-                kept = rows.filter(pc.invert(pc.is_in(rows["key"], pa.array(sorted(again), pa.string()))))
-                file = self._files.write("evaluations", kept)
-                self._files.switch({**manifest["tables"], "evaluations": [file]}, manifest)
-            self._objects.delete([f"{key}.json" for key in failed])
-        return len(failed) + len(again)
+            failed = [name for name in self._objects.names() if is_failed(name)]
+            self._objects.delete(failed)
+        return len(failed)
 
-    def _compact(self) -> int:
+    def _compact(self, lock: DriverLock) -> int:
         manifest = self._files.manifest()
-        compacted, names = self._load_compacted(), self._objects.names()
-        objects = self._objects.read([n for n in names if n.removesuffix(".json") not in compacted])
-        tables: dict[str, list[str]] = {name: list(files) for name, files in manifest["tables"].items()}
-        study = self._record.read()
-        if objects:
-            layers = self._files.held("layers", tables)
-            for name, added in rows.to_tables(objects, budget_of(study)).items():
-                if name == "allocations":
-                    new = new_allocations(added, self._files.held(name, tables))
-                    added = with_zeros(new, layers)
-                if name == "evaluations" and study is not None:
-                    added = rows.denominated(added, study["denominators"])
-                files = tables.get(name, [])
-                if len(files) >= _MANY_FILES:
-                    added, files = pa.concat_tables([self._files.held(name, tables), added]), []
-                if len(added):
-                    files = [*files, self._files.write(name, added)]
-                tables[name] = files
-            if not self._files.held("studies", tables).equals(studies_of(study)):
-                tables["studies"] = [self._files.write("studies", studies_of(study))]
-            self._files.switch(tables, manifest)
-        self._objects.delete(names)
-        self._files.sweep()
-        return len(objects)
+        compacted = self._load_compacted(manifest)
+        return take_in(self._files, self._objects, self._record.read(), manifest, compacted, lock)
 
-    def _load_compacted(self) -> Compacted:
+    def _load_compacted(self, manifest: Manifest | None = None) -> Compacted:
         for attempt in range(5):
-            manifest = self._files.manifest()
-            if manifest["generation"] == self._compacted.generation:
+            manifest = manifest or self._files.manifest()
+            if manifest.generation == self._compacted.generation:
                 break
             try:
                 self._compacted = Compacted(
-                    manifest["generation"],
-                    self._files.read("evaluations", manifest["tables"].get("evaluations", ())),
-                    self._files.read("measures", manifest["tables"].get("measures", ())),
+                    manifest.generation,
+                    self._files.read("evaluations", manifest.files("evaluations")),
+                    self._files.read("measures", manifest.files("measures")),
                 )
                 break
             except FileNotFoundError as error:
                 self._files.wait_for_switch(attempt, error)
+                manifest = None
         return self._compacted
 
-    def _everything(self) -> tuple[Compacted, list[Entry]]:
-        """Compacted rows and the objects beyond them.
+    def _everything(self) -> tuple[Manifest, Compacted, list[Entry]]:
+        """A manifest, its compacted rows and the objects beyond them.
 
         The objects are listed before the manifest is read: a compaction in between moves an evaluation
         from the first to the second, so it is found in both rather than in neither.
         """
         entries = self._objects.read(self._objects.names())
-        compacted = self._load_compacted()
-        return compacted, [entry for entry in entries if entry[0].key not in compacted]
+        measured = {entry.key for entry, _ in entries if not entry.failed}
+        for _ in range(5):
+            manifest = self._files.manifest()
+            compacted = self._load_compacted(manifest)
+            if compacted.generation == manifest.generation:
+                break
+        beyond = [
+            (entry, levels)
+            for entry, levels in entries
+            if entry.key not in compacted and not (entry.failed and entry.key in measured)
+        ]
+        return manifest, compacted, beyond
 
 
 def _known_table(name: str) -> None:

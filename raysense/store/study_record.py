@@ -10,8 +10,10 @@ from typing import Any
 import raysense
 from raysense.errors import RaysenseError
 from raysense.feasibility import Budget
+from raysense.store.bucket import ABSENT, Moved, Version
 from raysense.store.differences import refusal
-from raysense.store.disk import Disk, read_sealed
+from raysense.store.disk import Disk, read_sealed_version
+from raysense.store.lock import LockLost
 from raysense.store.sealed import seal
 
 
@@ -21,6 +23,7 @@ class StudyRecord:
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self._study: dict[str, Any] | None = None
+        self._version: Version = ABSENT
 
     def read(self) -> dict[str, Any] | None:
         """The record; None if there is no study yet.
@@ -30,7 +33,7 @@ class StudyRecord:
         """
         if self._study is None:
             remedy = "Restore it from a copy, or start the study in another folder."
-            study = read_sealed(self._disk, "study.json", remedy)
+            study, version = read_sealed_version(self._disk, "study.json", remedy)
             if study is not None:
                 missing = {"signature", "definition", "denominators", "inputs"} - set(study)
                 if missing:
@@ -38,7 +41,7 @@ class StudyRecord:
                         f"`{self._disk.path('study.json')}` is not a study of raysense "
                         f"(no {sorted(missing)}). {remedy}"
                     )
-            self._study = study
+            self._study, self._version = study, version
         return self._study
 
     def begin(
@@ -49,7 +52,7 @@ class StudyRecord:
         extensions: Sequence[str],
         inputs: Mapping[str, Any],
         budget: Budget | None,
-        before: Callable[[], None],
+        before: Callable[[str], None],
     ) -> None:
         """Record what the study is, or check that it is still the same.
 
@@ -60,11 +63,12 @@ class StudyRecord:
             extensions: See `Store.begin`.
             inputs: See `Store.begin`.
             budget: See `Store.begin`.
-            before: Called before the record is written.
+            before: Called with the stored signature before the record is written.
 
         Raises:
             RaysenseError: Another study is stored; shows each differing field.
         """
+        self._study = None  # another driver may have begun it since it was read
         study = self.read()
         if study is None:
             study = {
@@ -74,7 +78,7 @@ class StudyRecord:
                 "denominators": {},
             }
         elif study["signature"] != signature:
-            raise RaysenseError(refusal(self._disk.shown, study, plain, extensions, inputs))
+            raise RaysenseError(refusal(self._disk.uri, study, plain, extensions, inputs))
         new = {
             **study,
             "definition": plain,
@@ -83,6 +87,12 @@ class StudyRecord:
             "denominators": {**study["denominators"], **{k: int(v) for k, v in denominators.items()}},
         }
         if new != study:
-            before()
-            self._disk.write("study.json", seal(new, indent=1))
+            before(study["signature"])
+            try:
+                self._version = self._disk.write_if("study.json", seal(new, indent=1), self._version)
+            except Moved:
+                raise LockLost(
+                    f"store `{self._disk.uri}`: another driver has begun a study there meanwhile. Nothing is lost; "
+                    "start again."
+                ) from None
             self._study = new

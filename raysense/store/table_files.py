@@ -2,24 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from raysense.errors import RaysenseError
 from raysense.store import parquet
-from raysense.store.disk import Disk, read_sealed
+from raysense.store.bucket import Moved, Version
+from raysense.store.disk import Disk, read_sealed_version
+from raysense.store.lock import DriverLock, LockLost
 from raysense.store.schema import LATER, TABLES
 from raysense.store.sealed import seal
 from raysense.store.study_record import StudyRecord
 
-_ORPHAN_SECONDS = 600.0  # a partial file this old has no writer any more
+_ORPHAN_SECONDS = 600.0
+"""A partial file on a local disk that is this old has no writer any more."""
+
+_REMEDY = "Restore it from a copy of the store."
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Which files count.
+
+    Attributes:
+        generation: How often it was switched.
+        tables: Names of files by table.
+        signature: The study's; None before it began.
+        version: What `Disk.write_if` replaces.
+    """
+
+    generation: int = 0
+    tables: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    signature: str | None = None
+    version: Version = field(default_factory=dict)
+
+    def files(self, name: str) -> Sequence[str]:
+        """Of one table."""
+        return self.tables.get(name, ())
 
 
 class TableFiles:
     """Files of tables; switching the manifest is what makes them count.
+
+    A switch names the manifest that it replaces, so that of two drivers one succeeds, and the other one's files never
+    count. No two files have the same name, even with the same content: what is found beside a manifest that is then
+    replaced belongs to nobody whose switch could still succeed, and may be deleted however slow its writer is.
 
     Args:
         disk: The store's.
@@ -29,50 +61,81 @@ class TableFiles:
     def __init__(self, disk: Disk, record: StudyRecord) -> None:
         self._disk, self._record = disk, record
 
-    def switch(self, tables: Mapping[str, list[str]], manifest: Mapping[str, Any]) -> None:
-        """Makes these files the ones that count.
+    def switch(self, tables: Mapping[str, Sequence[str]], manifest: Manifest, lock: DriverLock) -> Manifest:
+        """Makes these files the ones that count, in place of the ones of `manifest`.
 
         Raises:
-            RaysenseError: Another driver has done so since `manifest` was read, or deleted a file, although it did
-                not hold the lock.
+            LockLost: Another driver has switched it since `manifest` was read, or has taken over.
         """
-        there = {f"tables/{name}/{file}" for name in tables for file, _ in self._disk.names(f"tables/{name}")}
-        missing = {file for files in tables.values() for file in files} - there
-        if missing or self.manifest()["generation"] != manifest["generation"]:
-            raise RaysenseError(
-                f"store `{self._disk.shown}`: another driver has compacted this study meanwhile. Stop it, then start "
-                "again; nothing is lost."
-            )
-        self.write_manifest(manifest["generation"] + 1, tables, (self._record.read() or {}).get("signature"))
+        return self._replace(tables, manifest, lock.renew(), (self._record.read() or {}).get("signature"))
 
-    def write_manifest(
-        self, generation: int, tables: Mapping[str, Sequence[str]], signature: str | None
-    ) -> None:
-        """Says which files count from now on."""
-        fields = {"generation": generation, "signature": signature, "tables": dict(tables)}
-        self._disk.write("manifest.json", seal(fields, indent=1))
+    def sign(self, manifest: Manifest, lock: DriverLock, signature: str) -> None:
+        """Says whose study it is, before there are any files."""
+        self._replace(manifest.tables, manifest, lock.renew(), signature)
 
-    def sweep(self) -> None:
-        """Deletes Parquet files that the manifest does not name and partial files that have no writer.
+    def fence(self, renew: Callable[[], str]) -> None:
+        """Switches to the same files, so that no switch that an earlier holder has under way can succeed.
 
-        Read anew: on an object store, whose lease is no lock, another driver may have switched it. There a file must
-        be old too, as its writer may be about to.
+        Args:
+            renew: Renews the new holder's lease and gives its token; after the manifest is read, as for any switch.
+
+        Raises:
+            LockLost: Yet another driver has taken over.
         """
-        old = time.time() - _ORPHAN_SECONDS
-        named = self.manifest()["tables"]
-        for name in TABLES:
-            kept = set(named.get(name, ()))
-            there = [(f"tables/{name}/{file}", at) for file, at in self._disk.names(f"tables/{name}")]
-            gone = [file for file, at in there if file not in kept and (self._disk.local or at < old)]
-            self._disk.delete(gone)
-        self._disk.delete(
-            [f"partial/{name}" for name, modified in self._disk.names("partial") if modified < old]
+        for _ in range(20):
+            manifest = self.manifest(of_begun=False)
+            token = renew()
+            with contextlib.suppress(Moved):  # else the earlier holder's last switch has just arrived
+                self._write(manifest.tables, manifest, token, manifest.signature)
+                return
+        raise RaysenseError(
+            f"store `{self._disk.uri}`: another driver goes on writing. Stop it, then start again."
         )
+
+    def _replace(
+        self, tables: Mapping[str, Sequence[str]], manifest: Manifest, token: str, signature: str | None
+    ) -> Manifest:
+        try:
+            return self._write(tables, manifest, token, signature)
+        except Moved:
+            raise LockLost(
+                f"store `{self._disk.uri}`: another driver has written to this study meanwhile. This one stops; "
+                "nothing is lost."
+            ) from None
+
+    def _write(
+        self, tables: Mapping[str, Sequence[str]], manifest: Manifest, token: str, signature: str | None
+    ) -> Manifest:
+        fields = {
+            "generation": manifest.generation + 1,
+            "signature": signature,
+            "tables": {name: list(files) for name, files in tables.items()},
+            "driver": token,  # no two drivers write the same content
+        }
+        version = self._disk.write_if("manifest.json", seal(fields, indent=1), manifest.version)
+        return Manifest(manifest.generation + 1, dict(tables), signature, version)
+
+    def orphans(self, manifest: Manifest) -> list[str]:
+        """Files of tables that it does not name; to be deleted once it is replaced, not before."""
+        return [
+            f"tables/{name}/{file}"
+            for name in TABLES
+            for file, _ in self._disk.names(f"tables/{name}")
+            if f"tables/{name}/{file}" not in manifest.files(name)
+        ]
+
+    def delete(self, files: Sequence[str]) -> None:
+        """Deletes files of tables, and partial files of a local disk that have no writer any more."""
+        self._disk.delete(files)
+        partial = self._disk.names("partial") if self._disk.local else []
+        if partial:
+            old = self._disk.now() - _ORPHAN_SECONDS
+            self._disk.delete([f"partial/{name}" for name, modified in partial if modified < old])
 
     def write(self, name: str, table: pa.Table) -> str:
         """Writes a file of a table, which does not count yet; gives its name."""
         content = parquet.encode(table)
-        file = f"tables/{name}/{parquet.digest(content)}.parquet"
+        file = f"tables/{name}/{parquet.digest(content)}-{uuid.uuid4().hex[:8]}.parquet"
         self._disk.write(file, content)
         return file
 
@@ -89,7 +152,7 @@ class TableFiles:
             if content is None:
                 raise FileNotFoundError(self._disk.path(file))
             try:
-                if file != f"tables/{name}/{parquet.digest(content)}.parquet":
+                if not file.startswith(f"tables/{name}/{parquet.digest(content)}"):
                     raise ValueError("its content does not match the checksum in its name")
                 part = parquet.decode(content)
                 for column in LATER.intersection(schema.names).difference(part.column_names):
@@ -104,31 +167,44 @@ class TableFiles:
                 ) from error
         return pa.concat_tables(parts).replace_schema_metadata(schema.metadata)
 
-    def held(self, name: str, tables: Mapping[str, Sequence[str]]) -> pa.Table:
-        """A table's compacted rows, read under the lock: nobody may have replaced a file meanwhile."""
+    def held(self, name: str, manifest: Manifest) -> pa.Table:
+        """A table's compacted rows, read under the lock: nobody may have replaced a file meanwhile.
+
+        Raises:
+            LockLost: Somebody has.
+        """
         try:
-            return self.read(name, tables.get(name, ()))
+            return self.read(name, manifest.files(name))
         except FileNotFoundError as error:
+            if self.manifest().generation != manifest.generation:
+                raise LockLost(
+                    f"store `{self._disk.uri}`: another driver has compacted this study meanwhile. This one stops; "
+                    "nothing is lost."
+                ) from error
             raise _missing(error) from error
 
-    def manifest(self) -> dict[str, Any]:
-        """Which files count: ``generation`` and ``tables``.
+    def manifest(self, *, of_begun: bool = True) -> Manifest:
+        """Which files count.
+
+        Args:
+            of_begun: Whether there must be one if the study has begun, and it must be that study's.
 
         Raises:
             RaysenseError: It is lost, damaged or another study's.
         """
-        path, remedy = self._disk.path("manifest.json"), "Restore it from a copy of the store."
-        manifest = read_sealed(self._disk, "manifest.json", remedy)
-        study = self._record.read()
-        if manifest is None:
+        path = self._disk.path("manifest.json")
+        fields, version = read_sealed_version(self._disk, "manifest.json", _REMEDY)
+        study = self._record.read() if of_begun else None
+        if fields is None:
             if study is not None:
-                raise RaysenseError(f"`{path}` is missing; without it no stored row is found. {remedy}")
-            return {"generation": 0, "tables": {}}
-        if not isinstance(manifest.get("tables"), dict) or not isinstance(manifest.get("generation"), int):
-            raise RaysenseError(f"`{path}` is damaged (no tables). {remedy}")
-        if study is not None and manifest.get("signature") not in (None, study["signature"]):
-            raise RaysenseError(f"`{path}` belongs to another study than `study.json` beside it. {remedy}")
-        return manifest
+                raise RaysenseError(f"`{path}` is missing; without it no stored row is found. {_REMEDY}")
+            return Manifest()
+        if not isinstance(fields.get("tables"), dict) or not isinstance(fields.get("generation"), int):
+            raise RaysenseError(f"`{path}` is damaged (no tables). {_REMEDY}")
+        signature = fields.get("signature")
+        if study is not None and signature not in (None, study["signature"]):
+            raise RaysenseError(f"`{path}` belongs to another study than `study.json` beside it. {_REMEDY}")
+        return Manifest(fields["generation"], fields["tables"], signature, version)
 
     def wait_for_switch(self, attempt: int, error: FileNotFoundError) -> None:
         """A file of the manifest is gone: a compaction has just replaced it, so a new manifest is there."""

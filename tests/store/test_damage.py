@@ -24,6 +24,7 @@ from raysense.records import Evaluation
 from raysense.results.run import Run
 from raysense.store import Store
 from raysense.store.disk import Disk, write_file
+from raysense.store.lock import LockLost
 from raysense.store.sealed import seal, unseal
 from raysense.store.table_files import TableFiles
 from tests.conftest import REFERENCE
@@ -132,12 +133,12 @@ def test_two_compactions_that_no_lock_kept_apart_lose_no_row(
             if self is first._files:  # noqa: B023
                 writes += 1
                 if writes == moment + 1:  # noqa: B023
-                    second._compact()  # noqa: B023
+                    second._compact(lock)  # noqa: B023
             return write(self, name, table)
 
         monkeypatch.setattr(TableFiles, "write", interleaved)
-        with pytest.raises(RaysenseError, match="another driver has compacted"):
-            first._compact()
+        with first.lock() as lock, pytest.raises(LockLost, match=r"another driver has (compacted|written)"):
+            first._compact(lock)
         assert sorted(e.zeros for e in Store.open(uri).evaluations()) == rows
         Store.open(uri).compact()
         assert sorted(e.zeros for e in Store.open(uri).evaluations()) == rows
@@ -159,14 +160,30 @@ def test_a_file_system_without_locks_is_said(
             attempt()
 
 
-def test_a_full_disk_below_the_lock_is_said(store: Store) -> None:
-    lock = Path(store.uri, "driver.lock")
-    lock.unlink()
-    lock.symlink_to("/dev/full")
-    with pytest.raises(RaysenseError, match=r"cannot be written.*No space left"):
-        store.compact()
-    lock.unlink()
-    assert store.compact() == 1  # and the lock that could not be had holds nobody up
+def test_a_lock_never_follows_a_link(store: Store, tmp_path: Path) -> None:
+    for name in ("driver.lock", "driver.json"):
+        thesis = tmp_path / "thesis.tex"
+        thesis.write_text("years of work")
+        there = Path(store.uri, name)
+        there.unlink(missing_ok=True)
+        there.symlink_to(thesis)
+        if name == "driver.lock":
+            with pytest.raises(RaysenseError, match=r"cannot be written.*symbolic link"):
+                store.compact()
+            there.unlink()
+        assert store.compact() >= 0  # and the lock that could not be had holds nobody up
+        assert thesis.read_text() == "years of work"
+
+
+def test_a_driver_whose_lock_file_was_deleted_writes_nothing_more(store: Store) -> None:
+    """On a disk a deleted lock file is no lock any more: another driver may hold a new one."""
+    with store.lock() as lock:
+        lock.renew()
+        Path(store.uri, "driver.lock").unlink()
+        with pytest.raises(LockLost, match="another driver has taken this study over"):
+            store.compact()
+        with pytest.raises(LockLost):
+            lock.refuse_if_lost()
 
 
 def test_a_disk_that_fills_up_during_a_compaction_loses_nothing(store: Store, make: Make) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
+from urllib.parse import quote
 
 import pytest
 
 from raysense.errors import RaysenseError
 from raysense.records import Evaluation
 from raysense.store import Store, lock
+from raysense.store.disk import Disk
+from raysense.store.lock import PROCESS, STALE_SECONDS, Holders, Lease, LockLost
 from tests.s3 import s3_server
+from tests.store.drivers import evaluation
 
 Make = Callable[..., Evaluation]
 
@@ -22,9 +27,25 @@ def bucket() -> Iterator[str]:
         yield found
 
 
-@pytest.fixture(autouse=True)
-def quick_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.05)
+class Ticks:
+    """A clock that only waiting moves on."""
+
+    def __init__(self) -> None:
+        self.seconds, self.then = 1e9, lambda: None
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+        self.then()
+
+
+def another(uri: str) -> tuple[Store, Holders, Ticks]:
+    """A driver as another process has it: with locks and a clock of its own."""
+    clock = Ticks()
+    holders = Holders(clock, renews=False)
+    return Store(Disk(uri), holders), holders, clock
 
 
 def test_put_read_compact_resume(bucket: str, make: Make) -> None:
@@ -47,28 +68,77 @@ def test_put_read_compact_resume(bucket: str, make: Make) -> None:
         again.begin({"name": "t"}, signature="b")
 
 
-def test_a_live_lease_is_refused_and_a_stale_one_taken(bucket: str) -> None:
-    store = Store.open(bucket.format("two"), create=True)
-    held = {"host": "elsewhere", "pid": 1, "token": "x", "renewed": time.time()}
-    store._disk.write(lock.NAME, json.dumps(held).encode())
-    with pytest.raises(RaysenseError, match="process 1 on elsewhere"):
-        store.begin({}, signature="a")
-    stale = {**held, "renewed": time.time() - 2 * lock.STALE_SECONDS}
-    store._disk.write(lock.NAME, json.dumps(stale).encode())
+def lease_of(holders: Holders) -> Lease:
+    (lease,) = holders.locks.values()
+    assert isinstance(lease, Lease)
+    return lease
+
+
+def test_a_renewed_lease_is_refused_and_a_silent_one_taken_after_90_seconds(bucket: str) -> None:
+    uri = bucket.format("two")
+    first, held, _ = another(uri)
+    second, _, clock = another(uri)
+    with first.lock():
+        first.begin({"name": "s"}, signature="a")
+        clock.then = lambda: lease_of(held).renew()  # while the second one looks
+        with pytest.raises(RaysenseError, match=f"process {os.getpid()} on .* is running this study"):
+            second.compact()
+        clock.then = lambda: None  # from now on it is suspended
+        began = clock.seconds
+        with second.lock():
+            assert STALE_SECONDS <= clock.seconds - began < STALE_SECONDS + 5
+            second.put(evaluation(1))
+            assert second.compact() == 1
+            with pytest.raises(LockLost, match="another driver"):
+                first.compact()  # now it goes on
+            with pytest.raises(LockLost, match="another driver"):
+                first.begin({"name": "s"}, signature="a", denominators={"n_pipeline": 9})
+            with pytest.raises(LockLost):
+                first.lock().refuse_if_lost()
+    assert json.loads(Disk(uri).read(lock.NAME) or b"")["free"]
+    began = clock.seconds
+    with second.lock():  # given back: free at once
+        assert clock.seconds == began
+
+
+def test_a_switch_that_was_under_way_when_the_lease_was_taken_over_does_not_count(bucket: str) -> None:
+    """Its holder has just been told that the lease is its own, and is suspended for longer than a lease lives."""
+    uri = bucket.format("three")
+    first, _, _ = another(uri)
+    second, _, _ = another(uri)
+    with first.lock() as lock_:
+        first.begin({"name": "s"}, signature="a")
+        first.put(evaluation(1))
+        manifest, token = first._files.manifest(), lock_.renew()
+        with second.lock(), pytest.raises(LockLost, match="another driver has written"):
+            first._files._replace({}, manifest, token, "a")
+
+
+def test_a_deleted_lease_stops_its_holder(bucket: str) -> None:
+    store, _, _ = another(bucket.format("four"))
     with store.lock():
-        held_now = json.loads(store._disk.read(lock.NAME) or b"")
-        assert held_now["token"] != "x"
-    assert store._disk.read(lock.NAME) is None
+        store.begin({"name": "s"}, signature="a")
+        Disk(store.uri).delete([lock.NAME])
+        with pytest.raises(LockLost):
+            store.compact()
 
 
-def test_a_dead_process_of_this_host_holds_no_lease(bucket: str) -> None:
-    import socket
-
-    store = Store.open(bucket.format("three"), create=True)
-    held = {"host": socket.gethostname(), "pid": 2**22 + 5, "token": "x", "renewed": time.time()}
-    store._disk.write(lock.NAME, json.dumps(held).encode())
-    with store.lock():
-        pass
+def test_the_thread_that_renews_finds_out(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.05)
+    store = Store.open(bucket.format("renewed"), create=True)
+    disk = Disk(store.uri)
+    with store.lock() as held:
+        first = disk.read(lock.NAME)
+        deadline = time.monotonic() + 20
+        while disk.read(lock.NAME) == first and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert disk.read(lock.NAME) != first
+        disk.delete([lock.NAME])
+        (lease,) = PROCESS.locks.values()
+        while not lease.lost and time.monotonic() < deadline:
+            time.sleep(0.02)
+        with pytest.raises(LockLost):
+            held.refuse_if_lost()
 
 
 def test_storage_that_is_not_there_is_named(bucket: str, make: Make) -> None:
@@ -82,11 +152,28 @@ def test_wrong_credentials_are_one_clear_error_that_does_not_show_them(
     monkeypatch.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0)  # now the server checks who asks
     with pytest.raises(RaysenseError, match=r"store `s3://studies/five.*credentials allow it") as refused:
         Store.open(bucket.format("five"), create=True).put(make(1))
-    assert "secret" not in str(refused.value)
+    assert "secret-of" not in str(refused.value)
 
 
 def test_an_endpoint_that_is_not_there_is_one_clear_error() -> None:
     with pytest.raises(RaysenseError, match=r"cannot read .*Check that the storage is there"):
-        Store.open(
-            "s3://a:b@studies/x?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1", create=True
-        )
+        Store.open("s3://studies/x?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1", create=True)
+
+
+SECRETS = ("secret", "a/b+c", "p@ss", "%2Fq%40", "a?b#c", "")
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_credentials_in_an_address_are_refused_and_not_shown(secret: str) -> None:
+    for address in (
+        f"s3://KEYID:{secret}@bucket/x",
+        f"s3://KEYID:{secret}@bucket?region=r",
+        f"gs://{secret}@bucket",
+    ):
+        with pytest.raises(RaysenseError, match="AWS_SECRET_ACCESS_KEY into the environment") as refused:
+            Disk(address)
+        assert "KEYID" not in str(refused.value)
+        assert not secret or secret not in str(refused.value)
+    with pytest.raises(RaysenseError, match="unknown access_key, secret_key") as refused:
+        Disk(f"s3://bucket/x?access_key=KEYID&secret_key={quote(secret)}x")
+    assert "KEYID" not in str(refused.value)

@@ -15,7 +15,7 @@ import pytest
 
 from raysense.errors import RaysenseError
 from raysense.records import Evaluation, Measure
-from raysense.store import SCHEMA_VERSION, TABLES, DriverLock, Store
+from raysense.store import SCHEMA_VERSION, TABLES, DriverLock, Store, compaction
 from raysense.store import store as store_module
 from raysense.store.disk import Disk
 from raysense.store.table_files import TableFiles
@@ -336,7 +336,7 @@ def test_stopped_between_any_two_steps_nothing_is_lost_or_doubled(
     tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every write and delete of put, begin, write_table and compact is, once, the last one."""
-    monkeypatch.setattr(store_module, "_MANY_FILES", 2)
+    monkeypatch.setattr(compaction, "MANY_FILES", 2)
     write, delete = store_module.Disk.write, store_module.Disk.delete
     steps = 0
     limit = 10**9
@@ -360,7 +360,12 @@ def test_stopped_between_any_two_steps_nothing_is_lost_or_doubled(
     monkeypatch.setattr(store_module.Disk, "delete", counted_delete)
 
     def story(uri: str) -> list[int]:
-        store, stored = Store.open(uri, create=True), []
+        store = Store.open(uri, create=True)
+        with store.lock():
+            return told(store)
+
+    def told(store: Store) -> list[int]:
+        stored = []
         store.begin({"name": "s"}, signature="a", denominators={"n_selected": 9})
         store.write_table("layers", pa.table({"layer": ["unet:a"], "step": [5]}))
         for batch in range(4):
@@ -406,7 +411,7 @@ def test_a_reader_survives_a_compaction_under_way(
         store.put(make(n))
     store.compact()
     store.put(make(4))
-    monkeypatch.setattr(store_module, "_MANY_FILES", 1)
+    monkeypatch.setattr(compaction, "MANY_FILES", 1)
     reader = Store.open(store.uri, create=True)
     read_parquet = TableFiles.read
     compacted = False

@@ -28,6 +28,7 @@ from raysense.execution.ray.connection import connected, environment, quiet
 from raysense.execution.ray.pool_handle import PoolHandle
 from raysense.execution.ray.tracking import Tracker
 from raysense.records import Question
+from raysense.store.lock import LockLost
 from raysense.store.store import Store
 from raysense.strategies.base import ASKED_PER_EVALUATOR, Lookahead, Strategy
 
@@ -137,6 +138,7 @@ class _Run:
         self._interrupt = Interrupt()
         self._draining = False
         self._compactor = Compactor(store)
+        self._lock = store.lock()  # held already: the process has one for each store
         width = self._width_at_first()
         self._pool = PoolHandle(self._pool_spec(store, signature), width)
         self._book = TrialBook(ledger, first, self._pool, cost_of, self._compactor.stored, self._interrupt)
@@ -224,6 +226,7 @@ class _Run:
     def _turn(self) -> None:
         """Called on every turn of Tune's loop."""
         with self._book.caught():
+            self._lock.refuse_if_lost()
             try:
                 status = self._pool.poll()
             except RaysenseError:
@@ -234,7 +237,7 @@ class _Run:
                 self._heed(status)
             if self._on_progress is not None and self._clock.due():
                 self._on_progress(self._snapshot(self._pool.status.busy if self._pool.status else 0))
-        if self._interrupt.overdue:
+        if self._interrupt.overdue or isinstance(self._book.error, LockLost):
             # Trials wait for the pool, and evaluators end with it. Tune would wait for trials still to start.
             self._pool.stop()
             raise _Overdue
