@@ -53,8 +53,8 @@ class Verdict:
             f"{word}, {self.sparsity['components']:.1%} of the components' parameters are zero, judged on the "
             f"{self.evaluation.rung} rung",
             *(
-                f"{m.bound.measure:<20}{m.value:.4g}  [{m.ci_low:.4g}, {m.ci_high:.4g}]  {'≤' if m.bound.is_upper else '≥'} "
-                f"{m.bound.limit:g}: {'met' if m.margin >= 0 else 'not met'}"
+                f"{m.bound.measure:<20}{m.value:.4g}  [{m.ci_low:.4g}, {m.ci_high:.4g}]  "
+                f"{'≤' if m.bound.is_upper else '≥'} {m.bound.limit:g}: {'met' if m.margin >= 0 else 'not met'}"
                 for m in self.bounds
             ),
         ]
