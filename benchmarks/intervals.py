@@ -4,7 +4,8 @@
 
 1. Coverage: how often the 95 % interval of a paired difference contains the true one, for a per-image metric
    (several kinds of damage, numbers of prompts and seeds) and for the Fréchet distance and KID below and above
-   as many images as features, where the truth is the expected difference *at that number of images*.
+   as many images as features, the reference drawn anew each time, where the truth is the expected difference *at that
+   number of images*.
 2. Early stop: a candidate whose true drop lies exactly on the bound climbs preview and score rung; how often does
    the rule that the search gives its questions (`raysense.strategies.verdict.hopeless`) stop it, and how often would
    plain 95 % intervals. Who wins on held-out prompts is `benchmarks.verdicts`' question: it runs the whole plan.
@@ -18,6 +19,7 @@ The last line is one JSON object: benchmark, figures, bar, holds.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
@@ -31,14 +33,17 @@ from torch import Tensor
 
 from raysense.evaluation.evaluator import Evaluator
 from raysense.metrics import gaussians
-from raysense.metrics.builtin import kid
+from raysense.metrics.builtin import SPECS
 from raysense.metrics.intervals import (
     Floats,
     Interval,
     influence_rise,
     mean_interval,
     paired_drop,
+    prompt_labels,
+    reference_labels,
 )
+from raysense.metrics.spec import Distance
 from raysense.records import Bound, Evaluation, Measure, Task
 from raysense.strategies.verdict import hopeless
 from raysense.study import Rungs, load
@@ -103,33 +108,53 @@ def share_covering(intervals: Iterator[Interval], truth: float) -> float:
 def distribution_coverage(seed: int, studies: int) -> dict[str, float]:
     """Share of studies whose interval contains the expected rise of a Fréchet distance or of KID.
 
-    Features have a decaying spectrum; pruning shrinks them, adds noise and shifts them. Prompts have two seeds
-    with a common part. The truth is the mean over all studies, which is far more precise than one study.
+    Features have a decaying spectrum; pruning draws them together, or adds noise and shifts them. Prompts, images and
+    the reference are drawn anew in each study: a reference of the same prompts under two other seeds, or one of images
+    that have nothing to do with the prompts. The truth is the mean over all studies, which is far more precise than one
+    study.
     """
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for dimensions, prompts in ((96, 32), (24, 64)):
         spectrum = torch.arange(1, dimensions + 1).double() ** -0.7
-        reference = draw(generator, 300, dimensions) * spectrum
-        statistics = gaussians.statistics(reference)
         ids = [index // 2 for index in range(2 * prompts)]
-        frechet_rises, kid_rises = [], []
-        for _ in range(studies):
-            subject = draw(generator, prompts, dimensions).repeat_interleave(2, dim=0)
-            dense = (0.8 * subject + 0.6 * draw(generator, 2 * prompts, dimensions)) * spectrum
-            noise = draw(generator, 2 * prompts, dimensions) * spectrum
-            pruned = 0.8 * dense + 0.4 * noise + 0.15 * spectrum
-            frechet_rises.append(
-                influence_rise(
-                    gaussians.estimate(pruned, statistics), gaussians.estimate(dense, statistics), ids
-                )
-            )
-            kid_rises.append(
-                influence_rise(kid.estimate(pruned, reference), kid.estimate(dense, reference), ids)
-            )
-        for name, rises in (("frechet", frechet_rises), ("kid", kid_rises)):
-            truth = float(np.mean([rise.value for rise in rises]))
-            found[f"{name}, {2 * prompts} images, {dimensions} features"] = share_covering(iter(rises), truth)
+        for damage, of_prompts in itertools.product(("noise", "shrunk"), (True, False)):
+            theirs = list(range(prompts)) * 2 if of_prompts else None
+            rises: dict[str, list[Interval]] = {"frechet": [], "kid": []}
+            for _ in range(studies):
+                subject = draw(generator, prompts, dimensions)
+                of_subject = subject.repeat_interleave(2, dim=0)
+                dense = (0.8 * of_subject + 0.6 * draw(generator, 2 * prompts, dimensions)) * spectrum
+                pruned = 0.7 * dense
+                if damage == "noise":
+                    noise = draw(generator, 2 * prompts, dimensions) * spectrum
+                    pruned = 0.8 * dense + 0.4 * noise + 0.15 * spectrum
+                reference = draw(generator, 300, dimensions) * spectrum
+                if of_prompts:
+                    other = draw(generator, 2 * prompts, dimensions)
+                    reference = (0.8 * subject.repeat(2, 1) + 0.6 * other) * spectrum
+                for name, rise in distance_rises(pruned, dense, reference, ids, theirs).items():
+                    rises[name].append(rise)
+            for name, intervals in rises.items():
+                truth = float(np.mean([rise.value for rise in intervals]))
+                what = f"{2 * prompts} images, {dimensions} features, {damage}"
+                kind = "reference of the same prompts" if of_prompts else "reference apart"
+                found[f"{name}, {what}, {kind}"] = share_covering(iter(intervals), truth)
+    return found
+
+
+def distance_rises(
+    pruned: Tensor, dense: Tensor, reference: Tensor, ids: list[int], theirs: list[int] | None
+) -> dict[str, Interval]:
+    """Fréchet and KID rise as an evaluator makes them."""
+    gaussian, own = gaussians.statistics(reference), prompt_labels(ids, len(ids))
+    labels = own, reference_labels(ids, own, theirs, len(reference))
+    found = {}
+    for name in ("frechet", "kid"):
+        how = SPECS[name].how
+        assert isinstance(how, Distance)
+        after, before = (how.estimate(images, reference, gaussian, labels) for images in (pruned, dense))
+        found[name] = influence_rise(after, before, ids, reference_ids=theirs)
     return found
 
 

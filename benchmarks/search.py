@@ -104,7 +104,7 @@ def study_of(preset: Preset, seed: int, bound: float, prompts: str = BUNDLED) ->
         [
             f"seed={seed}",
             f"prompts={prompts}",
-            f"constraints={{clip_score: {{max_drop: {bound}}}, frechet: {{max_rise: {5000 * bound}}}}}",
+            f"constraints={{clip_score: {{max_drop: {bound}}}, kid: {{max_rise: {3 * bound}}}}}",
             f"search.strategies={json.dumps(list(preset.strategies))}",
             "search.compare=true",
             *preset.overrides,

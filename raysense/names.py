@@ -3,7 +3,7 @@
 BUNDLED = "bundled"
 """The pipeline, the scorer and the prompts inside the package."""
 
-BUNDLED_PIPELINES = {BUNDLED: "pipeline", "bundled-unet": "unet"}
+BUNDLED_PIPELINES = {BUNDLED: "unet"}
 """Pipelines inside the package: what `pipeline` may say -> folder under ``raysense/bundled``."""
 
 CLOSED_FORMS = ("uniform", "per_component", "linear_uniform", "erk", "global", "lamp")
@@ -33,6 +33,19 @@ denoising steps of their Hessians are weighted."""
 
 EFFICIENTNET = "efficientnet-lite0"
 """The bundled feature extractor; ``efficientnet-lite0-SIZE`` for another input size, a multiple of 32."""
+
+FEATURES_OF = {
+    EFFICIENTNET: 1280,
+    "inception-v3-compat": 2048,
+    "dinov2-vit-s-14": 384,
+    "dinov2-vit-b-14": 768,
+    "dinov2-vit-l-14": 1024,
+    "dinov2-vit-g-14": 1536,
+    "clip-vit-b-32": 512,
+    "clip-vit-b-16": 512,
+    "clip-vit-l-14": 768,
+}
+"""How many features these extractors give an image."""
 
 OPEN_CLIP = "open_clip:"
 LOCAL = "local-dir:"

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--bed",
-        default="bundled-unet",
+        default="bundled",
         choices=BEDS,
         help="which pipeline, for diffusion, export, keep and unpack (default: %(default)s)",
     )

@@ -36,7 +36,7 @@ class Bed:
     """One bundled pipeline.
 
     Attributes:
-        name: What a study calls it (`pipeline: bundled-unet`).
+        name: What a study calls it (`pipeline: bundled`).
         folder: Its place under ``raysense/bundled``.
         tokenizer: Makes its tokenizer.
         parts: Makes what is trained: component name -> module.
@@ -146,7 +146,7 @@ def _transformer_pipeline(
 
 
 UNET = Bed(
-    name="bundled-unet",
+    name="bundled",
     folder="unet",
     tokenizer=models.tokenizer,
     parts=_unet_parts,

@@ -243,7 +243,7 @@ def main() -> None:
         "--emoji", type=Path, required=True, help="unpacked npm package emoji-datasource-google"
     )
     parser.add_argument(
-        "--bed", default="bundled-unet", choices=BEDS, help="which pipeline (default: %(default)s)"
+        "--bed", default="bundled", choices=BEDS, help="which pipeline (default: %(default)s)"
     )
     parser.add_argument(
         "--unfinished",

@@ -29,7 +29,7 @@ from raysense.pruning.masks import Masker, Place
 from raysense.study import Sampling, Study, load
 
 COMPONENTS = ("text_encoder", "unet")
-FEW = ("mid_block*", "*layers.0.*")
+FEW = ("down_blocks.1.attentions*", "*layers.0.*")
 """Layers that `quick` prunes."""
 IMAGE_BAR = 0.02
 """Mean absolute difference of two images of the same prompt and noise, in [0, 1]."""

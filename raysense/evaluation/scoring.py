@@ -28,6 +28,8 @@ from raysense.metrics.intervals import (
     influence_rise,
     mean_interval,
     paired_drop,
+    prompt_labels,
+    reference_labels,
 )
 from raysense.metrics.spec import CLIP, FEATURES, Distance, How, OfFeatures, OfPixels, OfPrompt, OfSet
 from raysense.names import BUNDLED
@@ -266,11 +268,14 @@ class ImageScorer:
         return {name: how.weights for name, how in self._hows(OfPixels).items() if how.weights}
 
     def estimate(
-        self, metric: str, images: ScoredImages, features: Mapping[str, Tensor], gaussian: gaussians.Gaussian
+        self, metric: str, images: ScoredImages, prompt_ids: Sequence[str], reference: Reference
     ) -> Estimate:
-        """One of `distances` of a set of images to a reference."""
+        """One of `distances` of a set of images, of so many prompts, to a reference."""
         how = self.distances[metric]
-        return how.estimate(images.features[how.network], features.get(how.network, torch.empty(0)), gaussian)
+        theirs = reference.features.get(how.network, torch.empty(0))
+        own = prompt_labels(prompt_ids, len(prompt_ids))
+        labels = own, reference_labels(prompt_ids, own, reference.prompt_ids, len(theirs))
+        return how.estimate(images.features[how.network], theirs, reference.gaussian, labels)
 
     def compare(
         self, prompts: Sequence[Prompt], pruned: ScoredImages, dense: ScoredImages, reference: Reference
@@ -298,7 +303,7 @@ class ImageScorer:
                 measures[loss] = measure(paired_drop(better.numpy(), worse.numpy(), ids), judge)
                 values[loss] = better - worse
         for name in self.distances:
-            after = self.estimate(name, pruned, reference.features, reference.gaussian)
+            after = self.estimate(name, pruned, ids, reference)
             judge = self._judge(name)
             theirs = reference.prompt_ids
             measures[name] = measure(influence_interval(after, ids, reference_ids=theirs), judge)

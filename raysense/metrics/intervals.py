@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import stdtrit  # `stats` takes half a second to import
 
 from raysense.errors import RaysenseError
 
@@ -126,7 +126,7 @@ def around(centre: float, error: float, freedom: int, n: int, level: float = LEV
     """The t interval `centre` ± quantile × standard `error`."""
     if not 0 < level < 1:
         raise RaysenseError(f"`level` must lie between 0 and 1, but got {level}; 0.95 is usual.")
-    reach = float(stats.t.ppf((1 + level) / 2, freedom) * error)
+    reach = float(stdtrit(freedom, (1 + level) / 2) * error)
     return Interval(centre, centre - reach, centre + reach, n)
 
 
@@ -236,7 +236,7 @@ def influence_interval(
     theirs: Integers = np.zeros(0, dtype=np.int64)
     if estimate.reference is not None:
         m = len(estimate.reference)
-        theirs = _reference_labels(prompt_ids, labels, reference_ids, m)
+        theirs = reference_labels(prompt_ids, labels, reference_ids, m)
         sums = np.bincount(theirs, weights=estimate.reference, minlength=moves.size).astype(np.float64) / m
         sums[: moves.size] += moves
         moves, apart = np.split(sums, [moves.size])
@@ -265,10 +265,17 @@ def _pairs(estimate: Estimate, joint: Floats, labels: Integers, theirs: Integers
     return np.asarray((total + total.T) / 2)
 
 
-def _reference_labels(
+def reference_labels(
     prompt_ids: Sequence[Hashable] | None, labels: Integers, reference_ids: Sequence[Hashable] | None, m: int
 ) -> Integers:
-    """The number of each reference image's prompt: that of the images, or a new one, counted on from theirs."""
+    """Number the prompts of the reference's images, (m,): as `labels` where they are the same, counted on otherwise.
+
+    Args:
+        prompt_ids: (n,) as `prompt_labels` was given.
+        labels: (n,) what it made of them.
+        reference_ids: (m,) the prompt of each image of the reference; None when it has nothing to do with the prompts.
+        m: Images of the reference.
+    """
     prompts = int(labels.max()) + 1
     if reference_ids is None:
         return prompts + np.arange(m, dtype=np.int64)

@@ -4,10 +4,12 @@ Gretton et al., "A Kernel Two-Sample Test", JMLR 13 (2012), equations 3 (unbiase
 
     MMD² = E k(x, x′) + E k(y, y′) − 2 E k(x, y)
 
-The unbiased estimate leaves the pairs (i, i) out and may fall below zero. The kernel's row means are all that
-the influence needs: to first order, weight on image i moves MMD² by 2 (E k(xᵢ, x′) − E k(xᵢ, y)) minus its mean.
-What two images do together, the kernel less its row and column means, matters for the interval while there are
-few. It is kept up to `ROWS` images, so memory grows with their number, not with its square.
+The unbiased estimate leaves the pairs (i, i) out, and here all pairs of images of one prompt: a reference of dense
+images shows the same prompts, and an image is more like the reference's of its prompt than like the others. It may fall
+below zero. The kernel's row means are all that the influence needs: to first order, weight on image i moves MMD² by
+2 (E k(xᵢ, x′) − E k(xᵢ, y)) minus its mean. What two images do together, the kernel less its row and column means,
+matters for the interval while there are few. It is kept up to `ROWS` images, so memory grows with their number, not
+with its square.
 """
 
 from __future__ import annotations
@@ -20,10 +22,13 @@ import torch
 from torch import Tensor
 
 from raysense.errors import RaysenseError
-from raysense.metrics.intervals import Estimate, Floats
+from raysense.metrics.intervals import Estimate, Floats, Integers
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 """(n, d) and (m, d) features to the (n, m) kernel between them."""
+
+Labels = tuple[Integers, Integers]
+"""The number of the prompt of each image, (n,), and of each image of the reference, (m,)."""
 
 ROWS = 1024
 """Rows of a kernel matrix in memory at a time."""
@@ -53,14 +58,18 @@ class Similarity:
     joint_reference: Tensor | None
 
 
-def statistics(features: Tensor, reference: Tensor, kernel: Kernel, *, unbiased: bool) -> Similarity:
+def statistics(
+    features: Tensor, reference: Tensor, kernel: Kernel, *, unbiased: bool, labels: Labels | None = None
+) -> Similarity:
     """Mean kernels of (n, d) features against an (m, d) reference, in float64.
 
     Args:
         features: (n ≥ 2, d).
         reference: (m ≥ 2, d).
         kernel: What compares two images.
-        unbiased: Whether to leave an image's kernel with itself out of the means within a set.
+        unbiased: Whether to leave an image's kernel with itself out of the means, and with every other image of its
+            prompt: these are more alike than images of two prompts drawn apart.
+        labels: (n,) and (m,) the number of each image's prompt; None when all differ.
 
     Raises:
         RaysenseError: If the shapes do not fit, or a feature is not finite.
@@ -77,21 +86,56 @@ def statistics(features: Tensor, reference: Tensor, kernel: Kernel, *, unbiased:
     x, y = features.double(), reference.double()
     if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
         raise RaysenseError("`features` hold NaN or infinity; ask `why_collapsed` before measuring.")
-    across, back = torch.empty(len(x), dtype=x.dtype), torch.zeros(len(y), dtype=x.dtype)
-    for start in range(0, len(x), ROWS):
-        block = kernel(x[start : start + ROWS], y)
-        across[start : start + ROWS] = block.mean(dim=1)
-        back += block.sum(dim=0) / len(x)
+    own, other = _numbered(len(x), len(y), labels)
+    skipped, skipped_y = (own, other) if unbiased else (None, None)
+    across, back = _mean_kernels(x, y, kernel, skipped, skipped_y)
     few, few_y = (2 < len(side) <= ROWS for side in (x, y))
+    centred = kernel(x, y) - across[:, None] - back + across.mean() if few and few_y else None
     return Similarity(
-        within=within_means(x, kernel, unbiased=unbiased),
+        within=_mean_kernels(x, x, kernel, skipped, skipped)[0],
         across=across,
-        reference_within=within_means(y, kernel, unbiased=unbiased),
+        reference_within=_mean_kernels(y, y, kernel, skipped_y, skipped_y)[0],
         reference_across=back,
-        joint=joint(kernel(x, x)) if few else None,
-        joint_across=kernel(x, y) - across[:, None] - back + across.mean() if few and few_y else None,
-        joint_reference=joint(kernel(y, y)) if few_y else None,
+        joint=_apart(joint(kernel(x, x)), skipped, skipped) if few else None,
+        joint_across=None if centred is None else _apart(centred, skipped, skipped_y),
+        joint_reference=_apart(joint(kernel(y, y)), skipped_y, skipped_y) if few_y else None,
     )
+
+
+def _numbered(n: int, m: int, labels: Labels | None) -> tuple[Tensor, Tensor]:
+    """The number of each image's prompt, those of the reference too; every image has its own where nothing is known.
+
+    Of a single prompt there are no images of two: then an image is left out with itself alone.
+    """
+    if labels is None or len(np.unique(labels[0])) < 2 or len(np.unique(labels[1])) < 2:
+        return torch.arange(n), torch.arange(n, n + m)
+    return torch.from_numpy(labels[0]), torch.from_numpy(labels[1])
+
+
+def _mean_kernels(
+    x: Tensor, y: Tensor, kernel: Kernel, skipped: Tensor | None, skipped_y: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Mean kernel of each row of `x` with all of `y`, and of each of `y` with all of `x`, equal numbers left out."""
+    sums, back = torch.empty(len(x), dtype=x.dtype), torch.zeros(len(y), dtype=x.dtype)
+    counts, counts_back = torch.full((len(x),), len(y)), torch.full((len(y),), len(x))
+    for start in range(0, len(x), ROWS):
+        rows = slice(start, start + ROWS)
+        block = kernel(x[rows], y)
+        if skipped is not None and skipped_y is not None:
+            same = skipped[rows, None] == skipped_y
+            block = block.masked_fill(same, 0)
+            counts[rows] -= same.sum(dim=1)
+            counts_back -= same.sum(dim=0)
+        sums[rows] = block.sum(dim=1)
+        back += block.sum(dim=0)
+    return sums / counts, back / counts_back
+
+
+def _apart(pairs: Tensor, skipped: Tensor | None, skipped_y: Tensor | None) -> Tensor:
+    """Pairs without those of one prompt."""
+    if skipped is None or skipped_y is None:
+        return pairs
+    return pairs.masked_fill(skipped[:, None] == skipped_y, 0)
 
 
 def joint(pairs: Tensor) -> Tensor:
@@ -101,18 +145,6 @@ def joint(pairs: Tensor) -> Tensor:
     rows = apart.sum(dim=1) / (n - 2)
     total = apart.sum() / ((n - 1) * (n - 2))
     return (apart - rows[:, None] - rows + total).fill_diagonal_(0)
-
-
-def within_means(x: Tensor, kernel: Kernel, *, unbiased: bool) -> Tensor:
-    """Each row's mean kernel with all rows of `x`, itself left out if `unbiased`: (n,)."""
-    means = []
-    for start in range(0, len(x), ROWS):
-        block = kernel(x[start : start + ROWS], x)
-        if unbiased:
-            means.append((block.sum(dim=1) - block.diagonal(offset=start)) / (len(x) - 1))
-        else:
-            means.append(block.mean(dim=1))
-    return torch.cat(means)
 
 
 def value(similarity: Similarity) -> float:

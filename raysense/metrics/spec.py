@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from raysense.metrics.gaussians import Gaussian
     from raysense.metrics.intervals import Estimate
+    from raysense.metrics.mmd import Labels
 
 RELATIVE = ("_drop", "_rise")
 """Endings of measures that compare with the dense pipeline; both are losses, whatever the metric."""
@@ -73,11 +74,12 @@ class Distance:
     """A number for the set, of which each image's influence is known.
 
     Attributes:
-        estimate: Features (n, d), the reference's (m, d), its mean and covariance -> value and influences.
+        estimate: Features (n, d), the reference's (m, d), its mean and covariance, and the number of each image's
+            prompt, see `raysense.metrics.mmd.Labels` -> value and influences.
         network: Whose features.
     """
 
-    estimate: Callable[[Tensor, Tensor, Gaussian], Estimate]
+    estimate: Callable[[Tensor, Tensor, Gaussian, Labels], Estimate]
     network: Network = FEATURES
 
 

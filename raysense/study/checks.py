@@ -13,6 +13,7 @@ from typing import Any
 from raysense import names
 from raysense.errors import RaysenseError
 from raysense.hashing import refuse_odd_files
+from raysense.metrics.spec import MetricSpec
 from raysense.names import BUNDLED, BUNDLED_PIPELINES
 from raysense.prompts.sets import check_counts
 from raysense.registry import DOTTED
@@ -47,7 +48,7 @@ def look(found: Examined[Study], *, needs_weights: bool = True) -> tuple[list[st
     mistakes: list[str] = list(found.mistakes)
     doubts: list[str] = []
     if found.study is not None:
-        for check in (_prompts, _pipeline, _names, _judges, _others):
+        for check in (_prompts, _pipeline, _names, _judges, _biased, _others):
             for text in check(found.study, doubts.append):
                 if not any(f"`{wrong}" in text for wrong in found.wrong if wrong):
                     mistakes.append(text)
@@ -431,9 +432,51 @@ def _others(study: Study, doubt: Doubt) -> Iterator[str]:
             )
 
 
+def _biased(study: Study, doubt: Doubt) -> Iterator[str]:
+    """A distance that too few images make blind, without another bound that sees what it does not.
+
+    Below as many images as features the Fréchet distance rewards features that are drawn together: all of them times
+    0.7 on 160 images was measured as 23.9 [10, 38] where the true rise is 87.
+    """
+    bounded = {name: spec for name, spec in BOUNDED.items() if getattr(study.constraints, name) is not None}
+    sound = [n for n, s in BOUNDED.items() if _sees_damage(s)]
+    for name, spec in bounded.items():
+        needed = _needed(study, spec)
+        few = {rung: n for rung, n in _images(study).items() if n < needed}
+        if few and not any(map(_sees_damage, bounded.values())):
+            said = " and ".join(f"{n:,} images of the {rung} rung" for rung, n in few.items())
+            yield (
+                f"`constraints.{name}` stands alone on the {said}, and below as many images as features it rewards "
+                f"images that are drawn together: give each of these rungs {needed:,}, or bound "
+                f"{' or '.join(sound)} too"
+            )
+
+
+def _sees_damage(spec: MetricSpec) -> bool:
+    """Whether a metric is sound on few images and compares with the dense images, or with their distribution."""
+    return not spec.needs_full_sample and (spec.dense is not None or (spec.kind == "set" and spec.always))
+
+
+def _images(study: Study) -> dict[str, int]:
+    """The number of images of each rung that decides."""
+    rungs = {"score": study.rungs.score, "validation": study.rungs.validation}
+    return {name: rung.prompts * rung.seeds for name, rung in rungs.items()}
+
+
+def _needed(study: Study, spec: MetricSpec) -> int:
+    """Images below which a metric is biased so that it misleads: as many as features, where it is biased at all."""
+    if not spec.biased_below:
+        return 0
+    extractor = study.metrics.features.extractor
+    known = [
+        n for name, n in names.FEATURES_OF.items() if extractor == name or extractor.startswith(f"{name}-")
+    ]
+    return known[0] if known else spec.biased_below
+
+
 def _doubts(study: Study) -> list[str]:
     doubts = []
-    rungs, constraints = study.rungs, study.constraints
+    constraints = study.constraints
     bounded = {name: spec for name, spec in BOUNDED.items() if getattr(constraints, name) is not None}
     distances = [name for name, spec in bounded.items() if spec.kind == "set" and spec.relative == "_rise"]
     if distances and not any(spec.kind == "image" for spec in bounded.values()):
@@ -442,15 +485,11 @@ def _doubts(study: Study) -> list[str]:
             f"`constraints.{distances[0]}` stands without a bound on each image ({images}): a distance between "
             "distributions is not monotone and can improve while images stop showing what the prompt says"
         )
-    images_scored = rungs.score.prompts * rungs.score.seeds
     for name, spec in bounded.items():
-        if images_scored < spec.biased_below:
-            others = [
-                n for n, s in BOUNDED.items() if s.kind == spec.kind and s.always and not s.biased_below
-            ]
+        if min(_images(study).values()) < _needed(study, spec):
             doubts.append(
-                f"`constraints.{name}` stands on {images_scored} images, fewer than most extractors have dimensions: "
-                f"the distance is biased (less so its rise); `constraints.{others[0]}` is not"
+                f"`constraints.{name}` stands on fewer images than {study.metrics.features.extractor} has features: "
+                "its unit is that of the bias, and the figure compares with none at another number of images"
             )
         if spec.caution:
             doubts.append(f"`constraints` bounds {name}: {spec.caution}")

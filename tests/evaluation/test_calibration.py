@@ -24,7 +24,7 @@ from raysense.store.disk import Disk
 from raysense.study import load
 
 SMALL = [
-    "prune.include=['text_encoder:*.layers.0.*', 'unet:mid_block.attentions.*', 'unet:down_blocks.0.resnets.*']",
+    "prune.include=['text_encoder:*.layers.0.*', 'unet:down_blocks.1.attentions.*', 'unet:down_blocks.0.resnets.*']",
     "prune.calibration={prompts: 4, levels: 6, memory_gb: 0.008}",
     "rungs.probe={prompts: 2, timesteps: 1}",
     "rungs.preview.prompts=8",

@@ -134,8 +134,15 @@ def test_bad_references_and_metrics_name_field_and_remedy(
         ImageScorer(load(overrides=["metrics.custom.mine=no.such.thing"]))
 
 
-def test_validate_warns_of_a_frechet_bound_without_a_clip_bound(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["validate", "--set", "constraints={frechet: {max_rise: 50}}"]) == 0
+def test_a_frechet_bound_alone_on_few_images_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    alone = "constraints={frechet: {max_rise: 50}, clip_score: {max_drop: 0.01}}"
+    assert main(["validate", "--set", alone]) == 2
+    said = capsys.readouterr().err
+    assert "stands alone on the 80 images of the score rung and 160 images of the validation rung" in said
+    assert "give each of these rungs 1,280, or bound closeness or kid" in said
+    assert main(["validate", "--set", alone, "--set", "constraints.closeness.min=0.8"]) == 0
+    assert "fewer images than efficientnet-lite0 has features" in capsys.readouterr().err
+    assert main(["validate", "--set", "constraints={kid: {max_rise: 0.1}}"]) == 0
     assert "stands without a bound on each image (clip_score, closeness)" in capsys.readouterr().err
     assert main(["validate"]) == 0
     assert "stands without" not in capsys.readouterr().err

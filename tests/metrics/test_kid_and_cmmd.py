@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -119,6 +120,18 @@ def test_intervals_agree_with_leaving_out(estimate: object, value: object) -> No
     assert quick.value == pytest.approx(slow.value, rel=1e-9)
     assert quick.ci_high - quick.ci_low == pytest.approx(slow.ci_high - slow.ci_low, rel=0.1)
     assert quick.ci_low > 0
+
+
+def test_a_reference_of_the_same_prompts_is_as_far_as_any_other() -> None:
+    """Images of one prompt are alike; of two sets of one pipeline KID is zero all the same, whatever their number."""
+    for prompts in (8, 40):
+        values, labels = [], np.arange(prompts).repeat(2)
+        for study in range(400):
+            subject = sample(prompts, 3 * study).repeat_interleave(2, 0)
+            images, reference = (subject + 0.5 * sample(len(subject), 3 * study + k) for k in (1, 2))
+            values.append(kid.estimate(images, reference, labels=(labels, labels)).value)
+        mean, error = np.mean(values), np.std(values) / 400**0.5
+        assert abs(mean) < 3.5 * error
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

@@ -134,7 +134,7 @@ def test_evaluate_measures_what_was_asked(tmp_path: Path) -> None:
     study = rs.Study(constraints=BUDGET, rungs={"probe": {"prompts": 2, "timesteps": 2}})
     dense = rs.evaluate(study, 0.0, rung="probe", cache=tmp_path)
     assert dense.measures["probe_error"].value == 0
-    found = rs.evaluate(study, {"unet": 0.5, "unet:mid_block": 0.0}, rung="probe", cache=tmp_path)
+    found = rs.evaluate(study, {"unet": 0.5, "unet:down_blocks.1": 0.0}, rung="probe", cache=tmp_path)
     assert found.zeros > 0
     assert found.measures["probe_error"].value > 0
     assert found.measures["text_error"].value == 0
@@ -225,5 +225,5 @@ def test_a_search_in_this_process_stops_and_goes_on(tmp_path: Path) -> None:
     assert python("resume").startswith("finished True")
     run = rs.Run(str(tmp_path / "run"))
     assert run.winner is not None
-    assert set(run.table("evaluations")["ray_trial"]) == {"in-process"}
+    assert set(run.table("evaluations")["trial"]) == {"in-process"}
     assert not (tmp_path / "run" / "report.html").exists()

@@ -10,7 +10,7 @@ from raysense.cli import main
 from raysense.study import load
 
 
-@pytest.mark.parametrize("name", ["bundled", "bundled-unet"])
+@pytest.mark.parametrize("name", ["bundled"])
 def test_a_study_of_a_bundled_pipeline_can_be_run_as_it_is(name: str, tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     assert main(["init", name, "--out", str(file)]) == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from raysense.metrics.features import EfficientNetLite0Features
 from raysense.pipelines.load import load_pipeline, modules_of
 from raysense.prompts.sets import Prompt
@@ -19,8 +21,11 @@ PROMPTS = [
 ]
 
 
-def test_a_pipeline_half_of_which_is_idle_is_found_out_and_left_as_it_was() -> None:
+def test_a_block_that_does_nothing_is_found_and_the_pipeline_left_as_it_was() -> None:
     pipeline = load_pipeline("bundled")
+    # What leaves this block is its input alone: all that is inside it stands idle.
+    torch.nn.init.zeros_(pipeline.unet.down_blocks[1].resnets[0].conv2.weight)
+    torch.nn.init.zeros_(pipeline.unet.down_blocks[1].resnets[0].conv2.bias)
     before = {
         name: {k: v.clone() for k, v in part.state_dict().items()}
         for name, part in modules_of(pipeline).items()
@@ -30,11 +35,9 @@ def test_a_pipeline_half_of_which_is_idle_is_found_out_and_left_as_it_was() -> N
     )
 
     assert not found.passes
-    # The bundled U-Net's inner level does next to nothing, its outer one nearly all.
-    assert "unet:mid_block.resnets.0" in found.dead_blocks
+    assert "unet:down_blocks.1.resnets.0" in found.dead_blocks
     assert "unet:up_blocks.1.resnets.0" in found.blocks
     assert "unet:up_blocks.1.resnets.0" not in found.dead_blocks
-    assert found.together > 0.4
     assert found.together_loss < HARMLESS
     assert all(share >= 0.03 for share in found.shares.values())
     assert sum(found.shares.values()) < 1
@@ -42,9 +45,9 @@ def test_a_pipeline_half_of_which_is_idle_is_found_out_and_left_as_it_was() -> N
         assert all((v == before[name][k]).all() for k, v in part.state_dict().items())
 
 
-def test_the_second_bundled_pipeline_holds_no_dead_weight() -> None:
+def test_the_bundled_pipeline_holds_no_dead_weight() -> None:
     """The check of `training.judge` with few images and steps; its full figures stand in docs/bundled-pipeline.md."""
-    pipeline, components = load_pipeline("bundled-unet"), ["unet", "text_encoder"]
+    pipeline, components = load_pipeline("bundled"), ["unet", "text_encoder"]
     network = EfficientNetLite0Features(96)
     found = dead_weight(pipeline, components, PROMPTS, network, Sampling(steps=6))
     assert found.passes, found.as_json()

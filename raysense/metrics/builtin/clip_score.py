@@ -54,6 +54,6 @@ SPEC = MetricSpec(
     lowest=-1.0,
     highest=1.0,
     always=True,
-    typical={"bundled": 0.014, "": 0.0275},
+    typical={"bundled": 0.019, "": 0.0275},
     how=OfPrompt(clip_scores),
 )

@@ -48,6 +48,6 @@ SPEC = MetricSpec(
     lowest=-1.0,
     highest=1.0,
     always=True,
-    typical={"bundled": 0.051},
+    typical={"bundled": 0.045},
     how=OfFeatures(feature_closeness),
 )

@@ -71,6 +71,6 @@ SPEC = MetricSpec(
     dense=1.0,
     lowest=-1.0,
     highest=1.0,
-    typical={"bundled": 0.027},
+    typical={"bundled": 0.017},
     how=OfPixels(lambda device: ssim, "ssim 11x11"),
 )
