@@ -37,7 +37,7 @@ OF = {
     "schema": ["{}"],
     "show": ["{}"],
     "report": ["{}"],
-    "resolve": ["{}", "--set", "prune.cap=0.5"],
+    "resolve": ["{}", "--set", "prune.max_layer_sparsity=0.5"],
     "export": [str(REFERENCE), "--out", "{}"],
     "compare": [str(REFERENCE), "{}"],
     "query": ["{}", "SELECT 1"],
@@ -68,7 +68,7 @@ def test_addresses_without_credentials_pass() -> None:
         "sqlite:///mlflow.db",
         "file:///a@b/c",
         "reports/runs/a@b",
-        "prune.cap=0.5",
+        "prune.max_layer_sparsity=0.5",
     ):
         assert not has_credentials(address)
 
