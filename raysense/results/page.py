@@ -24,7 +24,12 @@ from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.metrics.spec import base_of
 from raysense.records import Bound
-from raysense.results import charts
+from raysense.results.charts.allocation_bars import allocation_bars
+from raysense.results.charts.curves import curves
+from raysense.results.charts.pareto import pareto
+from raysense.results.charts.parts import Spec
+from raysense.results.charts.quality import quality
+from raysense.results.charts.sensitivity_map import sensitivity_map
 from raysense.results.near_miss import at_max_layer_sparsity_in_words, miss_in_words
 from raysense.results.pictures import Strip, in_words, strips
 from raysense.results.run import TOLERABLE, Run
@@ -93,20 +98,7 @@ def build(run: Run, *, images: int = 6, paint: bool = True, tell: Callable[[str]
     summary = run.summary
     winner = run.allocation(summary["allocation"]) if summary and summary["feasible"] else None
     chosen = run.layer_sparsity(winner) if winner is not None else None
-    used = budget_used(candidates, run.bounds)
-    specs: dict[str, charts.Spec | None] = {
-        f"quality-{number}": charts.quality(
-            candidates, bound, in_words(bound.measure, run.study), winner.key if winner else None
-        )
-        for number, bound in enumerate(run.bounds)
-    }
-    specs["map"] = charts.sensitivity_map(run, chosen)
-    specs["curves"] = charts.curves(run)
-    specs["pareto"] = charts.pareto(candidates, used, winner.key if winner else None)
-    if chosen is not None:
-        total = float(chosen["zeros"].sum() / chosen["weights"].sum())
-        specs["allocation"] = charts.allocation_bars(run, chosen, total)
-    drawn = {name: spec for name, spec in specs.items() if spec is not None}
+    shown = drawn(run, candidates, winner.key if winner else None, chosen)
     rows, missing = _pictures(run, candidates, images, paint, tell)
     page = _environment().from_string(
         (files("raysense.results") / "page.html.j2").read_text(encoding="utf-8")
@@ -126,7 +118,7 @@ def build(run: Run, *, images: int = 6, paint: bool = True, tell: Callable[[str]
         winner=winner,
         pictures=rows,
         pictures_missing=missing,
-        drawn=drawn,
+        drawn=shown,
         cliffs=_cliffs(run),
         blocks=_blocks(chosen),
         strategies=_strategies(candidates, run.study.search.strategies),
@@ -134,10 +126,32 @@ def build(run: Run, *, images: int = 6, paint: bool = True, tell: Callable[[str]
         provenance=_provenance(run, candidates),
         definition=run.study.to_yaml(),
         tolerable=TOLERABLE,
-        specs=_script_json(drawn),
+        specs=_script_json(shown),
         library=_library(),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
+
+
+def drawn(
+    run: Run, candidates: pd.DataFrame, winner: str | None, chosen: pd.DataFrame | None
+) -> dict[str, Spec]:
+    """The page's charts, by the id of their place in the template; those with nothing to draw are left out.
+
+    Args:
+        run: The study.
+        candidates: `Run.candidates`.
+        winner: Key of the winning allocation.
+        chosen: Its `Run.layer_sparsity`.
+    """
+    found: dict[str, Spec | None] = {
+        f"quality-{number}": quality(candidates, bound, in_words(bound.measure, run.study), winner)
+        for number, bound in enumerate(run.bounds)
+    }
+    found["map"] = sensitivity_map(run, chosen)
+    found["allocation"] = None if chosen is None else allocation_bars(run, chosen)
+    found["curves"] = curves(run)
+    found["pareto"] = pareto(candidates, budget_used(candidates, run.bounds), winner)
+    return {name: spec for name, spec in found.items() if spec is not None}
 
 
 def budget_used(candidates: pd.DataFrame, bounds: Sequence[Bound]) -> pd.Series[float]:
@@ -378,6 +392,7 @@ def _costs(run: Run) -> dict[str, Any]:
         }
         for row in frame.to_dict("records")
     ]
+    total |= {name: float(sum(map(int, frame[name]))) for name in ("failed", "taken")}
     return {"rows": rows, "total": total}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from raysense.cli import main
-from raysense.results import charts
+from raysense.results.charts.quality import quality
 from raysense.results.page import _budget, build, number, write_page
 from raysense.results.refresh import PageWhileRunning
 from raysense.results.run import Run
@@ -202,7 +202,7 @@ def test_an_absolute_bound_says_its_difference_and_what_is_used_of_its_room(refe
 def test_a_curve_begins_where_it_was_measured(reference: Path) -> None:
     run = Run(str(reference))
     candidates = run.candidates()
-    spec = charts.quality(candidates, run.bounds[0], "drop", None)
+    spec = quality(candidates, run.bounds[0], "drop", None)
     assert spec is not None
 
     def points(layer: dict[str, Any]) -> list[dict[str, Any]]:
