@@ -154,10 +154,11 @@ def one_evaluator(quick: bool) -> dict[str, Any]:
         folder, sizes = shaped(Path(scratch, "pipeline"), quick)
         settings = [f"pipeline={folder}", *STUDY]
         order = json.dumps({"settings": settings, "directory": str(Path(scratch, "run"))})
+        environment = {**os.environ, "RAYSENSE_LEVELS": str(Path(scratch, "levels"))}
         lives = []
         for _ in range(2):
             command = [sys.executable, "-m", "benchmarks.fullsize", "--live", order]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
             lives.append(json.loads(done.stdout.splitlines()[-1]))
     return {**sizes, "evaluator_limit_gb": round(_evaluator_limit(sizes) / 1e9, 2), "lives": lives}
 

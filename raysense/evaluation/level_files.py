@@ -57,7 +57,7 @@ class LevelFiles:
         own = os.environ.get(FOLDER)
         self._key = key
         self._folder = folder or Path(own or Path(tempfile.gettempdir()) / f"raysense-levels-{os.getuid()}")
-        self._maps: list[Tensor] = []
+        self._areas: dict[int, Tensor] = {}  # where a layer's bytes begin -> the mapped file
         self._usable = True
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -88,9 +88,10 @@ class LevelFiles:
                 return made
         return found if like.device.type == "cpu" else found.to(like.device)
 
-    def give_back(self) -> None:
-        """Drop the pages from this process; they come again from the file when they are read."""
-        for area in self._maps:
+    def give_back(self, levels: Tensor) -> None:
+        """Drop a layer's pages from this process; they come again from the file when they are read."""
+        area = self._areas.get(levels.data_ptr())
+        if area is not None:
             _drop_pages(area)
 
     def _mapped(self, path: Path, like: Tensor) -> Tensor | None:
@@ -107,7 +108,7 @@ class LevelFiles:
             logger.warning("%s is damaged; it is made again", path)
             return None
         _drop_pages(area)
-        self._maps.append(area)
+        self._areas[area.data_ptr()] = area
         return area[:count].as_strided(like.shape, like.stride())
 
     def _write(self, path: Path, levels: Tensor) -> bool:

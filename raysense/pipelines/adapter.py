@@ -104,7 +104,32 @@ def why_not(kind: type) -> str:
     return ""
 
 
-def prompt_argument(pipeline: DiffusionPipeline, texts: Sequence[str]) -> str | list[str]:
+def prompt_arguments(
+    pipeline: DiffusionPipeline, texts: Sequence[str], others: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A call's arguments, prompts included: where these are a list, so is what guidance leads away from.
+
+    Args:
+        pipeline: What is called.
+        texts: The prompts.
+        others: The other arguments.
+
+    Raises:
+        RaysenseError: It takes one prompt at a time, and there are several.
+    """
+    prompt = _prompt_argument(pipeline, texts)
+    own = dict(others)
+    if isinstance(prompt, list):
+        # Many pipelines refuse a text beside a list, or take it for the first prompt only.
+        own |= {
+            name: [value] * len(prompt)
+            for name, value in others.items()
+            if name.startswith("negative_prompt") and isinstance(value, str)
+        }
+    return {**own, "prompt": prompt}
+
+
+def _prompt_argument(pipeline: DiffusionPipeline, texts: Sequence[str]) -> str | list[str]:
     """Texts as a pipeline's call takes them.
 
     Raises:

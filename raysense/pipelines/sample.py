@@ -17,7 +17,7 @@ from raysense.pipelines.adapter import (
     call_arguments,
     denoisers_of,
     images_in,
-    prompt_argument,
+    prompt_arguments,
     samples_in,
     set_guiders,
     wrapped,
@@ -72,9 +72,8 @@ def call_pipeline(
     """
     set_guiders(pipeline, sampling.guidance)
     output = pipeline(
-        prompt=prompt_argument(pipeline, [prompt.text for prompt in prompts]),
+        **prompt_arguments(pipeline, [prompt.text for prompt in prompts], call_arguments(pipeline, sampling)),
         generator=generators(prompts, seeds),
-        **call_arguments(pipeline, sampling),
     )
     images = images_in(pipeline, output, len(prompts))
     _refuse_other_size(pipeline, images, sampling)

@@ -88,6 +88,9 @@ class Pruner(ABC):
         live = {address: self._live(address) for address in self._owners}
         for address, weight in live.items():
             _check_weight(address, weight)
+        self._choose(
+            inventory
+        )  # before there is a master: scores of a large layer take as much as some layers' weights
         self.place = master or choose_place(live)
         size = sum(weight.nbytes for weight in live.values())
         self.described = f"dense master of {size / 1e9:.2f} GB: {_PLACES[self.place]}"
@@ -96,6 +99,9 @@ class Pruner(ABC):
         self._written = {address: self._mark(address) for address in self._owners}
         self.current = Allocation()
         self._zeros: dict[str, int] = {}
+
+    def _choose(self, inventory: Inventory) -> None:  # noqa: B027 (methods that hold nothing choose nothing)
+        """Decide which weights leave at which level, from the dense live weights."""
 
     def apply(self, allocation: Allocation) -> None:
         """Bring the live weights to an allocation, rewriting only layers whose level changes.
@@ -182,8 +188,8 @@ class LevelKeeper(Protocol):
         """The bytes of a layer, uint8 in the shape, the layout and on the device of its weight."""
         ...
 
-    def give_back(self) -> None:
-        """Called after the bytes were read: memory that can be had again may be given up."""
+    def give_back(self, levels: Tensor) -> None:
+        """Called after a layer's bytes were read: memory that can be had again may be given up."""
         ...
 
 
@@ -220,7 +226,6 @@ class Masker(Pruner):
         master: Place | None = None,
         keeper: LevelKeeper | None = None,
     ) -> None:
-        super().__init__(modules, inventory, grid, master)
         self._keeper = keeper
 
         def leaves(layer: Layer) -> Tensor:
@@ -228,17 +233,18 @@ class Masker(Pruner):
             make = partial(leaves_of, layer, weight, grid, saliency, statistics or {}, seed, pattern)
             return keeper.of(layer, weight, make) if keeper else make()
 
-        self._leaves = {layer.address: leaves(layer) for layer in inventory.layers}
+        self._leaves_of = leaves
+        super().__init__(modules, inventory, grid, master)
 
-    def apply(self, allocation: Allocation) -> None:
-        """See `Pruner.apply`."""
-        super().apply(allocation)
-        if self._keeper is not None:
-            self._keeper.give_back()
+    def _choose(self, inventory: Inventory) -> None:
+        self._leaves = {layer.address: self._leaves_of(layer) for layer in inventory.layers}
 
     def _write(self, address: str, target: Tensor, level: int) -> None:
         # Whole components may be elsewhere than when the bytes were made: they are brought to the GPU and back.
-        mask_into(target, self._master[address], self._leaves[address].to(target.device), level)
+        leaves = self._leaves[address]
+        mask_into(target, self._master[address], leaves.to(target.device), level)
+        if self._keeper is not None:
+            self._keeper.give_back(leaves)
 
 
 def leaves_of(

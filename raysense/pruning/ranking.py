@@ -92,7 +92,9 @@ def _by_equal_keys(scores: Tensor, removed: Integers) -> Tensor:
     """
     keys = sortable(scores)
     chunks = [keys[start : start + _CHUNK] for start in range(0, len(keys), _CHUNK)]
-    counts = np.stack([np.bincount(chunk, minlength=1 << 16).astype(np.int32) for chunk in chunks])
+    counts = np.empty((len(chunks), 1 << 16), dtype=np.int32)
+    for number, chunk in enumerate(chunks):
+        counts[number] = np.bincount(chunk, minlength=1 << 16)
     sizes = counts.sum(axis=0, dtype=np.int64)
     starts = sizes.cumsum() - sizes
     table = _level_of(starts, removed)

@@ -120,12 +120,15 @@ class StrategyRunner(Generic[Outcome]):
                 self._ready.append(_Request(number, (wanted,), is_list=False))
             else:
                 self._ready.append(_Request(number, tuple(wanted), is_list=True))
+            return
         except StopIteration as finished:
-            self._close(number, finished.value)
+            found = finished.value
         except OutOfBudget:
-            self._close(number, None)
+            found = None
         except RaysenseError as error:
             self._end(error)
+            return
+        self._close(number, found)  # not while an exception is handled: a later error would drag it along
 
     def _close(self, number: int, found: Any) -> None:
         self._found[number] = found

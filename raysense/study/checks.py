@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import math
 import os
@@ -33,7 +34,7 @@ from raysense.study.callables import (
 )
 from raysense.study.complete import complete, filled, kind_of_strategy, misfits
 from raysense.study.explain import listed
-from raysense.study.known import arguments_of, clip_models, extractors
+from raysense.study.known import arguments_of, clip_models, extractors, schedulers
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
 
@@ -166,7 +167,12 @@ def _call(study: Study, index: Mapping[str, Any] | None) -> Iterator[str]:
     if sampling.scheduler is not None:
         options = arguments_of(sampling.scheduler.kind, "schedulers", "__init__")
         if options is None:
-            yield f"`sampling.scheduler.class` {sampling.scheduler.kind!r} is no scheduler of the installed diffusers"
+            close = difflib.get_close_matches(sampling.scheduler.kind, schedulers(), n=3)
+            remedy = f"did you mean {', '.join(close)}?" if close else "such as DDIMScheduler"
+            yield (
+                f"`sampling.scheduler.class` {sampling.scheduler.kind!r} is no scheduler of the installed diffusers "
+                f"({remedy})"
+            )
         for name in sampling.scheduler.options:
             if options is not None and name not in options:
                 yield (
@@ -184,7 +190,13 @@ def _call(study: Study, index: Mapping[str, Any] | None) -> Iterator[str]:
     for name in wanted:
         if name not in known:
             field = "sampling.call" if name in sampling.call else "sampling"
-            yield f"`{field}.{name}`: {kind} takes no {name}; it takes {', '.join(sorted(known - {'prompt'}))}"
+            close = difflib.get_close_matches(name, sorted(known), n=1)
+            takes = (
+                f"did you mean `{close[0]}`?"
+                if close
+                else f"it takes {', '.join(sorted(known - {'prompt'}))}"
+            )
+            yield f"`{field}.{name}`: {kind} takes no {name}; {takes}"
 
 
 def _without_weights(study: Study) -> Iterator[str]:

@@ -64,6 +64,8 @@ def _sentence(location: Location, branches: Sequence[Any], model: type[BaseModel
         return f"`{field}` is required, but missing"
     message = " or ".join(dict.fromkeys(m["msg"].removeprefix("Value error, ") for m in branches))
     message = re.sub(r"^[A-Z]\w+ should ", "must ", message)
+    if first["type"] == "model_type":
+        message = f"must be a mapping with {', '.join(_keys_at(first['loc'], model))}"
     for words, sign in _PLAINER.items():
         message = message.replace(words, sign)
     remedy = "; write true or false" if first["type"] == "bool_type" else ""
@@ -76,7 +78,7 @@ def _keys_at(location: Location, outermost: type[BaseModel]) -> list[str]:
         if part not in model.model_fields:
             continue  # the user's own name in a mapping whose values are sections
         model = next(_sections_in(model.model_fields[part].annotation))
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -77,6 +77,18 @@ def arguments_of(kind: str, room: str, function: str) -> frozenset[str] | None:
     return None
 
 
+@cache
+def schedulers() -> tuple[str, ...]:
+    """The classes of diffusers' schedulers."""
+    found = (
+        node.name
+        for file in sorted((_folder("diffusers") / "schedulers").glob("scheduling_*.py"))
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Scheduler")
+    )
+    return tuple(found)
+
+
 def _folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)  # of a package's top, which imports nothing
     assert spec is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -51,6 +51,20 @@ def from_python(given: Mapping[str, Any]) -> tuple[dict[str, Any], Live]:
 
 
 def _plain(value: Any) -> Any:
+    """A value as YAML would have it; NumPy's numbers and arrays, torch's types and iterators mean what they hold."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
-    return fspath(value) if isinstance(value, PathLike) else value
+    if isinstance(value, PathLike):
+        return fspath(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    home = type(value).__module__.partition(".")[0]
+    if home == "numpy" and hasattr(value, "tolist"):
+        return value.tolist()
+    if home == "torch" and str(value).startswith("torch.") and type(value).__name__ == "dtype":
+        return str(value).removeprefix("torch.")
+    if isinstance(value, Iterator):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(entry) for entry in value) if type(value) in (list, tuple) else value
+    return value

@@ -38,7 +38,7 @@ def test_the_next_life_finds_what_this_one_made(tmp_path: Path) -> None:
         found = files.of(LARGE, weight, make)
         assert torch.equal(found, levels)
         assert found.stride() == weight.stride()
-        files.give_back()
+        files.give_back(found)
         assert torch.equal(found, levels)
 
 

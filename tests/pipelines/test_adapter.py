@@ -118,3 +118,14 @@ def test_a_pipeline_that_takes_one_prompt_a_call_says_so_before_it_is_loaded(
     with pytest.raises(RaysenseError, match=r"`sampling.batch`.*set it to 1"):
         foresee(folder, sampling)
     assert not foresee(folder, sampling.model_copy(update={"batch": 1})).why_not
+
+
+def test_what_guidance_leads_away_from_is_said_for_every_prompt() -> None:
+    pipeline = load_pipeline("bundled")
+    plain = Sampling(steps=1, guidance=3.0)
+    away = plain.model_copy(update={"call": {"negative_prompt": "a dog"}})
+    prompts = [Prompt("a", "a cat"), Prompt("b", "a bird")]
+    together = call_pipeline(pipeline, prompts, [0, 1], away)
+    alone = call_pipeline(pipeline, prompts[1:], [1], away)
+    assert torch.allclose(together[1:], alone, atol=1e-4)
+    assert not torch.allclose(together, call_pipeline(pipeline, prompts, [0, 1], plain), atol=1e-4)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 import raysense as rs
@@ -71,6 +72,18 @@ def test_a_wrong_study_is_refused_in_the_same_sentences() -> None:
         rs.Study(constraints=BUDGET, prune={"max_layer_sparsity": 3}, rungs={"score": {"prompts": 2}})
     with pytest.raises(rs.RaysenseError, match="did you mean `constraints`"):
         rs.Study(constraint=BUDGET)
+
+
+def test_what_python_has_and_yaml_has_not_means_what_it_holds() -> None:
+    odd = rs.Study(
+        constraints=BUDGET,
+        prompts=(text for text in ["a cat", "a dog"]),
+        dtype=torch.bfloat16,
+        seed=np.int64(3),
+        sampling={"steps": np.int32(4), "guidance": np.float64(1.5)},
+    )
+    assert odd.live.prompts == ("a cat", "a dog")
+    assert (odd.dtype, odd.seed, odd.sampling.steps, odd.sampling.guidance) == ("bfloat16", 3, 4, 1.5)
 
 
 def test_live_objects_become_files_once(tmp_path: Path) -> None:

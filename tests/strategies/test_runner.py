@@ -98,6 +98,7 @@ def test_an_error_ends_the_story() -> None:
     run(story)
     assert story.done
     assert str(story.error) == "impossible"
+    assert story.error.__context__ is None  # that the coroutine before it had ended is nobody's business
 
 
 def several(name: str, width: int) -> Coroutine:

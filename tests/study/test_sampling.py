@@ -51,7 +51,7 @@ def test_what_is_used_is_part_of_it_and_comes_back(override: str) -> None:
         ("sampling.call={prompt: a}", "prompts come from `prompts`"),
         ("sampling.call={num_inference_steps: 3}", "set `sampling.steps`"),
         ("sampling={max_sequence_length: 3, call: {max_sequence_length: 4}}", "give one of them"),
-        ("sampling.scheduler=Heun", "must be a valid dictionary"),
+        ("sampling.scheduler=Heun", "must be a mapping with class, options"),
         ("sampling.scheduler={options: {}}", "`sampling.scheduler.class` is required"),
         ("sampling.scheduler={class: a.B}", "`sampling.scheduler.class`"),
     ],
@@ -66,13 +66,14 @@ def test_what_cannot_be_is_refused(override: str, told: str) -> None:
     [
         (
             "sampling.call={clipskip: 1}",
-            "`sampling.call.clipskip`: .* takes no clipskip; it takes .*clip_skip",
+            "`sampling.call.clipskip`: .* takes no clipskip; did you mean `clip_skip`",
         ),
         (
             "sampling.max_sequence_length=8",
             "`sampling.max_sequence_length`: StableDiffusionPipeline takes no",
         ),
         ("sampling.scheduler={class: Heun}", "'Heun' is no scheduler of the installed diffusers"),
+        ("sampling.scheduler={class: EulerDiscrete}", "did you mean EulerDiscreteScheduler"),
         (
             "sampling.scheduler={class: DDIMScheduler, options: {eta: 1}}",
             "has no 'eta'; it has .*beta_end",
