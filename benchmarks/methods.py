@@ -219,7 +219,7 @@ def measure(size: Size, setting: Setting, sparsities: Sequence[float], out: Path
     """Measure what the setting's store lacks."""
     study = setting.study(size)
     store = Store.open(str(out / setting.folder), create=True)
-    stored = {evaluation.question for evaluation in store.evaluations()}
+    stored = {evaluation.trial for evaluation in store.evaluations()}
     if stored.issuperset(question_of(setting.method, sparsity) for sparsity in sparsities):
         return
     evaluator = Evaluator(study, str(out))

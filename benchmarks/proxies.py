@@ -237,7 +237,7 @@ def run(study: Study, out: str, each: int) -> dict[str, Any]:
         }
     figures["descents"] = descents(evaluator, store, identity, chosen, answers)
     evaluations = store.table("evaluations").to_pandas()
-    evaluations[["key", "question", "rung", "zeros", "nfe", "seconds"]].merge(
+    evaluations[["key", "trial", "rung", "zeros", "nfe", "seconds"]].merge(
         store.table("measures").to_pandas(), on="key"
     ).drop(columns="key").to_parquet(Path(out) / "proxies.parquet", index=False, write_page_checksum=True)
     return figures

@@ -38,7 +38,7 @@ def filled(uri: str, evaluations: int) -> list[str]:
         "stage": "search",
         "rung": "score",
         "allocation": "0" * 16,
-        "trial": "abc",
+        "ray_trial": "abc",
         "evaluator": "host-1",
     }
     numbers = {f.name: f.type for f in TABLES["evaluations"] if not pa.types.is_string(f.type)}

@@ -42,7 +42,7 @@ from torch import nn
 from raysense.allocation import Allocation, LevelGrid
 from raysense.metrics.intervals import Floats, paired_drop
 from raysense.pruning.layers import Inventory, take_inventory
-from raysense.records import PART, Evaluation, Measure, Question, Task
+from raysense.records import SHARD, Evaluation, Measure, Question, Task
 from raysense.strategies.base import Lookahead
 from raysense.strategies.context import Candidate
 from raysense.strategies.rules import closed_forms
@@ -169,11 +169,11 @@ class MadeUp:
             measures["clip_score_drop"] = Measure(
                 found.value, found.ci_low, found.ci_high, len(drops), "made-up"
             )
-        elif task.rung != PART:
+        elif task.rung != SHARD:
             error = self.added(task.allocation, self.probed)
             measures["probe_error"] = Measure(error, error, error, 1, "made-up")
         return Evaluation(
-            key="", question="", stage="", allocation=task.allocation.key, rung=task.rung, draw=0, measures=measures,
+            key="", trial="", stage="", allocation=task.allocation.key, rung=task.rung, replicate=0, measures=measures,
             zeros=self.ground.grid.zeros(task.allocation), images=0, nfe=0, seconds=0.0,
         )  # fmt: skip
 

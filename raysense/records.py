@@ -16,7 +16,7 @@ from raysense.hashing import content_key
 CALIBRATION = "calibration"
 """The rung of the one task that is answered by learning instead of measuring."""
 
-PART = "part"
+SHARD = "shard"
 """The rung of a task that only samples: some of the images of another evaluation, whose features go to the cache."""
 
 OUTLIERS = "outlier_ratio/"
@@ -24,13 +24,13 @@ OUTLIERS = "outlier_ratio/"
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Shard:
     """Some of the images of an evaluation that has more than one evaluator samples at a time.
 
     Attributes:
         rung: Whose images, e.g. ``validation``.
         reference: Not the allocation's own images, but the dense ones that distributions are compared with.
-        number: Which part, from 0.
+        number: Which shard, from 0.
         of: How many there are.
     """
 
@@ -40,7 +40,7 @@ class Part:
     of: int
 
     def __str__(self) -> str:
-        """For people, and unique among the parts of an evaluation."""
+        """For people, and unique among the shards of an evaluation."""
         return f"{self.rung} {'reference ' * self.reference}{self.number + 1} of {self.of}"
 
 
@@ -51,19 +51,19 @@ class Task:
     Attributes:
         allocation: What is pruned.
         rung: Name of a rung of the study, e.g. ``probe``, ``score``, ``validation``.
-        draw: Which set of seeds: 0 first, 1, 2 … for fresh ones.
-        part: On the rung ``part``: which images to sample.
+        replicate: Which set of seeds: 0 first, 1, 2 … for fresh ones.
+        shard: On the rung ``shard``: which images to sample.
     """
 
     allocation: Allocation
     rung: str
-    draw: int = 0
-    part: Part | None = None
+    replicate: int = 0
+    shard: Shard | None = None
 
     def key(self, signature: str) -> str:
         """The name of this task's evaluation in the store of the study with this signature."""
-        which = [] if self.part is None else [str(self.part)]
-        return content_key(signature, self.allocation.key, self.rung, self.draw, *which)
+        which = [] if self.shard is None else [str(self.shard)]
+        return content_key(signature, self.allocation.key, self.rung, self.replicate, *which)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +141,11 @@ class Evaluation:
 
     Attributes:
         key: See `Task.key`.
-        question: `Question.name` of who asked first.
+        trial: `TrialSpec.name` of what asked first.
         stage: `Question.stage`.
         allocation: `Allocation.key`.
         rung: The rung's name.
-        draw: Which set of seeds.
+        replicate: Which set of seeds.
         measures: Metric name -> measure. Relative metrics (paired with the dense pipeline on the same
             prompts and seeds) have names that end in ``_drop`` or ``_rise``.
         zeros: Counted zeros among the selected layers' weights after masking.
@@ -157,7 +157,7 @@ class Evaluation:
         collapsed: Why the output is broken (NaN, constant, off-scale), or an empty string.
         failed: Why it could not be measured, or an empty string.
         notes: Anything that departed from the plan, e.g. ``out of memory: batch 64 -> 32``.
-        trial: Ray Tune's trial id, or ``in-process``.
+        ray_trial: Ray Tune's trial id, or ``in-process``.
         evaluator: Which evaluator life answered.
         device: What it ran on: ``cpu``, ``cuda: NVIDIA H100``.
         versions: Of the software that decides what is measured.
@@ -166,11 +166,11 @@ class Evaluation:
     """
 
     key: str = ""
-    question: str = ""
+    trial: str = ""
     stage: str = ""
     allocation: str = ""
     rung: str = ""
-    draw: int = 0
+    replicate: int = 0
     measures: Mapping[str, Measure]
     zeros: int
     images: int
@@ -180,7 +180,7 @@ class Evaluation:
     failed: str = ""
     notes: str = ""
     method: str = ""
-    trial: str = ""
+    ray_trial: str = ""
     evaluator: str = ""
     device: str = ""
     versions: str = ""

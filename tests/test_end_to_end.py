@@ -98,8 +98,8 @@ def test_the_tables_hold_every_evaluation_once_answered_by_tune_trials(finished:
     assert len(evaluations) == summary_of(finished)["evaluations"]
     assert evaluations["key"].is_unique
     assert set(evaluations["stage"]) == {"baseline", "sensitivity", "search", "validation"}
-    assert (evaluations["trial"] != "in-process").all()
-    assert (evaluations["trial"] != "").all()
+    assert (evaluations["ray_trial"] != "in-process").all()
+    assert (evaluations["ray_trial"] != "").all()
     dense = evaluations["allocation"] == Allocation().key
     (method,) = set(evaluations[~dense]["method"])  # the contest has one outcome for all evaluators
     assert re.fullmatch("text_encoder: (wanda|magnitude), unet: (wanda|magnitude)", method)

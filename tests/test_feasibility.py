@@ -49,7 +49,7 @@ def evaluation(question: str, rung: str, zeros: int, **measures: float) -> Evalu
     sample = {"prompt_id": "1", "prompt": "a cat", "seed": 0, "clip_score": 0.3, "clip_score_drop": 0.001}
     return Evaluation(
         key=f"{number:016x}",
-        question=question,
+        trial=question,
         stage=stage,
         allocation=f"{zeros:016x}",
         rung=rung,
@@ -119,7 +119,7 @@ WANTED = {
 def test_rows_say_who_proposed_them_and_whether_they_are_inside(store: Store, compacted: bool) -> None:
     if compacted:
         store.compact()
-    rows = {row["question"]: row for row in store.table("evaluations").to_pylist()}
+    rows = {row["trial"]: row for row in store.table("evaluations").to_pylist()}
     assert {name: row["feasible"] for name, row in rows.items()} == {
         "baseline/score": True,
         "search/solver/1": True,

@@ -197,7 +197,7 @@ def test_nothing_is_exported_that_was_not_measured(place: Path, tmp_path: Path) 
     store.put(
         Evaluation(
             key="k",
-            question="q",
+            trial="q",
             stage="search",
             allocation=chosen.key,
             rung="score",

@@ -27,7 +27,7 @@ from raysense.evaluation.scoring import ImageScorer
 from raysense.pipelines.sample import metered
 from raysense.prompts.sets import Prompt, PromptSets, load_prompts
 from raysense.pruning.masks import Pruner
-from raysense.records import CALIBRATION, PART, Evaluation, Task
+from raysense.records import CALIBRATION, SHARD, Evaluation, Task
 from raysense.store.disk import Disk
 from raysense.study import Study, parse
 
@@ -86,7 +86,7 @@ class Evaluator:
             CALIBRATION: calibration,
             "layer": LayerRung(live),
             "probe": probe,
-            PART: ShardRung(live, sets),
+            SHARD: ShardRung(live, sets),
         }
 
     @cached_property
@@ -138,7 +138,7 @@ class Evaluator:
             key=task.key(self.identity.signature),
             allocation=task.allocation.key,
             rung=task.rung,
-            draw=task.draw,
+            replicate=task.replicate,
             measures=found.measures,
             zeros=live.zeros,
             images=live.sampled,

@@ -20,7 +20,7 @@ from raysense.hashing import content_key
 from raysense.metrics import gaussians
 from raysense.metrics.intervals import Estimate
 from raysense.metrics.spec import FEATURES
-from raysense.records import Part
+from raysense.records import Shard
 
 
 class ImageSets:
@@ -50,36 +50,38 @@ class ImageSets:
         self._dense_sets: dict[str, ScoredImages] = {}
         self._references: dict[tuple[str, int], Reference] = {}
 
-    def pairs(self, rung: str, draw: int) -> Pairs:
+    def pairs(self, rung: str, replicate: int) -> Pairs:
         """The prompts and seeds of a rung's images."""
-        return pairs_of(self._study, self._live.prompts, rung, draw)
+        return pairs_of(self._study, self._live.prompts, rung, replicate)
 
-    def dense(self, rung: str, draw: int) -> ScoredImages:
+    def dense(self, rung: str, replicate: int) -> ScoredImages:
         """The dense pipeline on a rung's prompts and seeds; sampled once a study."""
-        return self._sampled_once("dense", self.pairs(rung, draw), ranges_of(self._study, rung), rung, draw)
+        return self._sampled_once(
+            "dense", self.pairs(rung, replicate), ranges_of(self._study, rung), rung, replicate
+        )
 
-    def pruned(self, allocation: Allocation, rung: str, draw: int) -> ScoredImages:
+    def pruned(self, allocation: Allocation, rung: str, replicate: int) -> ScoredImages:
         """The pruned pipeline on a rung's prompts and seeds; what was sampled in shards comes from the cache."""
         if not allocation:
-            return self.dense(rung, draw)
+            return self.dense(rung, replicate)
         shards = ranges_of(self._study, rung)
-        return joined([self._pruned_shard(allocation, rung, draw, chosen) for chosen in shards])
+        return joined([self._pruned_shard(allocation, rung, replicate, chosen) for chosen in shards])
 
-    def sample_shard(self, allocation: Allocation, shard: Part, draw: int) -> None:
+    def sample_shard(self, allocation: Allocation, shard: Shard, replicate: int) -> None:
         """Sample a shard of a set of images into the cache."""
         chosen = ranges_of(self._study, shard.rung, shard.reference)[shard.number]
         if shard.reference:
             self._dense_shard("reference", self._reference_pairs(shard.rung), chosen, "", 0)
         elif not allocation:
-            self._dense_shard("dense", self.pairs(shard.rung, draw), chosen, shard.rung, draw)
+            self._dense_shard("dense", self.pairs(shard.rung, replicate), chosen, shard.rung, replicate)
         else:
-            self._pruned_shard(allocation, shard.rung, draw, chosen)
+            self._pruned_shard(allocation, shard.rung, replicate, chosen)
 
-    def reference(self, rung: str, draw: int, dense: ScoredImages) -> Reference:
+    def reference(self, rung: str, replicate: int, dense: ScoredImages) -> Reference:
         """What distribution metrics compare with, and the dense pipeline's own distances to it."""
-        if (rung, draw) not in self._references:
-            self._references[rung, draw] = self._make_reference(rung, draw, dense)
-        return self._references[rung, draw]
+        if (rung, replicate) not in self._references:
+            self._references[rung, replicate] = self._make_reference(rung, replicate, dense)
+        return self._references[rung, replicate]
 
     # --- references -----------------------------------------------------------------------------------
 
@@ -91,7 +93,7 @@ class ImageSets:
         shards = ranges_of(self._study, reference_rung(rung), reference=True)
         return self._sampled_once("reference", self._reference_pairs(rung), shards)
 
-    def _make_reference(self, rung: str, draw: int, dense: ScoredImages) -> Reference:
+    def _make_reference(self, rung: str, replicate: int, dense: ScoredImages) -> Reference:
         scorer, external = self._scorer(), self._scorer().external
         features: Mapping[str, Tensor] = {}
         prompt_ids = None
@@ -110,10 +112,10 @@ class ImageSets:
         reference = Reference(gaussian, features, {}, prompt_ids)
 
         def estimate() -> dict[str, Tensor]:
-            ids = [prompt.id for prompt in self.pairs(rung, draw)[0]]
+            ids = [prompt.id for prompt in self.pairs(rung, replicate)[0]]
             return _as_tensors({m: scorer.estimate(m, dense, ids, reference) for m in metrics})
 
-        key = content_key("distances", self._keys.signature, rung, draw, metrics)
+        key = content_key("distances", self._keys.signature, rung, replicate, metrics)
         stored = self._memory.remembered(key, estimate)
         before = {metric: _from_tensors(metric, stored) for metric in metrics}
         return replace(reference, dense=before)
@@ -121,20 +123,20 @@ class ImageSets:
     # --- dense and pruned sets ------------------------------------------------------------------------
 
     def _sampled_once(
-        self, what: str, pairs: Pairs, shards: Sequence[range], rung: str = "", draw: int = 0
+        self, what: str, pairs: Pairs, shards: Sequence[range], rung: str = "", replicate: int = 0
     ) -> ScoredImages:
         """A set of dense images from memory, from the cache, or made now, shard by shard."""
         key = self._dense_key(what, pairs)
         if key not in self._dense_sets:
             self._dense_sets[key] = joined(
-                [self._dense_shard(what, pairs, chosen, rung, draw) for chosen in shards]
+                [self._dense_shard(what, pairs, chosen, rung, replicate) for chosen in shards]
             )
         return self._dense_sets[key]
 
-    def _dense_shard(self, what: str, pairs: Pairs, chosen: range, rung: str, draw: int) -> ScoredImages:
+    def _dense_shard(self, what: str, pairs: Pairs, chosen: range, rung: str, replicate: int) -> ScoredImages:
         def sample() -> ScoredImages:
             self._live.stand_at(Allocation())
-            scored = self._sampler.scored(pairs, chosen, None, rung, draw)
+            scored = self._sampler.scored(pairs, chosen, None, rung, replicate)
             if scored.collapsed:
                 raise RaysenseError(
                     f"`pipeline`: the dense pipeline's own images are broken ({scored.collapsed}); check `dtype`, "
@@ -144,18 +146,18 @@ class ImageSets:
 
         return self._cached(self._dense_key(what, _some(pairs, chosen)), sample)
 
-    def _pruned_shard(self, allocation: Allocation, rung: str, draw: int, chosen: range) -> ScoredImages:
+    def _pruned_shard(self, allocation: Allocation, rung: str, replicate: int, chosen: range) -> ScoredImages:
         """Some of a rung's images."""
-        pairs, dense = self.pairs(rung, draw), self.dense(rung, draw)
+        pairs, dense = self.pairs(rung, replicate), self.dense(rung, replicate)
 
         def sample() -> ScoredImages:
             self._live.stand_at(allocation)
-            return self._sampler.scored(pairs, chosen, dense, rung, draw)
+            return self._sampler.scored(pairs, chosen, dense, rung, replicate)
 
         if not is_kept(self._study, rung):
             return sample()
         some = _some(pairs, chosen)
-        key = content_key("part", self._keys.signature, allocation.key, [p.id for p in some[0]], some[1])
+        key = content_key("shard", self._keys.signature, allocation.key, [p.id for p in some[0]], some[1])
         return self._cached(key, sample)
 
     def _cached(self, key: str, sample: Callable[[], ScoredImages]) -> ScoredImages:

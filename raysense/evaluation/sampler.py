@@ -25,12 +25,12 @@ Pairs = tuple[list[Prompt], list[int]]
 Work = TypeVar("Work")
 
 _FIRST_REFERENCE_SEED = 1_000_000
-_SEEDS_A_DRAW = 1_000
+_SEEDS_A_REPLICATE = 1_000
 
 
-def seed_of(study: Study, draw: int, number: int) -> int:
-    """Seed number `number` of a draw."""
-    return first_seed(study.seed) + draw * _SEEDS_A_DRAW + number
+def seed_of(study: Study, replicate: int, number: int) -> int:
+    """Seed number `number` of a replicate."""
+    return first_seed(study.seed) + replicate * _SEEDS_A_REPLICATE + number
 
 
 def image_rung(study: Study, name: str) -> ImageRung:
@@ -47,12 +47,12 @@ def image_rung(study: Study, name: str) -> ImageRung:
     return rung
 
 
-def pairs_of(study: Study, prompts: PromptSets, name: str, draw: int) -> Pairs:
+def pairs_of(study: Study, prompts: PromptSets, name: str, replicate: int) -> Pairs:
     """The prompts and seeds of a rung's images."""
     rung = image_rung(study, name)
     chosen = prompts.of(name, rung.prompts)
     # Seed by seed, so that a rung with fewer seeds is a prefix of one with more.
-    seeds = [seed_of(study, draw, number) for number in range(rung.seeds) for _ in chosen]
+    seeds = [seed_of(study, replicate, number) for number in range(rung.seeds) for _ in chosen]
     return list(chosen) * rung.seeds, seeds
 
 
@@ -89,7 +89,7 @@ class Sampler:
         return torch.cat([images for _, images in self._batches(pairs, chosen, lambda images, _: images)])
 
     def scored(
-        self, pairs: Pairs, wanted: Sequence[int], dense: ScoredImages | None, rung: str, draw: int
+        self, pairs: Pairs, wanted: Sequence[int], dense: ScoredImages | None, rung: str, replicate: int
     ) -> ScoredImages:
         """Sample the wanted ones of some pairs, which ascend, and extract features batch by batch.
 
@@ -102,11 +102,11 @@ class Sampler:
             wanted: Which of them.
             dense: The dense pipeline's images of all pairs; None where these are they.
             rung: Whose images; empty for a reference's.
-            draw: Which set of seeds.
+            replicate: Which set of seeds.
         """
         prompts, seeds = pairs
         names = [(prompt.id, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-        first = self._previewed(draw) if rung in ("preview", "score") else set()
+        first = self._previewed(replicate) if rung in ("preview", "score") else set()
         seen = self._seen_now()
         parts: list[ScoredImages] = []
         order: list[int] = []
@@ -131,9 +131,9 @@ class Sampler:
         places = sorted(range(len(order)), key=order.__getitem__)
         return joined(parts).rows(places)
 
-    def _previewed(self, draw: int) -> set[tuple[str, int]]:
+    def _previewed(self, replicate: int) -> set[tuple[str, int]]:
         """The preview rung's images, by prompt and seed."""
-        pairs = pairs_of(self._live.study, self._live.prompts, "preview", draw)
+        pairs = pairs_of(self._live.study, self._live.prompts, "preview", replicate)
         return {(prompt.id, seed) for prompt, seed in zip(*pairs, strict=True)}
 
     def _seen_now(self) -> dict[tuple[str, int], tuple[ScoredImages, int]]:

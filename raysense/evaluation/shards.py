@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raysense.allocation import Allocation
-from raysense.records import PART, Part, Task
+from raysense.records import SHARD, Shard, Task
 from raysense.study import ImageRung, Study
 
 REFERENCE_SEEDS = 2
@@ -60,7 +60,7 @@ def is_kept(study: Study, rung: str) -> bool:
     )
 
 
-def parts_of(study: Study, allocation: Allocation, rung: str) -> list[Task]:
+def shards_of(study: Study, allocation: Allocation, rung: str) -> list[Task]:
     """The tasks that sample an evaluation's images beforehand; none where one evaluator does it at once."""
     if not isinstance(getattr(study.rungs, rung, None), ImageRung):
         return []
@@ -68,13 +68,15 @@ def parts_of(study: Study, allocation: Allocation, rung: str) -> list[Task]:
     if is_split(study, rung):
         count = len(ranges_of(study, rung))
         tasks += [
-            Task(allocation, PART, part=Part(rung, False, number, count))
+            Task(allocation, SHARD, shard=Shard(rung, False, number, count))
             for number in range(len(_head(study, rung)), count)
         ]
     largest = reference_rung(rung)
     if not allocation and study.metrics.reference.path is None and is_split(study, largest, reference=True):
         count = len(ranges_of(study, largest, reference=True))
-        tasks += [Task(allocation, PART, part=Part(largest, True, number, count)) for number in range(count)]
+        tasks += [
+            Task(allocation, SHARD, shard=Shard(largest, True, number, count)) for number in range(count)
+        ]
     return tasks
 
 

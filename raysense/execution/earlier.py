@@ -49,7 +49,7 @@ class Earlier:
         if found is None or found.failed or not self._fits(found):
             return False
         # A part's images lie in the earlier study's cache; they are of use only as the evaluation that they led to.
-        return task.part is None or self.has(Task(task.allocation, task.part.rung, task.draw))
+        return task.shard is None or self.has(Task(task.allocation, task.shard.rung, task.replicate))
 
     def take(self, question: Question, task: Task) -> Evaluation | None:
         """The task's evaluation as the new study's own row, stored; None if the earlier study has none."""
@@ -59,7 +59,7 @@ class Earlier:
         taken = replace(
             found,
             key=task.key(self._signature),
-            question=question.name,
+            trial=question.name,
             stage=question.stage,
             measures={name: measure for name, measure in found.measures.items() if self._is_wanted(name)},
             samples=self._samples_of(found.key),

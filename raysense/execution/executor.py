@@ -62,7 +62,7 @@ class Measurer(Protocol):
     def evaluate(self, task: Task) -> Evaluation:
         """Measures one allocation on one rung.
 
-        The executor signs the answer: `key`, `question`, `stage`, `allocation`, `rung`, `draw`, `trial` and
+        The executor signs the answer: `key`, `trial`, `stage`, `allocation`, `rung`, `replicate`, `ray_trial` and
         `evaluator` are set by it, whatever is given here.
         """
         ...
@@ -109,12 +109,12 @@ def signed(
     return replace(
         evaluation,
         key=task.key(signature),
-        question=question.name,
+        trial=question.name,
         stage=question.stage,
         allocation=task.allocation.key,
         rung=task.rung,
-        draw=task.draw,
-        trial=trial,
+        replicate=task.replicate,
+        ray_trial=trial,
         evaluator=life,
     )
 

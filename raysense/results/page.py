@@ -402,7 +402,7 @@ def _provenance(run: Run, candidates: pd.DataFrame) -> list[tuple[str, str]]:
     extractors = (
         measures.groupby("extractor")["metric"].unique().map(lambda names: ", ".join(sorted(map(str, names))))
     )
-    draws = sorted(set(map(int, run.table("evaluations")["draw"])))
+    replicates = sorted(set(map(int, run.table("evaluations")["replicate"])))
     rungs = [
         f"{name}: {rung.prompts * rung.seeds:,} images"
         for name, rung in study.rungs
@@ -429,7 +429,7 @@ def _provenance(run: Run, candidates: pd.DataFrame) -> list[tuple[str, str]]:
         (
             "sampling",
             f"{study.sampling.steps} steps, guidance {study.sampling.guidance:g}, study seed {study.seed}, "
-            f"sets of noise seeds {', '.join(map(str, draws)) or 'none yet'}",
+            f"sets of noise seeds {', '.join(map(str, replicates)) or 'none yet'}",
         ),
         ("sample sizes", "; ".join(rungs) or "none yet"),
         *((f"measured with {str(name).rsplit('/', 1)[-1]}", names) for name, names in extractors.items()),

@@ -11,7 +11,7 @@ FROM studies;
 -- Every allocation judged by images: who proposed it, how sparse it is, whether every interval clears its bound.
 CREATE VIEW verdicts AS
 SELECT
-    key, allocation, rung, stage, question, strategy, zeros, zeros / n_components AS sparsity_components, feasible,
+    key, allocation, rung, stage, trial, strategy, zeros, zeros / n_components AS sparsity_components, feasible,
     constraint_utilisation
 FROM evaluations
 WHERE failed = '' AND rung IN ('preview', 'score', 'validation');

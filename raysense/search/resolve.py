@@ -228,7 +228,7 @@ def _evidence(
                 continue
             allocation = Allocation(levels.get(evaluation.allocation, {}))
             feasible = is_feasible(evaluation, bounds, stretch)
-            strategy = strategy_of(stage, evaluation.question)
+            strategy = strategy_of(stage, evaluation.trial)
             found[evaluation.allocation] = Candidate(
                 strategy, allocation, grid.zeros(allocation), evaluation, feasible
             )

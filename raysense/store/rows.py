@@ -16,11 +16,11 @@ from raysense.store.sealed import seal, unseal
 
 _PLAIN = (
     "key",
-    "question",
+    "trial",
     "stage",
     "allocation",
     "rung",
-    "draw",
+    "replicate",
     "zeros",
     "images",
     "nfe",
@@ -29,7 +29,7 @@ _PLAIN = (
     "failed",
     "notes",
     "method",
-    "trial",
+    "ray_trial",
     "evaluator",
     "device",
     "versions",
@@ -136,7 +136,7 @@ def to_rows(evaluation: Evaluation, levels: Mapping[str, int], budget: Budget | 
         "evaluations": [
             {
                 **{name: getattr(evaluation, name) for name in _PLAIN},
-                "strategy": strategy_of(evaluation.stage, evaluation.question),
+                "strategy": strategy_of(evaluation.stage, evaluation.trial),
                 **(budget.judged(evaluation) if budget else {}),
             }
         ],

@@ -86,13 +86,13 @@ ALLOCATIONS = _schema(
 )
 
 EVALUATIONS = _schema(
-    "One row per evaluation: one allocation measured on one rung; or, on the rung `part`, some of its images sampled.",
-    ("key", _TEXT, "name of the evaluation: hash of study signature, allocation, rung and draw"),
-    ("question", _TEXT, "the question that asked first"),
+    "One row per evaluation: one allocation measured on one rung; or, on the rung `shard`, some of its images sampled.",
+    ("key", _TEXT, "name of the evaluation: hash of study signature, allocation, rung and replicate"),
+    ("trial", _TEXT, "name of the trial that asked first, e.g. search/lamp/3"),
     ("stage", _TEXT, "baseline, sensitivity, search or validation"),
     ("allocation", _TEXT, "content hash of the allocation; see the table allocations"),
     ("rung", _TEXT, "name of the rung"),
-    ("draw", _INT, "which set of seeds, 0 first"),
+    ("replicate", _INT, "which set of seeds, 0 first"),
     ("zeros", _INT, "counted zeros among the selected layers' weights after masking"),
     *((name, _INT, text) for name, text in DENOMINATORS.items()),
     ("images", _INT, "images sampled for this evaluation"),
@@ -119,7 +119,7 @@ EVALUATIONS = _schema(
     ("failed", _TEXT, "why it could not be measured, or an empty text"),
     ("notes", _TEXT, "what departed from the plan, or an empty text"),
     ("method", _TEXT, "what chose the weights that left: wanda, magnitude 2:4 …"),
-    ("trial", _TEXT, "Ray Tune's trial id, or in-process"),
+    ("ray_trial", _TEXT, "Ray Tune's trial id, or in-process"),
     ("evaluator", _TEXT, "which evaluator life answered"),
     ("device", _TEXT, "what it ran on: cpu, cuda and the card's name"),
     ("versions", _TEXT, "of the software that decides what is measured"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
-from raysense.evaluation.shards import parts_of
+from raysense.evaluation.shards import shards_of
 from raysense.names import OWL, SOLVER
 from raysense.records import CALIBRATION, Task
 from raysense.strategies.context import Findings, SearchContext
@@ -74,7 +74,7 @@ class Expectation:
 
 def _with_parts(study: Study, allocation: Allocation, rungs: Sequence[str]) -> set[Task]:
     """The tasks of some evaluations, with those of their parts."""
-    parts = {part for rung in rungs for part in parts_of(study, allocation, rung)}
+    parts = {part for rung in rungs for part in shards_of(study, allocation, rung)}
     return {*(Task(allocation, rung) for rung in rungs), *parts}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from raysense.allocation import Allocation
-from raysense.evaluation.shards import parts_of
+from raysense.evaluation.shards import shards_of
 from raysense.records import Evaluation, Question, Task
 from raysense.strategies.context import SearchContext, candidate_of
 from raysense.strategies.runner import Coroutine
@@ -21,7 +21,7 @@ def asked_for(context: SearchContext, question: Question) -> Coroutine:
     asked: set[Task] = set()
     runs: list[tuple[list[Task], list[Task]]] = []  # parts, and the tasks that they are for
     for task in question.tasks:
-        parts = [part for part in parts_of(context.study, task.allocation, task.rung) if part not in asked]
+        parts = [part for part in shards_of(context.study, task.allocation, task.rung) if part not in asked]
         asked.update(parts)
         if not runs or (parts and question.stop is not None):
             runs.append(([], []))
@@ -32,7 +32,7 @@ def asked_for(context: SearchContext, question: Question) -> Coroutine:
         name = f"{question.name}/{len(found)}" if found else question.name
         if parts:
             yield [
-                Question(f"{name}/part {number}: {part.part}", question.stage, (part,))
+                Question(f"{name}/shard {number}: {part.shard}", question.stage, (part,))
                 for number, part in enumerate(parts, 1)
             ]
         evaluations = yield replace(question, name=name, tasks=tuple(tasks))
@@ -61,10 +61,10 @@ def judged_together(
         asked: set[Task] = set()
         parts: list[Question] = []
         for number in climbing:
-            for part in parts_of(context.study, allocations[number], rung):
+            for part in shards_of(context.study, allocations[number], rung):
                 if part not in asked:
                     asked.add(part)
-                    name = f"search/{names[number]}/{rung}/part {len(parts)}: {part.part}"
+                    name = f"search/{names[number]}/{rung}/shard {len(parts)}: {part.shard}"
                     parts.append(Question(name, "search", (part,)))
         if parts:
             yield parts

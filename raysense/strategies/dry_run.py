@@ -265,7 +265,7 @@ class _Cluster:
         an_image = self._an_image.image
         if task.rung == CALIBRATION:
             return 0, cost, cost / an_image * self._speed.image
-        if task.part is not None:
+        if task.shard is not None:
             images = cost // an_image
             return images, cost, images * self._speed.image
         if task.rung == "probe":
@@ -288,8 +288,8 @@ class _Cluster:
         zeros = self._grid.zeros(task.allocation)
         share = zeros / self._grid.n
         return Evaluation(
-            key="", question=question.name, stage=question.stage, allocation=task.allocation.key, rung=task.rung,
-            draw=task.draw, measures=_Assumed(self._bounds, share, self._local_share(task.allocation)),
+            key="", trial=question.name, stage=question.stage, allocation=task.allocation.key, rung=task.rung,
+            replicate=task.replicate, measures=_Assumed(self._bounds, share, self._local_share(task.allocation)),
             zeros=self._inventory.zeros_before + zeros, images=images, nfe=cost, seconds=seconds,
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ from raysense.study.load import examine, load, parse, revise
 from raysense.study.reading import Examined
 from raysense.study.schema import (
     EXTENSIONS,
-    MAX_DRAW_SEEDS,
+    MAX_REPLICATE_SEEDS,
     MAX_SEED,
     PLACES,
     Budget,
@@ -39,7 +39,7 @@ from raysense.study.schema import (
 __all__ = [
     "EXTENSIONS",
     "GIVEN",
-    "MAX_DRAW_SEEDS",
+    "MAX_REPLICATE_SEEDS",
     "MAX_SEED",
     "PLACES",
     "Budget",

@@ -49,8 +49,8 @@ PLACES = ("pipeline", "revision", "prompts", "metrics.reference.path")
 MAX_SEED = 900_000_000_000
 """An image's seed is ten million times the study's and a few millions; tables hold 64 bits."""
 
-MAX_DRAW_SEEDS = 1000
-"""Seeds that one prompt may have on a rung: those of one draw; the next draw's follow."""
+MAX_REPLICATE_SEEDS = 1000
+"""Seeds that one prompt may have on a rung: those of one replicate; the next replicate's follow."""
 
 
 class Calibration(Section):
@@ -298,7 +298,9 @@ class ImageRung(Section):
     """Images are sampled and judged."""
 
     prompts: int = Field(ge=8, description="how many, from the first on")
-    seeds: int = Field(1, ge=1, le=MAX_DRAW_SEEDS, description="images a prompt, each with its own noise")
+    seeds: int = Field(
+        1, ge=1, le=MAX_REPLICATE_SEEDS, description="images a prompt, each with its own noise"
+    )
 
 
 class Rungs(Section):

@@ -61,7 +61,7 @@ def test_every_seed_begins_with_prompts_of_its_own(tmp_path: Path) -> None:
 
 def evaluation(rung: str, zeros: int, drop: float) -> Evaluation:
     return Evaluation(
-        key=f"{rung}-{zeros}", question="", stage="search", allocation="", rung=rung, draw=0,
+        key=f"{rung}-{zeros}", trial="", stage="search", allocation="", rung=rung, replicate=0,
         measures={"clip_score_drop": Measure(drop, drop, drop, 8, "made-up")}, zeros=zeros, images=8, nfe=10,
         seconds=0.0,
     )  # fmt: skip

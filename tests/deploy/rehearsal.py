@@ -296,7 +296,7 @@ def check_results(results: Path) -> None:
     assert len(rows) == summary["evaluations"] == len({row["key"] for row in rows})
     hosts = {row["evaluator"].rsplit("-", 2)[0] for row in rows}
     assert hosts == {"head", "worker"}, hosts
-    sampled = [row for row in rows if row["rung"] == "part"]
+    sampled = [row for row in rows if row["rung"] == "shard"]
     assert {row["evaluator"].rsplit("-", 2)[0] for row in sampled} == hosts, (
         "parts of one evaluation on one machine"
     )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from raysense.allocation import Allocation
 from raysense.evaluation.evaluator import Evaluator
-from raysense.evaluation.shards import is_split, parts_of, ranges, ranges_of
+from raysense.evaluation.shards import is_split, ranges, ranges_of, shards_of
 from raysense.records import Evaluation, Task
 from raysense.study import Study, load
 
@@ -42,17 +42,17 @@ def test_every_image_is_in_one_part_and_parts_are_as_few_and_as_even_as_can_be(n
 def test_a_set_that_fits_has_no_parts() -> None:
     whole, parted = study(20), study(8)
     some = Allocation({"unet:conv_in": 1})
-    assert parts_of(whole, some, "validation") == parts_of(whole, Allocation(), "score") == []
+    assert shards_of(whole, some, "validation") == shards_of(whole, Allocation(), "score") == []
     assert not is_split(whole, "score", reference=True)
-    assert len(parts_of(parted, some, "validation")) == 2
+    assert len(shards_of(parted, some, "validation")) == 2
     # Two of the dense pipeline's own, and of the reference, 2 × 9 images, three.
-    assert len(parts_of(parted, Allocation(), "validation")) == 2 + 3
-    assert parts_of(parted, Allocation(), "probe") == []
+    assert len(shards_of(parted, Allocation(), "validation")) == 2 + 3
+    assert shards_of(parted, Allocation(), "probe") == []
     # The preview's 8 are the first of the score rung's 10.
     assert ranges_of(parted, "score") == [range(8), range(8, 10)]
-    assert [str(task.part) for task in parts_of(parted, some, "score")] == ["score 2 of 2"]
+    assert [str(task.shard) for task in shards_of(parted, some, "score")] == ["score 2 of 2"]
     # The preview is small, but is compared with the reference of the whole search.
-    assert {task.part.rung for task in parts_of(parted, Allocation(), "preview") if task.part} == {"score"}
+    assert {task.shard.rung for task in shards_of(parted, Allocation(), "preview") if task.shard} == {"score"}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_parts_by_two_evaluators_give_what_one_evaluator_gives(
     task = Task(pruned(evaluators[0]), "validation")
     sampled: list[Evaluation] = []
     for wanted in (Task(Allocation(), "validation"), task):
-        parts = parts_of(evaluators[0].study, wanted.allocation, wanted.rung)
+        parts = shards_of(evaluators[0].study, wanted.allocation, wanted.rung)
         for number, part in enumerate(parts):
             sampled.append(evaluators[number % 2].evaluate(part))
     first, last = evaluators[1].evaluate(Task(Allocation(), "validation")), evaluators[0].evaluate(task)
@@ -139,7 +139,7 @@ def test_broken_images_are_known_as_such_from_the_cache(
     monkeypatch.setattr(
         one.scorer, "score", lambda images, prompts, dense: real(torch.zeros_like(images), prompts, dense)
     )
-    first, second, third = parts_of(one.study, task.allocation, "validation")
+    first, second, third = shards_of(one.study, task.allocation, "validation")
     one.evaluate(first)
     one.evaluate(second)
     other.evaluate(third)
@@ -152,7 +152,7 @@ def test_a_damaged_part_is_sampled_again(evaluators: list[Evaluator], folder: Pa
     one, other = evaluators
     task = Task(pruned(one, 0.3), "validation")
     before = set((folder / "shared" / "cache").iterdir())
-    first, *rest = parts_of(one.study, task.allocation, "validation")
+    first, *rest = shards_of(one.study, task.allocation, "validation")
     one.evaluate(first)
     (entry,) = set((folder / "shared" / "cache").iterdir()) - before
     for part in rest:

@@ -54,8 +54,8 @@ def test_every_evaluation_is_measured_stored_and_told_once(store: Store) -> None
     assert (outcome.snapshot.done, outcome.snapshot.replayed, outcome.snapshot.outstanding) == (20, 0, 0)
     assert (outcome.snapshot.images, outcome.snapshot.nfe) == (20 * 16, 20 * 32)
     rows = store.table("evaluations").to_pylist()
-    assert {row["trial"] for row in rows} == {"in-process"}
-    assert all(row["evaluator"] and row["question"].startswith("sensitivity/unet:layer") for row in rows)
+    assert {row["ray_trial"] for row in rows} == {"in-process"}
+    assert all(row["evaluator"] and row["trial"].startswith("sensitivity/unet:layer") for row in rows)
     assert {row["allocation"] for row in rows} == set(store.table("allocations")["allocation"].to_pylist())
 
 
@@ -190,7 +190,7 @@ def test_a_failure_row_names_question_and_task() -> None:
     question = strategy.ask()
     assert question is not None
     row = failure(question, question.tasks[0], "out of memory", signature="s", trial="t", life="l")
-    assert (row.question, row.failed, row.trial) == (question.name, "out of memory", "t")
+    assert (row.trial, row.failed, row.ray_trial) == (question.name, "out of memory", "t")
     assert row.key == question.tasks[0].key("s")
 
 

@@ -31,7 +31,7 @@ def evaluation(number: int) -> Evaluation:
     sample = {"prompt_id": number, "prompt": "a cät", "seed": 7, "clip_score": 0.3, "lpips": None}
     return Evaluation(
         key=f"{number:016x}",
-        question=f"search/solver/{number}",
+        trial=f"search/solver/{number}",
         stage="search",
         allocation=f"{number:016x}",
         rung="score",

@@ -113,7 +113,7 @@ def test_a_budget_that_ends_before_the_first_candidate(tmp_path: Path) -> None:
     summary, told = ended(tmp_path, DROP, hours=3500 / 3600)
     rows = Store.open(str(tmp_path)).evaluations()
     sampled = [row for row in rows if row.stage == "search"]
-    assert all("/light-" in row.question and row.rung == "preview" for row in sampled)
+    assert all("/light-" in row.trial and row.rung == "preview" for row in sampled)
     assert any(row.measures["clip_score_drop"].ci_high < 0.2 for row in sampled)
     assert (summary["missed"]["rung"], summary["missed"]["tried"]) == (None, 0)
     assert "nothing was tried: the budget ended before the first candidate" in told

@@ -44,9 +44,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def question(name: str) -> str:
         return name.replace("search/linear_uniform", f"search/{EVIL.replace('/', '|')}")
 
-    rewrite(
-        run, "evaluations", lambda t: column(t, "question", list(map(question, t["question"].to_pylist())))
-    )
+    rewrite(run, "evaluations", lambda t: column(t, "trial", list(map(question, t["trial"].to_pylist()))))
     rewrite(run, "measures", lambda t: column(t, "extractor", [EVIL] * len(t)))
     rewrite(run, "layers", lambda t: column(t, "group", [f"{EVIL} {g}" for g in t["group"].to_pylist()]))
     return Path(write_page(str(run), images=2))

@@ -44,8 +44,8 @@ def test_measured_again_the_rows_are_the_same(
     run: Run, evaluator: Evaluator, stage: str, rung: str, which: int
 ) -> None:
     evaluations, measures = run.table("evaluations"), run.table("measures")
-    row = evaluations.query("stage == @stage and rung == @rung").sort_values("question").iloc[which]
-    again = evaluator.evaluate(Task(run.allocation(row["allocation"]), rung, int(row["draw"])))
+    row = evaluations.query("stage == @stage and rung == @rung").sort_values("trial").iloc[which]
+    again = evaluator.evaluate(Task(run.allocation(row["allocation"]), rung, int(row["replicate"])))
     stored = measures[measures["key"] == row["key"]].set_index("metric")
     assert again.zeros == row["zeros"]
     assert set(again.measures) == set(stored.index)

@@ -238,5 +238,5 @@ def test_a_search_in_this_process_stops_and_goes_on(tmp_path: Path) -> None:
     assert python("resume").startswith("finished True")
     run = rs.Run(str(tmp_path / "run"))
     assert run.winner is not None
-    assert set(run.table("evaluations")["trial"]) == {"in-process"}
+    assert set(run.table("evaluations")["ray_trial"]) == {"in-process"}
     assert not (tmp_path / "run" / "report.html").exists()

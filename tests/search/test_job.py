@@ -43,7 +43,7 @@ def evaluation(number: int, rung: str = "score", failed: str = "") -> Evaluation
     key = Allocation({"unet:a": number}).key if number else Allocation().key
     return Evaluation(
         key=f"{number}",
-        question="q",
+        trial="q",
         stage="search",
         allocation=key,
         rung=rung,

@@ -82,7 +82,7 @@ def test_what_failed_on_held_out_prompts_is_not_foretold(tmp_path: Path) -> None
             e.zeros
             for e in Store.open(run).evaluations()
             if e.stage == "validation"
-            and e.question.split("/")[1] in ("solver", "joint")
+            and e.trial.split("/")[1] in ("solver", "joint")
             and e.measures["clip_score_drop"].ci_high > bound
         ]
         assert answer["predicted"]["zeros"] < min(failed, default=10**9)

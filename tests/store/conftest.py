@@ -19,11 +19,11 @@ def make() -> Callable[..., Evaluation]:
     def one(number: int, **changes: object) -> Evaluation:
         fields: dict[str, object] = {
             "key": f"{number:016x}",
-            "question": f"sensitivity/{number // 4}",
+            "trial": f"sensitivity/{number // 4}",
             "stage": "sensitivity",
             "allocation": f"{number % 50:016x}",
             "rung": "probe",
-            "draw": 0,
+            "replicate": 0,
             "measures": {
                 "clip_drop": Measure(number / 7, number / 7 - 0.1, number / 7 + 0.1, 16, "open_clip"),
                 "kid": Measure(1e-9 * number, 0.0, float("inf"), 16, "efficientnet-lite0"),
@@ -32,7 +32,7 @@ def make() -> Callable[..., Evaluation]:
             "images": 16,
             "nfe": 32,
             "seconds": 0.1,
-            "trial": "abc",
+            "ray_trial": "abc",
             "evaluator": "host-1",
             "samples": [{"prompt_id": 3, "prompt": "a cät", "seed": 7, "clip": 0.3, "lpips": 0.1}],
         }

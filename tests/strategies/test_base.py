@@ -18,11 +18,11 @@ def answer(question: Question) -> list[Evaluation]:
     return [
         Evaluation(
             key=task.key("s"),
-            question=question.name,
+            trial=question.name,
             stage=question.stage,
             allocation=task.allocation.key,
             rung=task.rung,
-            draw=task.draw,
+            replicate=task.replicate,
             measures={"clip_drop": Measure(int(task.key("s"), 16) % 1000 / 1000, 0.0, 1.0, 1, "none")},
             zeros=0,
             images=0,

@@ -55,7 +55,7 @@ def refused(folder: Path, limit: float, constraints: dict[str, Any] | None = Non
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
     LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=4)
     if story.error is not None:
-        assert {task.rung for task in landscape.tasks} <= {"preview", "score", "validation", "part"}
+        assert {task.rung for task in landscape.tasks} <= {"preview", "score", "validation", "shard"}
         assert sum(bool(task.allocation) for task in landscape.tasks) == 1, "one preview is all it took"
     return str(story.error or "")
 

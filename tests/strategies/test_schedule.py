@@ -11,12 +11,12 @@ from torch import nn
 
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
-from raysense.evaluation.shards import parts_of
+from raysense.evaluation.shards import shards_of
 from raysense.execution.local import LocalExecutor
 from raysense.pipelines.cost import Cost
 from raysense.pruning.layers import Inventory, take_inventory
 from raysense.pruning.patterns import Pattern, pattern_grid
-from raysense.records import CALIBRATION, OUTLIERS, PART, Evaluation, Measure, Question, Task
+from raysense.records import CALIBRATION, OUTLIERS, SHARD, Evaluation, Measure, Question, Task
 from raysense.store.store import Store
 from raysense.strategies.context import Findings
 from raysense.strategies.rules import closed_forms
@@ -45,15 +45,15 @@ class Landscape:
     def evaluate(self, task: Task) -> Evaluation:
         self.tasks.append(task)
         damage = self.damage(task.allocation)
-        images = {"probe": 0, "preview": 8, "score": 16, "validation": 32, PART: 5}[task.rung]
+        images = {"probe": 0, "preview": 8, "score": 16, "validation": 32, SHARD: 5}[task.rung]
         near = Measure(damage, damage - self.noise, damage + self.noise, 16, "made-up")
         return Evaluation(
             key=task.key(SIGNATURE),
-            question="",
+            trial="",
             stage="",
             allocation=task.allocation.key,
             rung=task.rung,
-            draw=task.draw,
+            replicate=task.replicate,
             measures={"probe_error": near} if task.rung == "probe" else {"clip_score_drop": near},
             zeros=self.grid.zeros(task.allocation),
             images=images,
@@ -189,14 +189,14 @@ def test_large_evaluations_are_sampled_in_parts_first_and_decide_the_same(tmp_pa
     study = made_up(per_part=10)[0]
     seen: set[Task] = set()
     for task in landscape.tasks:
-        assert seen.issuperset(parts_of(study, task.allocation, task.rung)), task
+        assert seen.issuperset(shards_of(study, task.allocation, task.rung)), task
         seen.add(task)
     # What the preview makes hopeless is not sampled further.
     hopeless = {
         c.allocation for c in parted.tried if c.evaluation.rung == "preview" and c.strategy != "evopress"
     }
     assert hopeless
-    of_them = [t for t in landscape.tasks if t.allocation in hopeless and t.part and t.part.rung == "score"]
+    of_them = [t for t in landscape.tasks if t.allocation in hopeless and t.shard and t.shard.rung == "score"]
     assert not of_them
 
 
@@ -206,7 +206,7 @@ def test_parts_go_side_by_side() -> None:
     while (question := story.ask()) is not None:
         asked.append(question)
     # Score: what the preview has not, and four of the reference; validation: four and seven.
-    assert [q.tasks[0].rung for q in asked] == [PART] * (1 + 4 + 4 + 7)
+    assert [q.tasks[0].rung for q in asked] == [SHARD] * (1 + 4 + 4 + 7)
     assert asked[0].name == "baseline/search/part 1: score reference 1 of 4"
     assert len({q.name for q in asked}) == len(asked)
 

@@ -31,9 +31,9 @@ class RungCosts:
             return self.calibration
         if task.rung == "probe":
             return self.probe
-        if task.part is not None:
-            shards = ranges_of(study, task.part.rung, task.part.reference)
-            return len(shards[task.part.number]) * self.image.image
+        if task.shard is not None:
+            shards = ranges_of(study, task.shard.rung, task.shard.reference)
+            return len(shards[task.shard.number]) * self.image.image
         own = 0 if is_split(study, task.rung) else 1
         reference = 0 if task.allocation or is_split(study, reference_rung(task.rung), reference=True) else 2
         return self.images(task.rung) * (own + reference)

@@ -27,10 +27,10 @@ class ImagesRung:
     def measure(self, task: Task) -> Found:
         """See `Rung`."""
         live = self._live
-        pairs = self._sets.pairs(task.rung, task.draw)
-        dense = self._sets.dense(task.rung, task.draw)
-        reference = self._sets.reference(task.rung, task.draw, dense)
-        pruned = self._sets.pruned(task.allocation, task.rung, task.draw)
+        pairs = self._sets.pairs(task.rung, task.replicate)
+        dense = self._sets.dense(task.rung, task.replicate)
+        reference = self._sets.reference(task.rung, task.replicate, dense)
+        pruned = self._sets.pruned(task.allocation, task.rung, task.replicate)
         live.stand_at(task.allocation)
         if not task.allocation:
             live.notes += notes_of(live.pipeline)
@@ -56,9 +56,9 @@ class ShardRung:
 
     def measure(self, task: Task) -> Found:
         """See `Rung`; there are no measures."""
-        if task.part is None:
+        if task.shard is None:
             raise RaysenseError(f"rung {task.rung!r}: the task names no part of an evaluation's images")
-        self._sets.sample_shard(task.allocation, task.part, task.draw)
+        self._sets.sample_shard(task.allocation, task.shard, task.replicate)
         self._live.stand_at(task.allocation)  # for its zeros, should the shard have been there
         return Found()
 

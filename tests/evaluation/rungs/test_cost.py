@@ -9,7 +9,7 @@ import pytest
 from raysense.allocation import Allocation
 from raysense.evaluation.evaluator import Evaluator
 from raysense.evaluation.rungs.cost import RungCosts
-from raysense.evaluation.shards import parts_of
+from raysense.evaluation.shards import shards_of
 from raysense.pipelines.cost import assumed
 from raysense.records import Task
 from raysense.study import load
@@ -28,7 +28,7 @@ def test_every_task_costs_what_was_said(tmp_path: Path, per_shard: int) -> None:
     dense, pruned = Allocation(), evaluator.grid.uniform(0.3)
     for allocation in (dense, pruned):
         for rung in ("score", "validation"):
-            shards = parts_of(study, allocation, rung)
+            shards = shards_of(study, allocation, rung)
             assert bool(shards) == (per_shard == 14 and (not allocation or rung == "validation"))
             for task in (*shards, Task(allocation, rung)):
                 assert evaluator.evaluate(task).nfe == costs.of(task), task

@@ -75,8 +75,8 @@ def test_rows_join_with_tunes_own_results(tmp_path: Path, monkeypatch: pytest.Mo
     stored = rows(tmp_path / "store")
     reports = {result.metrics["trial_id"]: result.metrics["training_iteration"] for result in grids[0]}
     questions = {result.metrics["trial_id"]: result.config["question"] for result in grids[0]}
-    assert {trial: sum(row["trial"] == trial for row in stored) for trial in reports} == reports
-    assert all(questions[row["trial"]] == row["question"] for row in stored)
+    assert {trial: sum(row["ray_trial"] == trial for row in stored) for trial in reports} == reports
+    assert all(questions[row["ray_trial"]] == row["trial"] for row in stored)
 
     lines = [line.split() for line in log.read_text().splitlines()]
     loads = [line[1] for line in lines if line[0] == "load"]
@@ -99,7 +99,7 @@ def test_tasks_that_fail_or_kill_are_failed_rows_and_the_study_goes_on(tmp_path:
     outcome = run(strategy, tmp_path, fail_on="layer001=2", die_on="layer003=1")
     assert outcome.finished
     assert outcome.snapshot.failed == 2
-    failed = {row["question"][-3:]: row["failed"] for row in rows(tmp_path) if row["failed"]}
+    failed = {row["trial"][-3:]: row["failed"] for row in rows(tmp_path) if row["failed"]}
     assert failed["001"] == "ValueError: cannot measure unet:layer001=2"
     assert failed["003"].startswith("the evaluator died")
     assert len(rows(tmp_path)) == 15
@@ -239,7 +239,7 @@ def test_a_candidate_climbs_to_its_next_rung_on_the_same_evaluator(tmp_path: Pat
     run(Climbs(12), tmp_path, seconds=0.1)
     evaluators: dict[str, set[str]] = {}
     for row in rows(tmp_path):
-        evaluators.setdefault(row["question"], set()).add(row["evaluator"])
+        evaluators.setdefault(row["trial"], set()).add(row["evaluator"])
     assert len(evaluators) == 12
     assert len(set.union(*evaluators.values())) == 2
     assert all(len(used) == 1 for used in evaluators.values())

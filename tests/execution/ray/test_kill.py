@@ -31,7 +31,7 @@ def values(uri: Path) -> dict[str, tuple[str, str, dict[str, Measure]]]:
     """What a store holds, by key; fails on duplicates."""
     found = Store.open(str(uri), create=True).evaluations()
     assert len({e.key for e in found}) == len(found)
-    return {e.key: (e.question, e.allocation, dict(e.measures)) for e in found}
+    return {e.key: (e.trial, e.allocation, dict(e.measures)) for e in found}
 
 
 def victim(kind: str, driver: subprocess.Popen[bytes], log: Path, rng: random.Random) -> int | None:

@@ -39,7 +39,7 @@ def test_a_study_on_s3_gives_what_one_on_disk_gives_and_resumes(tmp_path: object
         assert {row["key"] for row in rows} == set(whole.known())
         assert len(rows) == 16
         assert {row["n_selected"] for row in rows} == {9}
-        assert all(row["trial"] and row["evaluator"] for row in rows)
+        assert all(row["ray_trial"] and row["evaluator"] for row in rows)
         assert not store._disk.names("objects")  # compacted
         assert json.loads(store._disk.read(lock.NAME) or b"")["free"]  # given back
 

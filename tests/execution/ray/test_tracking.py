@@ -40,7 +40,7 @@ def expected(store: Store) -> dict[str, list[dict[str, float]]]:
     level = {row["allocation"]: row["level"] for row in store.table("allocations").to_pylist()}
     found: dict[str, list[dict[str, float]]] = {}
     for evaluation in sorted(store.evaluations(), key=lambda evaluation: level[evaluation.allocation]):
-        found.setdefault(evaluation.question, []).append(figures(evaluation, DENOMINATORS))
+        found.setdefault(evaluation.trial, []).append(figures(evaluation, DENOMINATORS))
     return found
 
 
@@ -159,7 +159,7 @@ def test_a_server_that_hangs_holds_nothing_up(
 
 EVALUATION = Evaluation(
     key="k",
-    question="search/a/0",
+    trial="search/a/0",
     stage="search",
     allocation="a",
     rung="score",
