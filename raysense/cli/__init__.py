@@ -14,6 +14,7 @@ from typing import Protocol, TextIO
 
 from raysense import __version__, plugins, secrets
 from raysense.cli import (
+    check,
     compare,
     doctor,
     export,
@@ -63,6 +64,7 @@ COMMANDS: Mapping[str, Command] = {
     "export": export,
     "compare": compare,
     "query": query,
+    "check": check,
     "schema": schema,
 }
 

@@ -36,6 +36,11 @@ class TensorCache:
             return None
         return dict(load(content))
 
+    def is_whole(self, key: str) -> bool:
+        """Whether the entry is what was written under `key`."""
+        data = self._disk.read(f"cache/{key}") or b""
+        return _digest(key, data[_DIGEST:]) == data[:_DIGEST]
+
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Store `tensors`, moved to the CPU, under `key`."""
         content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})

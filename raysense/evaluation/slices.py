@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from raysense.errors import RaysenseError
@@ -119,6 +119,25 @@ class Slices:
             partial.write_bytes(content)
             os.replace(partial, here)
         return str(here)
+
+
+def damage_of(content: bytes, key: str) -> str:
+    """What is wrong with the content of a layer's file, or an empty text.
+
+    Args:
+        content: Of the file.
+        key: What it is named by.
+    """
+    try:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        about = dict(header["__metadata__"])
+        digests, tensors = json.loads(about["sha256"]), load(content)
+        if about.pop(_OWN, None) != _sum(about) or about["key"] != key:
+            return "its header does not match its hash, or it is another layer's"
+        wrong = [level for level, tensor in tensors.items() if digests[level] != _digest(tensor)]
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return f"it is damaged ({error})"
+    return f"level {wrong[0]} does not match its hash" if wrong else ""
 
 
 _OWN = "sha256 of these"

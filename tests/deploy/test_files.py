@@ -168,6 +168,19 @@ def test_the_aws_cluster_starts_in_a_simulated_account(cloud: Any) -> None:
         provider.create_node({**worker, "InstanceTyp": "m7i.large"}, {}, 1)
 
 
+def test_workers_delete_nothing_and_the_head_ends_workers_only() -> None:
+    text = (ROOT / "deploy/aws-account.yaml").read_text()
+    worker, head = text.split("  WorkerRole:")[1].split("  HeadRole:")
+    assert "s3:PutObject" in worker
+    assert "Delete" not in worker
+    assert "VersioningConfiguration: {Status: Enabled}" in text
+    ends = head.split('"ec2:TerminateInstances"')[1].split("- Effect")[0]
+    assert (
+        '"ec2:InstanceProfile": !GetAtt WorkerProfile.Arn' in ends
+    )  # which the head cannot give to a machine
+    assert "ResourceTag" not in head
+
+
 @pytest.mark.parametrize("name", RAY_FILES)
 def test_nothing_is_open_and_a_token_is_asked_for(name: str) -> None:
     text = (ROOT / name).read_text()
@@ -190,7 +203,7 @@ def test_workers_come_from_zero_and_go_by_themselves(name: str) -> None:
 
 def test_one_ray_and_one_raysense_everywhere() -> None:
     (ray,) = re.findall(r"^ray==(\S+)$", LOCK, re.MULTILINE)
-    assert f"\nray=={ray}\n" in (ROOT / "requirements.lock").read_text()
+    assert re.search(rf"^ray=={re.escape(ray)}\s", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     for name in ("cluster.yaml", "deploy/Dockerfile", "deploy/kuberay.yaml"):
         text = (ROOT / name).read_text()
         found = re.findall(r"rayproject/ray:(\d[\d.]*\d)", text) + re.findall(r"RAY=(\d[\d.]*\d)", text)

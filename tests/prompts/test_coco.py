@@ -85,7 +85,7 @@ def test_it_is_downloaded_once(archive: list[str]) -> None:
 
 def test_another_archive_is_refused(archive: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coco, "SHA1", "0" * 40)
-    with pytest.raises(RaysenseError, match="its SHA-1 is"):
+    with pytest.raises(RaysenseError, match="SHA1 hash of downloaded file"):
         load_prompts(coco.NAME)
 
 

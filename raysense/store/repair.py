@@ -1,0 +1,144 @@
+"""What of a store is whole, and how what is not is made whole again without making anything up.
+
+Rows come from files whose checksum holds; an evaluation of which any part is lost is taken out whole, so that a resumed
+study measures it again. Rows of objects that no compaction has taken in are in no table, and stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raysense.allocation import Allocation
+from raysense.errors import RaysenseError
+from raysense.store.disk import Disk
+from raysense.store.objects import Objects
+from raysense.store.schema import TABLES
+from raysense.store.store import Store
+from raysense.store.table_files import Manifest, TableFiles
+
+_KEYS = {
+    "evaluations": ["key"],
+    "measures": ["key", "metric"],
+    "samples": ["key", "prompt_id", "seed", "metric"],
+    "allocations": ["allocation", "layer"],
+    "layers": ["layer"],
+    "studies": ["signature"],
+}
+"""What makes two rows of a table the same row."""
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A file that is not what it was written as.
+
+    Attributes:
+        file: Its name in the store.
+        why: What is wrong.
+        remedy: What `raysense check --repair` does, or what is left to the user.
+        mendable: Whether `--repair` does it.
+    """
+
+    file: str
+    why: str
+    remedy: str
+    mendable: bool = True
+
+
+def broken_objects(disk: Disk) -> list[Broken]:
+    """Objects that cannot be read."""
+    objects, found = Objects(disk), []
+    for name in objects.names():
+        try:
+            objects.read([name])
+        except RaysenseError as error:
+            found.append(Broken(f"objects/{name}", str(error), "deleted; it is measured again"))
+    return found
+
+
+def broken_tables(disk: Disk, store: Store) -> list[Broken]:
+    """The manifest, or files that it names, if they cannot be read."""
+    remedy = "the tables are written anew from the files that are whole; what is lost is measured again"
+    try:
+        manifest = store._files.manifest()
+    except RaysenseError as error:
+        return [Broken("manifest.json", str(error), remedy)]
+    found = []
+    for name, files in manifest.tables.items():
+        for file in files:
+            try:
+                store._files.read(name, [file])
+            except (FileNotFoundError, RaysenseError) as error:
+                why = str(error) if isinstance(error, RaysenseError) else f"`{disk.path(file)}` is missing"
+                found.append(Broken(file, why, remedy))
+    return found
+
+
+def rebuild_tables(disk: Disk, store: Store) -> int:
+    """Writes the tables and the manifest anew from what is whole. For the driver.
+
+    Returns:
+        How many evaluations of those in whole files had to be taken out, because some other part of them is lost.
+
+    Raises:
+        RaysenseError: Another driver runs on the store, or it cannot be written.
+    """
+    files = store._files
+    with store.lock() as lock:
+        try:
+            manifest = files.manifest()
+            named: Mapping[str, Sequence[str]] = manifest.tables
+        except RaysenseError:
+            _, version = disk.read_version("manifest.json")
+            generation = max(1, int(disk.now()) if disk.local else 1 << 30)
+            manifest = Manifest(generation, {}, None, version)
+            named = {n: [f"tables/{n}/{f}" for f, _ in disk.names(f"tables/{n}")] for n in TABLES}
+        lost = {name for name, its in named.items() if any(not _is_whole(files, name, f) for f in its)}
+        lost |= set(TABLES) - set(named) if not manifest.tables else set()
+        tables = {name: _whole_rows(files, name, named.get(name, ())) for name in TABLES}
+        before = len(tables["evaluations"])
+        tables = _consistent(tables, lost)
+        new = {name: [files.write(name, rows)] for name, rows in tables.items() if len(rows)}
+        switched = files.switch(new, manifest, lock)
+        files.delete(files.orphans(switched))
+    return before - len(tables["evaluations"])
+
+
+def _is_whole(files: TableFiles, name: str, file: str) -> bool:
+    try:
+        files.read(name, [file])
+    except (FileNotFoundError, RaysenseError):
+        return False
+    return True
+
+
+def _whole_rows(files: TableFiles, name: str, of: Sequence[str]) -> pa.Table:
+    """The rows of the files that are whole, each once."""
+    rows = files.read(name, [file for file in of if _is_whole(files, name, file)])
+    place = pa.array(range(len(rows)), pa.int64())
+    first = rows.append_column("_place", place).group_by(_KEYS[name]).aggregate([("_place", "min")])
+    return rows.take(first["_place_min"].combine_chunks().sort())
+
+
+def _consistent(tables: Mapping[str, pa.Table], lost: set[str]) -> dict[str, pa.Table]:
+    """The tables without evaluations of which a part was in a file that is lost."""
+    evaluations = tables["evaluations"]
+    for name in ("measures", "samples"):
+        if name in lost:
+            kept = pc.is_in(evaluations["key"], tables[name]["key"].combine_chunks())
+            if name == "samples":  # what paints no image has none
+                kept = pc.or_(kept, pc.equal(evaluations["images"], 0))
+            evaluations = evaluations.filter(kept)
+    if "allocations" in lost:
+        known = pa.concat_arrays(
+            [tables["allocations"]["allocation"].combine_chunks(), pa.array([Allocation().key], pa.string())]
+        )
+        evaluations = evaluations.filter(pc.is_in(evaluations["allocation"], known))
+    keys = evaluations["key"].combine_chunks()
+    parts = {
+        name: tables[name].filter(pc.is_in(tables[name]["key"], keys)) for name in ("measures", "samples")
+    }
+    return {**tables, "evaluations": evaluations, **parts}

@@ -1,0 +1,103 @@
+"""`raysense check`: what is broken is named; repaired, a study reads, and has lost only what was in the broken file."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from raysense.cli import main
+from raysense.evaluation.cache import TensorCache
+from raysense.evaluation.slices import Slices
+from raysense.results.run import Run
+from raysense.store import Store
+from raysense.store.disk import Disk
+from tests.store.drivers import evaluation
+from tests.tables import edit
+
+
+@pytest.fixture(autouse=True)
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def study(reference: Path) -> Path:
+    """A finished study with an object and cache entries, no table of which is one file only."""
+    store = Store.open(str(reference))
+    layer = store.table("layers")["layer"][0].as_py()
+    for number in range(3):
+        store.put(evaluation(number), {layer: number + 1})
+    store.compact()
+    store.put(evaluation(3), {layer: 9})
+    disk = Disk(str(reference))
+    TensorCache(disk).put("0" * 16, {"a": torch.arange(5.0)})
+    Slices(disk, {"unet:a": "f" * 16}).put("unet:a", {1: torch.ones(3)})
+    return reference
+
+
+def checked(study: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, str]:
+    status = main(["check", str(study), *more])
+    return status, "".join(capsys.readouterr())
+
+
+def keys(study: Path) -> set[str]:
+    return {e.key for e in Store.open(str(study)).evaluations()}
+
+
+def test_a_whole_study_is_whole(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {p: p.stat().st_mtime_ns for p in study.rglob("*") if p.is_file()}
+    assert checked(study, capsys) == (0, "everything is whole\n")
+    assert {p: p.stat().st_mtime_ns for p in study.rglob("*") if p.is_file()} == before
+
+
+def test_every_file(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng, whole, wanted = random.Random(0), {}, keys(study)
+    for path in sorted(study.rglob("*")):
+        if path.is_file() and path.name not in ("driver.lock", "driver.json"):
+            whole[path] = path.read_bytes()
+    for path, way in zip(whole, itertools.cycle(["flipped", "truncated", "deleted"]), strict=False):
+        content = whole[path]
+        if way == "deleted":
+            path.unlink()
+        elif way == "truncated":
+            path.write_bytes(content[: len(content) // 2])
+        else:
+            place = rng.randrange(len(content))
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        status, said = checked(study, capsys)
+        name = str(path.relative_to(study))
+        may_be_gone = way == "deleted" and (name.startswith(("objects", "cache")) or name == "summary.json")
+        if name == "study.json":
+            assert status == (2 if way == "deleted" else 1)
+        elif may_be_gone:
+            assert status == 0
+        else:
+            assert (status, name in said) == (1, True), (name, way, said)
+            assert checked(study, capsys, "--repair")[0] == 0
+            left = keys(study)
+            assert left <= wanted
+            if not name.startswith("tables/"):
+                assert left == wanted - ({path.stem} if name.startswith("objects/") else set())
+            else:
+                assert len(left) >= 1  # of the other files' evaluations, and the object
+            run = Run(str(study))
+            measured = set(run.store.table("measures")["key"].to_pylist())
+            assert measured <= left
+        for extra in set(study.rglob("*")) - set(whole):
+            if extra.is_file():
+                extra.unlink()
+        for other, bytes_ in whole.items():
+            other.write_bytes(bytes_)
+
+
+def test_an_older_schema_is_refused_in_one_sentence(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(study / "study.json", lambda fields: fields.update(schema_version=1))
+    status, said = checked(study, capsys)
+    assert status == 2
+    assert "written by an older raysense" in said
+    assert len(said.splitlines()) == 1
