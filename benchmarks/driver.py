@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.parts import CpuSeconds
 from benchmarks.utilisation import Curves
-from raysense.records import Evaluation, Measure, Question, Task
+from raysense.records import Evaluation, EvaluationRequest, Measure, TrialSpec
 
 BAR_MS, BAR_RATIO, BAR_READ_S, BAR_MEMORY = 25.0, 1.5, 2.0, 1.10
 BATCH = 8
@@ -29,9 +29,9 @@ BATCH = 8
 class Instant:
     """An evaluator that answers at once."""
 
-    def evaluate(self, task: Task) -> Evaluation:
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """A plausible row."""
-        level = float(task.allocation["unet:layer"])
+        level = float(request.allocation["unet:layer"])
         measures = {
             name: Measure(level, level, level, 16, "none") for name in ("clip_drop", "kid_rise", "probe")
         }
@@ -46,7 +46,7 @@ class Timed(Curves):
         self.moments: list[float] = []
         self.memory: list[int] = []
 
-    def tell(self, question: Question, evaluations: Sequence[Evaluation]) -> None:
+    def tell(self, spec: TrialSpec, evaluations: Sequence[Evaluation]) -> None:
         """Notes."""
         import psutil
 
@@ -79,7 +79,7 @@ def measure(evaluations: int) -> dict[str, Any]:
     settled = strategy.memory[len(strategy.memory) // 5]
     return {
         "evaluations": len({row.key for row in rows}),
-        "questions_of": BATCH,
+        "trials_of": BATCH,
         "wall_ms_per_evaluation": round(pace(strategy.moments), 2),
         "driver_cpu_ms_per_evaluation": round(1000 * cpu.by_part["driver"] / evaluations, 2),
         "cpu_seconds": cpu.by_part,

@@ -31,7 +31,7 @@ from raysense.evaluation.scoring import ImageScorer
 from raysense.pipelines.load import load_pipeline
 from raysense.pipelines.sample import call_pipeline
 from raysense.pruning.allocation_rules import uniform
-from raysense.records import Task
+from raysense.records import EvaluationRequest
 from raysense.study import Study, load
 
 BAR = 1.05
@@ -94,7 +94,7 @@ def measure(study: Study, pairs: int) -> dict[str, Any]:
     """Interleaved pairs; each ratio and their median."""
     with tempfile.TemporaryDirectory() as folder:
         evaluator = Evaluator(study, folder)
-        evaluator.evaluate(Task(Allocation(), "score"))  # dense references, once a study
+        evaluator.evaluate(EvaluationRequest(Allocation(), "score"))  # dense references, once a study
         run = bare(study, evaluator)
         run()
         allocations = [
@@ -109,7 +109,7 @@ def measure(study: Study, pairs: int) -> dict[str, Any]:
                 if who == "bare":
                     run()
                 else:
-                    evaluator.evaluate(Task(allocations[number % len(RATES)], "score"))
+                    evaluator.evaluate(EvaluationRequest(allocations[number % len(RATES)], "score"))
                 times[who] = time.perf_counter() - began
             ratios.append(times["engine"] / times["bare"])
             seconds.append(times["bare"])

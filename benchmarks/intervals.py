@@ -7,8 +7,8 @@
    as many images as features, the reference drawn anew each time, where the truth is the expected difference *at that
    number of images*.
 2. Early stop: a candidate whose true drop lies exactly on the bound climbs preview and score rung; how often does
-   the rule that the search gives its questions (`raysense.strategies.verdict.hopeless`) stop it, and how often would
-   plain 95 % intervals. Who wins on held-out prompts is `benchmarks.verdicts`' question: it runs the whole plan.
+   the rule that the search gives its trials (`raysense.strategies.verdict.hopeless`) stop it, and how often would
+   plain 95 % intervals. Who wins on held-out prompts is `benchmarks.verdicts`' trial: it runs the whole plan.
 3. The bundled pipeline, dense and pruned by one ratio, 600 prompts × 6 seeds, 4 steps: coverage of the mean
    difference of 3,570 pairs of images by intervals from 210 disjoint parts of 17 prompts each; with
    ``--quick`` 96 pairs in 12 parts. ``--out`` keeps the dense images' features for the next time.
@@ -44,7 +44,7 @@ from raysense.metrics.intervals import (
     reference_labels,
 )
 from raysense.metrics.spec import Distance
-from raysense.records import Bound, Evaluation, Measure, Task
+from raysense.records import Bound, Evaluation, EvaluationRequest, Measure
 from raysense.strategies.verdict import hopeless
 from raysense.study import Rungs, load
 
@@ -205,7 +205,7 @@ def real_coverage(
         ]
     )
     evaluator = Evaluator(study, folder)
-    evaluation = evaluator.evaluate(Task(evaluator.grid.uniform(REAL_SPARSITY), "score"))
+    evaluation = evaluator.evaluate(EvaluationRequest(evaluator.grid.uniform(REAL_SPARSITY), "score"))
     table = pd.DataFrame(list(evaluation.samples))
     # Parts never see a prompt twice: they are consecutive prompts, in random order, under one seed.
     order = rng.permutation(table["prompt_id"].unique())

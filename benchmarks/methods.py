@@ -27,7 +27,7 @@ import pandas as pd
 
 from raysense.evaluation.evaluator import Evaluator
 from raysense.execution.executor import new_life, signed
-from raysense.records import Question, Task
+from raysense.records import EvaluationRequest, TrialSpec
 from raysense.search.job import denominators, layer_rows
 from raysense.search.try_once import allocate
 from raysense.store.store import Store
@@ -204,7 +204,7 @@ def sweep(size: Size, scope: str, out: Path) -> tuple[int, float]:
         for damping in dampings:
             setting = Setting(scope, SWEPT, "preview", prompts, damping, SWEEP_LEVELS)
             measure(size, setting, (middle,), out)
-            (row,) = rows_of(out / setting.folder, [question_of(SWEPT, middle)])
+            (row,) = rows_of(out / setting.folder, [trial_of(SWEPT, middle)])
             print(
                 f"  {prompts:>4} prompts, damping {damping:<6g} {row['value']:.4f} "
                 f"[{row['ci_low']:.4f}, {row['ci_high']:.4f}] {row['notes']}",
@@ -220,7 +220,7 @@ def measure(size: Size, setting: Setting, sparsities: Sequence[float], out: Path
     study = setting.study(size)
     store = Store.open(str(out / setting.folder), create=True)
     stored = {evaluation.trial for evaluation in store.evaluations()}
-    if stored.issuperset(question_of(setting.method, sparsity) for sparsity in sparsities):
+    if stored.issuperset(trial_of(setting.method, sparsity) for sparsity in sparsities):
         return
     evaluator = Evaluator(study, str(out))
     identity = evaluator.signature
@@ -234,28 +234,28 @@ def measure(size: Size, setting: Setting, sparsities: Sequence[float], out: Path
     )
     store.write_table("layers", layer_rows(evaluator.inventory, evaluator.grid, "layer"))
     for sparsity in sparsities:
-        task = Task(allocate(evaluator, sparsity)[1], setting.rung)
-        question = Question(question_of(setting.method, sparsity), "search", (task,))
-        if store.get(task.key(identity)) is None:
+        request = EvaluationRequest(allocate(evaluator, sparsity)[1], setting.rung)
+        spec = TrialSpec(trial_of(setting.method, sparsity), "search", (request,))
+        if store.get(request.key(identity)) is None:
             answer = signed(
-                evaluator.evaluate(task),
-                question,
-                task,
+                evaluator.evaluate(request),
+                spec,
+                request,
                 signature=identity,
                 trial="in-process",
                 life=new_life(),
             )
-            store.put(answer, task.allocation)
+            store.put(answer, request.allocation)
     store.compact()
 
 
-def question_of(method: str, sparsity: float) -> str:
-    """The name of the one question of a method and a sparsity."""
+def trial_of(method: str, sparsity: float) -> str:
+    """The name of the one trial of a method and a sparsity."""
     return f"{method}/{sparsity:g}"
 
 
-def rows_of(folder: Path, questions: Sequence[str]) -> list[dict[str, Any]]:
-    """The answers to some questions, from a store's Parquet tables, sparsest last."""
+def rows_of(folder: Path, trials: Sequence[str]) -> list[dict[str, Any]]:
+    """The answers to some trials, from a store's Parquet tables, sparsest last."""
     store = Store.open(str(folder))
     connection = duckdb.connect()
     for name in ("layers", "evaluations", "measures"):
@@ -265,9 +265,9 @@ def rows_of(folder: Path, questions: Sequence[str]) -> list[dict[str, Any]]:
         SELECT zeros, zeros / n_selected AS share, value, ci_low, ci_high, notes,
                (SELECT min(step) FROM layers WHERE step > 0) AS base, n_selected
         FROM evaluations JOIN measures USING (key)
-        WHERE metric = '{MEASURE}' AND list_contains(?, question) ORDER BY zeros
+        WHERE metric = '{MEASURE}' AND list_contains(?, trial) ORDER BY zeros
         """,
-        [list(questions)],
+        [list(trials)],
     )
     names = [column[0] for column in found.description or ()]
     return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
@@ -283,7 +283,7 @@ def compare(
     for method in (*size.ranking, *hessian):
         setting = Setting(scope, method, "validation", prompts, damping, size.levels)
         measure(size, setting, size.sparsities, out)
-        wanted = [question_of(method, sparsity) for sparsity in size.sparsities]
+        wanted = [trial_of(method, sparsity) for sparsity in size.sparsities]
         rows[method] = rows_of(out / setting.folder, wanted)
     return rows
 

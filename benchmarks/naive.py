@@ -41,7 +41,7 @@ from raysense.evaluation.evaluator import Evaluator
 from raysense.metrics.features import extractor
 from raysense.pipelines.load import modules_of
 from raysense.pipelines.sample import noise_seed
-from raysense.records import Bound, Evaluation, Task
+from raysense.records import Bound, Evaluation, EvaluationRequest
 from raysense.strategies.verdict import hopeless
 from raysense.study import Study, load
 
@@ -151,7 +151,7 @@ def one_evaluation(recipe: Recipe, evaluator: Evaluator, pairs: int) -> dict[str
         began = time.perf_counter()
         theirs = recipe.evaluate(rates(evaluator, allocation))
         middle = time.perf_counter()
-        mine = evaluator.evaluate(Task(allocation, "score"))
+        mine = evaluator.evaluate(EvaluationRequest(allocation, "score"))
         end = time.perf_counter()
         ratios.append((middle - began) / (end - middle))
         engine.append(end - middle)
@@ -202,8 +202,8 @@ def sweep(
     """Cliffs by both, and the ratio of their times."""
     cliffs: dict[str, tuple[int, int]] = {}
     theirs = mine = 0.0
-    dense = evaluator.evaluate(Task(Allocation(), "score")).measures["clip_score"].value
-    evaluator.evaluate(Task(Allocation(), "preview"))
+    dense = evaluator.evaluate(EvaluationRequest(Allocation(), "score")).measures["clip_score"].value
+    evaluator.evaluate(EvaluationRequest(Allocation(), "preview"))
     for name, addresses in groups.items():
         steps = [level(evaluator, addresses, sparsity) for sparsity in levels]
         began = time.perf_counter()
@@ -246,7 +246,7 @@ def cliff(evaluator: Evaluator, steps: Sequence[Allocation], bound: float) -> in
         inside = range(low + 1, high + 1)
         fresh = [number for number in inside if number not in aside]
         middle = min(fresh or inside, key=lambda number: abs(2 * number - low - high - 1))
-        evaluation = evaluator.evaluate(Task(steps[middle - 1], "preview" if fresh else "score"))
+        evaluation = evaluator.evaluate(EvaluationRequest(steps[middle - 1], "preview" if fresh else "score"))
         if evaluation.collapsed or stop.says_stop(evaluation):
             holds = False
         elif clears(evaluation, bound, stop.stretch):
@@ -282,8 +282,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     study = load(overrides=sizes)
     with tempfile.TemporaryDirectory() as folder:
         evaluator = Evaluator(study, f"{folder}/engine")
-        evaluator.evaluate(Task(Allocation(), "score"))
-        evaluator.evaluate(Task(Allocation(), "preview"))
+        evaluator.evaluate(EvaluationRequest(Allocation(), "score"))
+        evaluator.evaluate(EvaluationRequest(Allocation(), "preview"))
         recipe = Recipe(study, evaluator, Path(folder))
         evaluation = one_evaluation(recipe, evaluator, 1 if quick else 3)
         groups = stages(evaluator)

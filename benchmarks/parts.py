@@ -11,7 +11,7 @@ import psutil
 _KINDS = (
     ("EvaluatorActor", "evaluators"),
     ("ResourceTrainable", "trials"),
-    ("QuestionTrial", "trials"),
+    ("EvaluationTrial", "trials"),
     ("EvaluatorPool", "evaluator pool"),
     ("gcs_server", "gcs"),
     ("raylet", "raylets"),

@@ -39,7 +39,7 @@ from raysense.evaluation.evaluator import Evaluator
 from raysense.execution.local import LocalExecutor
 from raysense.pipelines.load import modules_of
 from raysense.pruning import allocation_rules
-from raysense.records import Evaluation, Question, Task
+from raysense.records import Evaluation, EvaluationRequest, TrialSpec
 from raysense.store import Store
 from raysense.strategies.verdict import quality_budget
 from raysense.study import EXTENSIONS, Study, load
@@ -55,29 +55,29 @@ BARS = {"probe_error": (0.8, 1 / 20), "preview": (0.9, 1 / 5)}
 
 
 class Fixed:
-    """A strategy that asks a list of questions, whatever the answers."""
+    """A strategy that asks a list of trials, whatever the answers."""
 
-    def __init__(self, questions: Sequence[Question]) -> None:
-        self._questions = list(questions)
+    def __init__(self, specs: Sequence[TrialSpec]) -> None:
+        self._specs = list(specs)
         self._asked = 0
         self.answers: dict[str, Sequence[Evaluation]] = {}
 
     @property
     def done(self) -> bool:
-        return len(self.answers) == len(self._questions)
+        return len(self.answers) == len(self._specs)
 
     @property
     def headline(self) -> str:
-        return f"{len(self.answers)} of {len(self._questions)}"
+        return f"{len(self.answers)} of {len(self._specs)}"
 
-    def ask(self) -> Question | None:
-        if self._asked == len(self._questions):
+    def ask(self) -> TrialSpec | None:
+        if self._asked == len(self._specs):
             return None
         self._asked += 1
-        return self._questions[self._asked - 1]
+        return self._specs[self._asked - 1]
 
-    def tell(self, question: Question, evaluations: Sequence[Evaluation]) -> None:
-        self.answers[question.name] = evaluations
+    def tell(self, spec: TrialSpec, evaluations: Sequence[Evaluation]) -> None:
+        self.answers[spec.name] = evaluations
 
 
 def allocations(evaluator: Evaluator, each: int, seed: int) -> dict[str, Allocation]:
@@ -125,7 +125,7 @@ def descended(evaluator: Evaluator, start: Allocation, zeros: int, rng: np.rando
     grid, layers = evaluator.grid, [layer.address for layer in evaluator.inventory.layers]
 
     def error(allocation: Allocation) -> float:
-        return evaluator.evaluate(Task(allocation, "probe")).measures["probe_error"].value
+        return evaluator.evaluate(EvaluationRequest(allocation, "probe")).measures["probe_error"].value
 
     best, least = start, error(start)
     for _ in range(DESCENT):
@@ -189,9 +189,9 @@ def run(study: Study, out: str, each: int) -> dict[str, Any]:
         extensions=EXTENSIONS,
         budget=quality_budget(study),
     )
-    dense = Question("dense", "baseline", tuple(Task(Allocation(), rung) for rung in RUNGS))
+    dense = TrialSpec("dense", "baseline", tuple(EvaluationRequest(Allocation(), rung) for rung in RUNGS))
     asked = [
-        Question(name, "search", tuple(Task(allocation, rung) for rung in RUNGS))
+        TrialSpec(name, "search", tuple(EvaluationRequest(allocation, rung) for rung in RUNGS))
         for name, allocation in chosen.items()
     ]
     strategy = Fixed([dense, *asked])
@@ -275,8 +275,10 @@ def descents(
     }
     strategy = Fixed(
         [
-            Question(
-                f"{band}/descended", "search", tuple(Task(end, rung) for rung in ("probe", "validation"))
+            TrialSpec(
+                f"{band}/descended",
+                "search",
+                tuple(EvaluationRequest(end, rung) for rung in ("probe", "validation")),
             )
             for band, end in ends.items()
         ]
@@ -303,7 +305,7 @@ def tilted(
     with tempfile.TemporaryDirectory() as folder:
         evaluator = Evaluator(other, folder)
         return {
-            name: evaluator.evaluate(Task(chosen[name], "probe")).measures["probe_error"].value
+            name: evaluator.evaluate(EvaluationRequest(chosen[name], "probe")).measures["probe_error"].value
             for name in sound
         }
 

@@ -40,7 +40,7 @@ from raysense.feasibility import is_feasible
 from raysense.names import BUNDLED, EVOPRESS, ITERATIVE, JOINT, OWL, RANDOM, SOLVER, TPE
 from raysense.pipelines.cost import assumed
 from raysense.prompts.sets import load_prompts
-from raysense.records import CALIBRATION, Bound, Evaluation, Question
+from raysense.records import CALIBRATION, Bound, Evaluation, TrialSpec
 from raysense.strategies import evopress, joint, proposers
 from raysense.strategies.context import Findings
 from raysense.strategies.runner import StrategyRunner
@@ -130,12 +130,12 @@ class Told:
     """A story that remembers what it was told, and in which order.
 
     Attributes:
-        answers: Questions with their evaluations. The order does not depend on what a store answered.
+        answers: Trials with their evaluations. The order does not depend on what a store answered.
     """
 
     def __init__(self, story: StrategyRunner[Findings]) -> None:
         self.story = story
-        self.answers: list[tuple[Question, Sequence[Evaluation]]] = []
+        self.answers: list[tuple[TrialSpec, Sequence[Evaluation]]] = []
 
     @property
     def done(self) -> bool:
@@ -147,14 +147,14 @@ class Told:
         """See `StrategyRunner`."""
         return self.story.headline
 
-    def ask(self) -> Question | None:
+    def ask(self) -> TrialSpec | None:
         """See `StrategyRunner`."""
         return self.story.ask()
 
-    def tell(self, question: Question, evaluations: Sequence[Evaluation]) -> None:
+    def tell(self, spec: TrialSpec, evaluations: Sequence[Evaluation]) -> None:
         """See `StrategyRunner`."""
-        self.answers.append((question, evaluations))
-        self.story.tell(question, evaluations)
+        self.answers.append((spec, evaluations))
+        self.story.tell(spec, evaluations)
 
 
 def run(study: Study, folder: Path) -> list[dict[str, Any]]:
@@ -188,7 +188,7 @@ def run(study: Study, folder: Path) -> list[dict[str, Any]]:
 def rows_of(
     study: Study,
     findings: Findings,
-    answers: Sequence[tuple[Question, Sequence[Evaluation]]],
+    answers: Sequence[tuple[TrialSpec, Sequence[Evaluation]]],
     n_components: int,
 ) -> list[dict[str, Any]]:
     """One row a strategy: what it reached, validated, what that cost, and what the target cost it."""
@@ -219,12 +219,12 @@ def rows_of(
     return rows
 
 
-def path_of(strategy: str, answers: Sequence[tuple[Question, Sequence[Evaluation]]]) -> list[Evaluation]:
+def path_of(strategy: str, answers: Sequence[tuple[TrialSpec, Sequence[Evaluation]]]) -> list[Evaluation]:
     """The evaluations that a strategy stands on, each once, in the order in which it needs them."""
 
     def asked_by(*names: str) -> Iterator[Evaluation]:
-        for question, evaluations in answers:
-            if question.stage == "search" and question.name.split("/")[1] in names:
+        for spec, evaluations in answers:
+            if spec.stage == "search" and spec.name.split("/")[1] in names:
                 yield from evaluations
 
     def of(stage: str, rung: str) -> Iterator[Evaluation]:

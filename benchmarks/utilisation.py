@@ -7,8 +7,8 @@ Evaluators sleep instead of measuring, so that only raysense and Ray are on the 
 real one. An evaluator writes when it began to load, was loaded, began and ended an evaluation; the busy share
 is computed from these lines alone: measuring time divided by loaded time, over all loaded evaluators. It is taken over
 windows: with disturbances from all loaded to the first, from 20 s after each to the next, the last one until the queue
-empties; without, from 20 s after all are loaded until then. The queue is empty once the last question is begun: what is
-left then are the steps of questions under way, one after the other. `busy_share_whole` is taken from all loaded until
+empties; without, from 20 s after all are loaded until then. The queue is empty once the last trial is begun: what is
+left then are the steps of trials under way, one after the other. `busy_share_whole` is taken from all loaded until
 the queue empties, disturbances included. The last line of the output is one JSON object.
 """
 
@@ -31,7 +31,7 @@ from typing import Any
 
 from benchmarks.parts import CpuSeconds
 from raysense.allocation import Allocation
-from raysense.records import Evaluation, Question, Task
+from raysense.records import Evaluation, EvaluationRequest, TrialSpec
 from raysense.strategies.base import Strategy
 
 BAR = 0.95
@@ -51,9 +51,9 @@ class Sleeper:
         time.sleep(load)
         self._say("loaded")
 
-    def evaluate(self, task: Task) -> Evaluation:
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """Sleeps."""
-        is_first = task.allocation["unet:layer"] % self._batch == 1 % self._batch
+        is_first = request.allocation["unet:layer"] % self._batch == 1 % self._batch
         self._say("opens" if is_first else "begins")
         time.sleep(self._seconds)
         self._say("ends")
@@ -65,7 +65,7 @@ class Sleeper:
 
 
 class Curves:
-    """`evaluations` single tasks, asked in questions of `batch`."""
+    """`evaluations` single requests, asked in trials of `batch`."""
 
     headline = ""
 
@@ -79,16 +79,18 @@ class Curves:
         """Everything is asked."""
         return self._asked >= self.wanted
 
-    def ask(self) -> Question | None:
+    def ask(self) -> TrialSpec | None:
         """The next curve."""
         if self.done:
             return None
         levels = range(self._asked, min(self._asked + self._batch, self.wanted))
         self._asked = levels.stop
-        tasks = tuple(Task(Allocation({"unet:layer": level + 1}), "probe") for level in levels)
-        return Question(f"sensitivity/{levels.start}", "sensitivity", tasks)
+        requests = tuple(
+            EvaluationRequest(Allocation({"unet:layer": level + 1}), "probe") for level in levels
+        )
+        return TrialSpec(f"sensitivity/{levels.start}", "sensitivity", requests)
 
-    def tell(self, question: Question, evaluations: Sequence[Evaluation]) -> None:
+    def tell(self, spec: TrialSpec, evaluations: Sequence[Evaluation]) -> None:
         """Nothing depends on the answers."""
 
 
@@ -100,7 +102,7 @@ class Life:
     loads: int = 0
     loaded: float = float("inf")
     died: float = float("inf")
-    opened: float = 0.0  # began the first evaluation of a question, the last time
+    opened: float = 0.0  # began the first evaluation of a trial, the last time
     spans: list[tuple[float, float]] = field(default_factory=list)
 
 
@@ -285,7 +287,7 @@ def figures(
         "gpus": case.gpus,
         "evaluations": case.evaluations,
         "evaluation_seconds": case.seconds,
-        "questions_of": case.batch,
+        "trials_of": case.batch,
         "all_loaded_after_s": round(all_loaded - started, 1),
         "events": happened,
         "busy_shares": shares,

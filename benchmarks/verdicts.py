@@ -42,7 +42,7 @@ from torch import nn
 from raysense.allocation import Allocation, LevelGrid
 from raysense.metrics.intervals import Floats, paired_drop
 from raysense.pruning.layers import Inventory, take_inventory
-from raysense.records import SHARD, Evaluation, Measure, Question, Task
+from raysense.records import SHARD, Evaluation, EvaluationRequest, Measure, TrialSpec
 from raysense.strategies.base import Lookahead
 from raysense.strategies.context import Candidate
 from raysense.strategies.rules import closed_forms
@@ -158,23 +158,23 @@ class MadeUp:
             self.known[key] = mean + sd * (CORRELATION**0.5 * common + (1 - CORRELATION) ** 0.5 * own)
         return self.known[key]
 
-    def evaluate(self, task: Task) -> Evaluation:
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """What an evaluator would say."""
-        rung = getattr(self.ground.study.rungs, task.rung, None)
+        rung = getattr(self.ground.study.rungs, request.rung, None)
         measures = {}
         if isinstance(rung, ImageRung):
-            drops = self.drops(task.allocation, "validation" if task.rung == "validation" else "search")
-            drops = drops[: rung.prompts] if task.allocation else np.zeros(rung.prompts)
+            drops = self.drops(request.allocation, "validation" if request.rung == "validation" else "search")
+            drops = drops[: rung.prompts] if request.allocation else np.zeros(rung.prompts)
             found = paired_drop(drops, np.zeros(len(drops)), range(len(drops)))
             measures["clip_score_drop"] = Measure(
                 found.value, found.ci_low, found.ci_high, len(drops), "made-up"
             )
-        elif task.rung != SHARD:
-            error = self.added(task.allocation, self.probed)
+        elif request.rung != SHARD:
+            error = self.added(request.allocation, self.probed)
             measures["probe_error"] = Measure(error, error, error, 1, "made-up")
         return Evaluation(
-            key="", trial="", stage="", allocation=task.allocation.key, rung=task.rung, replicate=0, measures=measures,
-            zeros=self.ground.grid.zeros(task.allocation), images=0, nfe=0, seconds=0.0,
+            key="", trial="", stage="", allocation=request.allocation.key, rung=request.rung, replicate=0,
+            measures=measures, zeros=self.ground.grid.zeros(request.allocation), images=0, nfe=0, seconds=0.0,
         )  # fmt: skip
 
 
@@ -185,22 +185,22 @@ def winner_of(ground: Ground, pipeline: MadeUp, seed: int) -> Candidate | None:
     story = make_strategy(study, ground.inventory, ground.grid, families)
     strategy = Lookahead(story, study.search.lookahead)
     while not strategy.done:
-        question = strategy.ask()
-        if question is None:
+        spec = strategy.ask()
+        if spec is None:
             break
-        strategy.tell(question, answers(pipeline, question))
+        strategy.tell(spec, answers(pipeline, spec))
     if story.error is not None:
         raise story.error
     assert story.outcome is not None
     return story.outcome.winner
 
 
-def answers(pipeline: MadeUp, question: Question) -> list[Evaluation]:
-    """A question's tasks, until its rule stops it."""
+def answers(pipeline: MadeUp, spec: TrialSpec) -> list[Evaluation]:
+    """A trial's requests, until its rule stops it."""
     found: list[Evaluation] = []
-    for task in question.tasks:
-        found.append(pipeline.evaluate(task))
-        if question.stop is not None and question.stop.says_stop(found[-1]):
+    for request in spec.requests:
+        found.append(pipeline.evaluate(request))
+        if spec.stop is not None and spec.stop.says_stop(found[-1]):
             break
     return found
 

@@ -1,7 +1,7 @@
 """What is asked and what is answered: plain immutable records, free of torch and Ray.
 
-A strategy asks a `Question`; a question is a short list of `Task`s that one Ray Tune trial works through;
-every task is answered by one `Evaluation`, which is one row of the store.
+A strategy asks for a trial by a `TrialSpec`: a short list of `EvaluationRequest`s that one Ray Tune trial works
+through; every request is answered by one `Evaluation`, which is one row of the store.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from raysense.allocation import Allocation
 from raysense.hashing import content_key
 
 CALIBRATION = "calibration"
-"""The rung of the one task that is answered by learning instead of measuring."""
+"""The rung of the one request that is answered by learning instead of measuring."""
 
 SHARD = "shard"
-"""The rung of a task that only samples: some of the images of another evaluation, whose features go to the cache."""
+"""The rung of a request that only samples: some of the images of another evaluation, whose features go to the cache."""
 
 OUTLIERS = "outlier_ratio/"
 """Measures of a calibration: this and a layer's address -> its share of outliers, what OWL allocates by."""
@@ -45,7 +45,7 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class EvaluationRequest:
     """One allocation to be measured on one rung.
 
     Attributes:
@@ -61,14 +61,14 @@ class Task:
     shard: Shard | None = None
 
     def key(self, signature: str) -> str:
-        """The name of this task's evaluation in the store of the study with this signature."""
+        """The name of this request's evaluation in the store of the study with this signature."""
         which = [] if self.shard is None else [str(self.shard)]
         return content_key(signature, self.allocation.key, self.rung, self.replicate, *which)
 
 
 @dataclass(frozen=True, slots=True)
 class StopRule:
-    """When a question needs no further task: as soon as one of the bounds is certainly crossed.
+    """When a trial needs no further request: as soon as one of the bounds is certainly crossed.
 
     Attributes:
         above: Metric name -> stop once the measure's interval lies wholly above this value.
@@ -82,7 +82,7 @@ class StopRule:
     stretch: float = 1.0
 
     def says_stop(self, evaluation: Evaluation) -> bool:
-        """Whether `evaluation` settles the question; a failed or collapsed one always does."""
+        """Whether `evaluation` settles it; a failed or collapsed one always does."""
         if evaluation.failed or evaluation.collapsed:
             return True
         measures = evaluation.measures
@@ -98,19 +98,19 @@ class StopRule:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class TrialSpec:
     """What one Ray Tune trial works through, in order: a group's curve, or a candidate climbing the rungs.
 
     Attributes:
         name: Unique in the study and deterministic, e.g. ``sensitivity/unet:mid_block.0``.
         stage: ``baseline``, ``sensitivity``, ``search`` or ``validation``.
-        tasks: At least one.
-        stop: Ends the question early; without one, every task is done.
+        requests: At least one.
+        stop: Ends the trial early; without one, every request is done.
     """
 
     name: str
     stage: str
-    tasks: tuple[Task, ...]
+    requests: tuple[EvaluationRequest, ...]
     stop: StopRule | None = None
 
 
@@ -140,9 +140,9 @@ class Evaluation:
     What has a default is set by who executes, whatever measures leaves out.
 
     Attributes:
-        key: See `Task.key`.
+        key: See `EvaluationRequest.key`.
         trial: `TrialSpec.name` of what asked first.
-        stage: `Question.stage`.
+        stage: `TrialSpec.stage`.
         allocation: `Allocation.key`.
         rung: The rung's name.
         replicate: Which set of seeds.

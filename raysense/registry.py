@@ -149,7 +149,7 @@ def strategy(name: str) -> Callable[[Plugin], Plugin]:
 
     It takes ``(search, known)``, a `raysense.strategies.context.SearchContext` and the candidates that allocation rules
     led to. It yields an `Allocation` and is sent its `Candidate`, yields a list of allocations and is sent a list, or
-    yields a `Question` for any rung and is sent its evaluations. It ends when it returns, or when it has spent what
+    yields a `TrialSpec` for any rung and is sent its evaluations. It ends when it returns, or when it has spent what
     `search.rounds` × `search.offspring` candidates cost. It must be deterministic given what it is sent.
 
     Example:

@@ -103,8 +103,9 @@ def rows(name: str, folder: str) -> Iterator[str]:
         raise KeyboardInterrupt
     for table in ("studies", "layers", "allocations", "evaluations", "measures", "samples"):
         yield from (f"{name} {table} {row}" for row in sorted(map(renamed, store.table(table).to_pylist())))
+    request = getattr(records, "EvaluationRequest" if hasattr(records, "EvaluationRequest") else "Task")
     for rung, replicate in (("layer", 0), ("score", 1)):
-        measures = evaluator.evaluate(records.Task(grid.uniform(0.3), rung, replicate)).measures
+        measures = evaluator.evaluate(request(grid.uniform(0.3), rung, replicate)).measures
         values = {metric: renamed(asdict(measure)) for metric, measure in measures.items()}
         yield f"{name} {rung} {json.dumps(values, sort_keys=True)}"
 

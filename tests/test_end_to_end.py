@@ -23,7 +23,7 @@ from raysense.export.write import export
 from raysense.pipelines.origin import pipeline_folder
 from raysense.pipelines.sample import call_pipeline
 from raysense.prompts.sets import load_prompts
-from raysense.records import Task
+from raysense.records import EvaluationRequest
 from raysense.results.pictures import strips, thumbnails
 from raysense.results.run import Run
 
@@ -145,7 +145,7 @@ def test_from_the_tables_to_a_page_an_export_and_its_images(finished: Path, tmp_
     assert np.abs(thumbnails(images).numpy().astype(int) - winner.pixels.astype(int)).max() <= 1
 
     study = run.study.model_copy(update={"pipeline": str(out)})
-    again = Evaluator(study, str(tmp_path / "again")).evaluate(Task(Allocation(), "validation"))
+    again = Evaluator(study, str(tmp_path / "again")).evaluate(EvaluationRequest(Allocation(), "validation"))
     assert again.zeros == summary["zeros"]
     assert again.measures["clip_score"].value == pytest.approx(
         summary["metrics"]["clip_score"]["value"], abs=1e-4

@@ -20,7 +20,7 @@ from raysense.execution.local import LocalExecutor
 from raysense.feasibility import Budget, is_feasible, utilisation
 from raysense.pipelines.load import modules_of
 from raysense.prompts.sets import load_prompts
-from raysense.records import CALIBRATION, Evaluation, Task
+from raysense.records import CALIBRATION, Evaluation, EvaluationRequest
 from raysense.results.page import build
 from raysense.results.run import Run
 from raysense.results.summary import summarise
@@ -155,10 +155,12 @@ def test_a_method_that_updates_weights(tmp_path: Path) -> None:
     assert study.prune.updates
     evaluator = Evaluator(study, str(tmp_path))
     allocation = evaluator.grid.uniform(0.5)
-    row = evaluator.evaluate(Task(allocation, "probe"))
+    row = evaluator.evaluate(EvaluationRequest(allocation, "probe"))
     assert row.method == "my_saliency.refit"
     assert row.zeros == evaluator.inventory.zeros_before + evaluator.grid.zeros(allocation)
-    assert evaluator.evaluate(Task(Allocation(), "probe")).zeros == evaluator.inventory.zeros_before
+    assert (
+        evaluator.evaluate(EvaluationRequest(Allocation(), "probe")).zeros == evaluator.inventory.zeros_before
+    )
     masked = study_of("prune.saliency=magnitude", "prune.calibration.levels=2")
     assert not masked.prune.updates
 

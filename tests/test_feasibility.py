@@ -42,14 +42,14 @@ def custom() -> Study:
     )
 
 
-def evaluation(question: str, rung: str, zeros: int, **measures: float) -> Evaluation:
-    stage, _, _ = question.partition("/")
-    number = abs(hash((question, rung, zeros))) % 16**8
+def evaluation(trial: str, rung: str, zeros: int, **measures: float) -> Evaluation:
+    stage, _, _ = trial.partition("/")
+    number = abs(hash((trial, rung, zeros))) % 16**8
     found = {name: Measure(value, value - 0.001, value + 0.001, 16, "x") for name, value in measures.items()}
     sample = {"prompt_id": "1", "prompt": "a cat", "seed": 0, "clip_score": 0.3, "clip_score_drop": 0.001}
     return Evaluation(
         key=f"{number:016x}",
-        trial=question,
+        trial=trial,
         stage=stage,
         allocation=f"{zeros:016x}",
         rung=rung,
@@ -62,9 +62,9 @@ def evaluation(question: str, rung: str, zeros: int, **measures: float) -> Evalu
     )
 
 
-def judged(question: str, rung: str, zeros: int, drop: float, sharpness: float, ssim: float) -> Evaluation:
+def judged(trial: str, rung: str, zeros: int, drop: float, sharpness: float, ssim: float) -> Evaluation:
     return evaluation(
-        question, rung, zeros, clip_score=0.3 - drop, clip_score_drop=drop, closeness=1 - drop, ssim=ssim,
+        trial, rung, zeros, clip_score=0.3 - drop, clip_score_drop=drop, closeness=1 - drop, ssim=ssim,
         sharpness=sharpness, sharpness_drop=0.7 - sharpness,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from raysense.allocation import Allocation
 from raysense.cli import COMMANDS, main
 from raysense.errors import RaysenseError
 from raysense.execution.executor import failure
-from raysense.records import Question, Task
+from raysense.records import EvaluationRequest, TrialSpec
 from raysense.secrets import Masked, has_credentials, masked
 from tests.conftest import REFERENCE
 
@@ -82,8 +82,8 @@ def test_what_is_said_is_masked(secret: str, monkeypatch: pytest.MonkeyPatch) ->
         assert "abcdef" not in said
         assert "a=1" in said
         assert "&b=2" in said
-    question = Question("q", "search", (Task(Allocation(), "probe"),))
-    row = failure(question, question.tasks[0], text, signature="s", trial="t", life="l")
+    spec = TrialSpec("q", "search", (EvaluationRequest(Allocation(), "probe"),))
+    row = failure(spec, spec.requests[0], text, signature="s", trial="t", life="l")
     assert secret not in row.failed
     try:
         raise OSError(text)

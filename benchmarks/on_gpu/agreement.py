@@ -195,7 +195,7 @@ def images(bench: Bench) -> Figures:
 def evaluations(bench: Bench) -> Figures:
     """Probe, layer and score rungs by an `Evaluator` on both."""
     from raysense.evaluation.evaluator import Evaluator
-    from raysense.records import Task
+    from raysense.records import EvaluationRequest
 
     rows: list[dict[str, Any]] = []
     devices = dict.fromkeys(("cpu", bench.device.type))
@@ -205,13 +205,13 @@ def evaluations(bench: Bench) -> Figures:
             dense, pruned = Allocation(), evaluator.grid.uniform(0.3)
             row: dict[str, Any] = {"device": device}
             for rung, name in (("probe", "probe_error"), ("layer", "layer_error")):
-                row[f"dense {name}"] = evaluator.evaluate(Task(dense, rung)).measures[name].value
-                row[name] = evaluator.evaluate(Task(pruned, rung)).measures[name].value
-            evaluator.evaluate(Task(dense, "score"))
-            judged = evaluator.evaluate(Task(pruned, "score"))
+                row[f"dense {name}"] = evaluator.evaluate(EvaluationRequest(dense, rung)).measures[name].value
+                row[name] = evaluator.evaluate(EvaluationRequest(pruned, rung)).measures[name].value
+            evaluator.evaluate(EvaluationRequest(dense, "score"))
+            judged = evaluator.evaluate(EvaluationRequest(pruned, "score"))
             row |= {m: judged.measures[m].value for m in ("clip_score", "clip_score_drop", "frechet_rise")}
             row |= {"zeros": judged.zeros, "seconds": judged.seconds}
-            again = evaluator.evaluate(Task(dense, "probe")).measures["probe_error"].value
+            again = evaluator.evaluate(EvaluationRequest(dense, "probe")).measures["probe_error"].value
             row["dense probe_error afterwards"] = again
             rows.append(row)
     exact = all(row[name] == 0 for row in rows for name in row if name.startswith("dense"))
@@ -224,7 +224,7 @@ def evaluations(bench: Bench) -> Figures:
 def sixteen_bits(bench: Bench, dtype: str) -> Figures:
     """The 16-bit types on the device: images near those of 32 bits, the dense probe exact, methods that learn."""
     from raysense.evaluation.evaluator import Evaluator
-    from raysense.records import Task
+    from raysense.records import EvaluationRequest
 
     prompts, sampling = prompts_and_sampling(bench)
     seeds = [0] * len(prompts)
@@ -240,10 +240,12 @@ def sixteen_bits(bench: Bench, dtype: str) -> Figures:
         with tempfile.TemporaryDirectory() as folder:
             study = small_study(bench, f"dtype={dtype}", f"prune.saliency={method}")
             evaluator = Evaluator(study, folder)
-            error = evaluator.evaluate(Task(Allocation(), "probe")).measures["probe_error"].value
+            error = evaluator.evaluate(EvaluationRequest(Allocation(), "probe")).measures["probe_error"].value
             found[f"dense probe_error, {method}"] = error
             after = (
-                evaluator.evaluate(Task(evaluator.grid.uniform(0.3), "probe")).measures["probe_error"].value
+                evaluator.evaluate(EvaluationRequest(evaluator.grid.uniform(0.3), "probe"))
+                .measures["probe_error"]
+                .value
             )
             found[f"probe_error at 0.3, {method}"] = after
             found["holds"] &= error == 0 and 0 < after < 1
@@ -291,7 +293,7 @@ def statistics_agree(bench: Bench) -> Figures:
 def out_of_memory(bench: Bench) -> Figures:
     """An evaluator that runs out of memory halves its batch, says so, and gives what it gives with enough."""
     from raysense.evaluation.evaluator import Evaluator
-    from raysense.records import Task
+    from raysense.records import EvaluationRequest
 
     count = 8 if bench.quick else 128
     sizes = [f"rungs.score.prompts={count}", "rungs.preview.prompts=8", f"sampling.batch={count}"]
@@ -300,12 +302,12 @@ def out_of_memory(bench: Bench) -> Figures:
         evaluator = Evaluator(study, folder)
         allocation = evaluator.grid.uniform(0.3)
         with bench.peak() as peak:
-            expected = evaluator.evaluate(Task(allocation, "score"))
+            expected = evaluator.evaluate(EvaluationRequest(allocation, "score"))
         evaluator = Evaluator(study, other)
         evaluator.stand_at(allocation)
         bench.clean()
         how = _short_of_memory(bench, evaluator, peak["bytes"])
-        found = evaluator.evaluate(Task(allocation, "score"))
+        found = evaluator.evaluate(EvaluationRequest(allocation, "score"))
     halved = "out of memory: batch" in found.notes
     apart = abs(found.measures["clip_score"].value - expected.measures["clip_score"].value)
     return {

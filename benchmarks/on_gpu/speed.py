@@ -191,7 +191,7 @@ def shaped_study(bench: Bench, source: str, steps: int = 20) -> Study:
 def engine(bench: Bench) -> Figures:
     """An evaluator's start, its peak of memory, and an evaluation beside the bare loop of diffusers."""
     from raysense.evaluation.evaluator import Evaluator
-    from raysense.records import Task
+    from raysense.records import EvaluationRequest
     from raysense.search.fits import BYTES, GIB
 
     with tempfile.TemporaryDirectory() as store:
@@ -207,9 +207,9 @@ def engine(bench: Bench) -> Figures:
         held = torch.cuda.memory_allocated() - before if bench.on_gpu else 0
         seconds["contents hashed"] = bench.wall(lambda: evaluator.inputs)[0]
         with bench.peak() as dense_peak:
-            seconds["dense images"] = evaluator.evaluate(Task(Allocation(), "score")).seconds
-        seconds["first probe"] = evaluator.evaluate(Task(allocations[0], "probe")).seconds
-        seconds["probe"] = evaluator.evaluate(Task(allocations[1], "probe")).seconds
+            seconds["dense images"] = evaluator.evaluate(EvaluationRequest(Allocation(), "score")).seconds
+        seconds["first probe"] = evaluator.evaluate(EvaluationRequest(allocations[0], "probe")).seconds
+        seconds["probe"] = evaluator.evaluate(EvaluationRequest(allocations[1], "probe")).seconds
         ratios = side_by_side(bench, evaluator, study, allocations)
     inventory, width = evaluator.inventory, BYTES[study.dtype]
     planned = inventory.n_pipeline * width + inventory.n_selected * (width + 1)  # weights, master, levels
@@ -232,7 +232,7 @@ def engine(bench: Bench) -> Figures:
 def side_by_side(bench: Bench, evaluator: Any, study: Study, allocations: list[Allocation]) -> list[float]:
     """An evaluation's time over that of the same images and features without the engine, pair by pair."""
     from benchmarks.engine import bare
-    from raysense.records import Task
+    from raysense.records import EvaluationRequest
 
     run_bare = bare(study, evaluator)
     run_bare()
@@ -243,8 +243,8 @@ def side_by_side(bench: Bench, evaluator: Any, study: Study, allocations: list[A
             if who == "bare":
                 times[who] = bench.wall(run_bare)[0]
             else:
-                task = Task(allocations[number + 2], "score")
-                times[who] = bench.wall(lambda task=task: evaluator.evaluate(task))[0]  # type: ignore[misc]
+                request = EvaluationRequest(allocations[number + 2], "score")
+                times[who] = bench.wall(lambda request=request: evaluator.evaluate(request))[0]  # type: ignore[misc]
         ratios.append(times["engine"] / times["bare"])
         if bench.left < 5:
             break

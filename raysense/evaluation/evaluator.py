@@ -1,4 +1,4 @@
-"""The resident evaluator: holds the pipeline, answers task after task, changes masks and nothing else."""
+"""The resident evaluator: holds the pipeline, answers request after request, changes masks and nothing else."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from raysense.evaluation.scoring import ImageScorer
 from raysense.pipelines.sample import metered
 from raysense.prompts.sets import Prompt, PromptSets, load_prompts
 from raysense.pruning.masks import Pruner
-from raysense.records import CALIBRATION, SHARD, Evaluation, Task
+from raysense.records import CALIBRATION, SHARD, Evaluation, EvaluationRequest
 from raysense.store.disk import Disk
 from raysense.study import Study, parse
 
 
 class Evaluator:
-    """Measures allocations of one pipeline: hands each task to its rung and writes the row.
+    """Measures allocations of one pipeline: hands each request to its rung and writes the row.
 
     Args:
         study: The study.
@@ -114,16 +114,16 @@ class Evaluator:
         self.live.stand_at(allocation)
 
     @torch.inference_mode()
-    def evaluate(self, task: Task) -> Evaluation:
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """Measure one allocation on one rung.
 
-        The pipeline is left at the task's allocation; the next task changes only what differs.
+        The pipeline is left at the request's allocation; the next request changes only what differs.
         """
         began = time.perf_counter()
         self.live.begin()
         with metered(self.pipeline) as meter:
-            found = self._others.get(task.rung, self._images).measure(task)
-        return self._row(task, found, meter.nfe + found.nfe, time.perf_counter() - began)
+            found = self._others.get(request.rung, self._images).measure(request)
+        return self._row(request, found, meter.nfe + found.nfe, time.perf_counter() - began)
 
     def sample(self, allocation: Allocation, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Tensor:
         """Images of an allocation: float32 (n, 3, height, width) in [0, 1], on the CPU."""
@@ -131,14 +131,14 @@ class Evaluator:
         with torch.inference_mode():
             return self.sampler.images((list(prompts), list(seeds)))
 
-    def _row(self, task: Task, found: Found, cost: int, seconds: float) -> Evaluation:
+    def _row(self, request: EvaluationRequest, found: Found, cost: int, seconds: float) -> Evaluation:
         live = self.live
-        notes = (*live.notes, live.calibration.noted(task.allocation))
+        notes = (*live.notes, live.calibration.noted(request.allocation))
         return Evaluation(
-            key=task.key(self.identity.signature),
-            allocation=task.allocation.key,
-            rung=task.rung,
-            replicate=task.replicate,
+            key=request.key(self.identity.signature),
+            allocation=request.allocation.key,
+            rung=request.rung,
+            replicate=request.replicate,
             measures=found.measures,
             zeros=live.zeros,
             images=live.sampled,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raysense.allocation import Allocation
-from raysense.records import SHARD, Shard, Task
+from raysense.records import SHARD, EvaluationRequest, Shard
 from raysense.study import ImageRung, Study
 
 REFERENCE_SEEDS = 2
@@ -60,24 +60,25 @@ def is_kept(study: Study, rung: str) -> bool:
     )
 
 
-def shards_of(study: Study, allocation: Allocation, rung: str) -> list[Task]:
-    """The tasks that sample an evaluation's images beforehand; none where one evaluator does it at once."""
+def shards_of(study: Study, allocation: Allocation, rung: str) -> list[EvaluationRequest]:
+    """The requests that sample an evaluation's images beforehand; none where one evaluator does it at once."""
     if not isinstance(getattr(study.rungs, rung, None), ImageRung):
         return []
-    tasks: list[Task] = []
+    requests: list[EvaluationRequest] = []
     if is_split(study, rung):
         count = len(ranges_of(study, rung))
-        tasks += [
-            Task(allocation, SHARD, shard=Shard(rung, False, number, count))
+        requests += [
+            EvaluationRequest(allocation, SHARD, shard=Shard(rung, False, number, count))
             for number in range(len(_head(study, rung)), count)
         ]
     largest = reference_rung(rung)
     if not allocation and study.metrics.reference.path is None and is_split(study, largest, reference=True):
         count = len(ranges_of(study, largest, reference=True))
-        tasks += [
-            Task(allocation, SHARD, shard=Shard(largest, True, number, count)) for number in range(count)
+        requests += [
+            EvaluationRequest(allocation, SHARD, shard=Shard(largest, True, number, count))
+            for number in range(count)
         ]
-    return tasks
+    return requests
 
 
 def _head(study: Study, rung: str) -> list[range]:

@@ -15,7 +15,7 @@ from typing import Any
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation.footprint import Footprint, stored_footprint
-from raysense.records import Task
+from raysense.records import EvaluationRequest
 from raysense.store.disk import Disk
 from raysense.study import Study, parse
 
@@ -97,7 +97,7 @@ def _measure(plain: Mapping[str, Any]) -> Measured:
             dense = Allocation()
             pruned = [evaluator.grid.uniform(share) for share in (0.2, 0.3, 0.4, 0.5)]
             seconds = {
-                name: evaluator.evaluate(Task(allocation, rung)).seconds
+                name: evaluator.evaluate(EvaluationRequest(allocation, rung)).seconds
                 for name, allocation, rung in (
                     ("first probe", pruned[0], "probe"),
                     ("probe", pruned[1], "probe"),

@@ -1,1 +1,1 @@
-"""Who does the measuring: strategies' questions on evaluators, in this process or as Ray Tune trials (`ray/`)."""
+"""Who does the measuring: strategies' trials on evaluators, in this process or by Ray Tune (`ray/`)."""

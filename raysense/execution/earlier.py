@@ -1,4 +1,4 @@
-"""Rows of an earlier study that answer a new one's questions: taken over when they are asked, instead of measured."""
+"""Rows of an earlier study that answer a new one's trials: taken over when they are asked, instead of measured."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pyarrow.compute as pc
 
 from raysense.metrics.builtin import SPECS
 from raysense.metrics.spec import base_of
-from raysense.records import Evaluation, Question, Task
+from raysense.records import Evaluation, EvaluationRequest, TrialSpec
 from raysense.store.rows import without_samples
 from raysense.store.store import Store
 
 
 class Earlier:
-    """What an earlier study measured, looked up by task.
+    """What an earlier study measured, looked up by request.
 
     Args:
         source: Its store.
@@ -43,29 +43,31 @@ class Earlier:
         self._place = source.uri
         self._samples: Any = None
 
-    def has(self, task: Task) -> bool:
+    def has(self, request: EvaluationRequest) -> bool:
         """Whether the earlier study measured this, all of it that is wanted now."""
-        found = self._known.get(task.key(self._theirs))
+        found = self._known.get(request.key(self._theirs))
         if found is None or found.failed or not self._fits(found):
             return False
         # A part's images lie in the earlier study's cache; they are of use only as the evaluation that they led to.
-        return task.shard is None or self.has(Task(task.allocation, task.shard.rung, task.replicate))
+        return request.shard is None or self.has(
+            EvaluationRequest(request.allocation, request.shard.rung, request.replicate)
+        )
 
-    def take(self, question: Question, task: Task) -> Evaluation | None:
-        """The task's evaluation as the new study's own row, stored; None if the earlier study has none."""
-        if not self.has(task):
+    def take(self, spec: TrialSpec, request: EvaluationRequest) -> Evaluation | None:
+        """The request's evaluation as the new study's own row, stored; None if the earlier study has none."""
+        if not self.has(request):
             return None
-        found = self._known[task.key(self._theirs)]
+        found = self._known[request.key(self._theirs)]
         taken = replace(
             found,
-            key=task.key(self._signature),
-            trial=question.name,
-            stage=question.stage,
+            key=request.key(self._signature),
+            trial=spec.name,
+            stage=spec.stage,
             measures={name: measure for name, measure in found.measures.items() if self._is_wanted(name)},
             samples=self._samples_of(found.key),
             taken_from=found.taken_from or self._place,
         )
-        self._into.put(taken, task.allocation)
+        self._into.put(taken, request.allocation)
         return without_samples(taken)
 
     def _is_wanted(self, measure: str) -> bool:

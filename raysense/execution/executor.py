@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from raysense.errors import RaysenseError
 from raysense.execution.earlier import Earlier
 from raysense.execution.progress import OnProgress, Outcome
-from raysense.records import Evaluation, Question, Task
+from raysense.records import Evaluation, EvaluationRequest, TrialSpec
 from raysense.secrets import masked
 from raysense.store.store import Store
 from raysense.strategies.base import Strategy
@@ -25,7 +25,7 @@ log = logging.getLogger("raysense")
 
 
 class Executor(Protocol):
-    """Has a strategy's questions answered: in this process, or on a Ray cluster."""
+    """Has a strategy's trials answered: in this process, or on a Ray cluster."""
 
     def run(
         self,
@@ -59,7 +59,7 @@ class Executor(Protocol):
 class Measurer(Protocol):
     """Measures. Holds the pipeline from its making to its end."""
 
-    def evaluate(self, task: Task) -> Evaluation:
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """Measures one allocation on one rung.
 
         The executor signs the answer: `key`, `trial`, `stage`, `allocation`, `rung`, `replicate`, `ray_trial` and
@@ -103,23 +103,31 @@ def new_life() -> str:
 
 
 def signed(
-    evaluation: Evaluation, question: Question, task: Task, *, signature: str, trial: str, life: str
+    evaluation: Evaluation,
+    spec: TrialSpec,
+    request: EvaluationRequest,
+    *,
+    signature: str,
+    trial: str,
+    life: str,
 ) -> Evaluation:
     """The evaluation as the row it becomes: whose answer it is, and whose work."""
     return replace(
         evaluation,
-        key=task.key(signature),
-        trial=question.name,
-        stage=question.stage,
-        allocation=task.allocation.key,
-        rung=task.rung,
-        replicate=task.replicate,
+        key=request.key(signature),
+        trial=spec.name,
+        stage=spec.stage,
+        allocation=request.allocation.key,
+        rung=request.rung,
+        replicate=request.replicate,
         ray_trial=trial,
         evaluator=life,
     )
 
 
-def failure(question: Question, task: Task, why: str, *, signature: str, trial: str, life: str) -> Evaluation:
-    """The row of a task that could not be measured."""
+def failure(
+    spec: TrialSpec, request: EvaluationRequest, why: str, *, signature: str, trial: str, life: str
+) -> Evaluation:
+    """The row of a request that could not be measured."""
     empty = Evaluation(measures={}, zeros=0, images=0, nfe=0, seconds=0.0, failed=masked(why))
-    return signed(empty, question, task, signature=signature, trial=trial, life=life)
+    return signed(empty, spec, request, signature=signature, trial=trial, life=life)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from raysense.errors import RaysenseError
 from raysense.execution.earlier import Earlier
 from raysense.execution.progress import Snapshot
-from raysense.records import Evaluation, Question, Task
+from raysense.records import Evaluation, EvaluationRequest, TrialSpec
 from raysense.strategies.base import Lookahead
 
 log = logging.getLogger("raysense")
@@ -17,33 +17,34 @@ log = logging.getLogger("raysense")
 
 @dataclass
 class PendingTrial:
-    """A question of which at least one task must be measured.
+    """A trial of which at least one request must be measured.
 
     Attributes:
-        question: The question.
-        answers: To its first tasks, in order.
-        until: The first task after these that is stored already: what failed is asked again, what followed it is not.
+        spec: What was asked for.
+        answers: To its first requests, in order.
+        until: The first request after these that is stored already: what failed is asked again, what followed it
+            is not.
     """
 
-    question: Question
+    spec: TrialSpec
     answers: list[Evaluation] = field(default_factory=list)
     until: int | None = None
 
     @property
     def settled(self) -> bool:
-        """Every task is answered, or the stop rule has ended the question."""
-        stop = self.question.stop
+        """Every request is answered, or the stop rule has ended the trial."""
+        stop = self.spec.stop
         ended = stop is not None and bool(self.answers) and stop.says_stop(self.answers[-1])
-        return ended or len(self.answers) == len(self.question.tasks)
+        return ended or len(self.answers) == len(self.spec.requests)
 
     @property
-    def left(self) -> tuple[Task, ...]:
-        """The tasks to be measured next, unless the stop rule ends the question first."""
-        return () if self.settled else self.question.tasks[len(self.answers) : self.until]
+    def left(self) -> tuple[EvaluationRequest, ...]:
+        """The requests to be measured next, unless the stop rule ends the trial first."""
+        return () if self.settled else self.spec.requests[len(self.answers) : self.until]
 
 
 class Ledger:
-    """Takes questions from a strategy, answers from the store what it can, hands out the rest.
+    """Takes trials from a strategy, answers from the store what it can, hands out the rest.
 
     Args:
         strategy: Asked and told in the order that `Lookahead` enforces.
@@ -74,58 +75,58 @@ class Ledger:
         return self._strategy.done
 
     def next(self) -> PendingTrial | None:
-        """The next question with something to measure; None: wait for answers, or `finished`.
+        """The next trial with something to measure; None: wait for answers, or `finished`.
 
         Raises:
-            RaysenseError: A question has no task, or the same one twice.
+            RaysenseError: A trial has no request, or the same one twice.
         """
-        while (question := self._strategy.ask()) is not None:
-            self._stage = question.stage
-            if len({task.key(self._signature) for task in question.tasks}) != max(1, len(question.tasks)):
+        while (spec := self._strategy.ask()) is not None:
+            self._stage = spec.stage
+            if len({request.key(self._signature) for request in spec.requests}) != max(1, len(spec.requests)):
                 raise RaysenseError(
-                    f"`{question.name}`: asks nothing, or the same task twice; give each task once."
+                    f"`{spec.name}`: asks nothing, or the same request twice; give each request once."
                 )
-            work = PendingTrial(question)
+            work = PendingTrial(spec)
             self._replay(work)
             if not work.settled:
-                self._open[question.name] = work
+                self._open[spec.name] = work
                 return work
-            self._strategy.tell(question, work.answers)
+            self._strategy.tell(spec, work.answers)
         return None
 
     def answer(self, work: PendingTrial, evaluation: Evaluation) -> bool:
-        """Takes the evaluation of the question's next task; tells the strategy if that settles it.
+        """Takes the evaluation of the trial's next request; tells the strategy if that settles it.
 
         Returns:
-            Whether the question is settled. An answer that was taken before (a trial that was restarted
+            Whether the trial is settled. An answer that was taken before (a trial that was restarted
             reports again) changes nothing.
         """
         if any(known.key == evaluation.key for known in work.answers):
             return work.settled
         work.answers.append(evaluation)
-        log.info("%s", line_of(work.question, evaluation))
-        # Another question may have had it measured in the meantime: its images are counted once.
+        log.info("%s", line_of(work.spec, evaluation))
+        # Another trial may have had it measured in the meantime: its images are counted once.
         self._count(evaluation, replayed=evaluation.key in self._new)
         self._new[evaluation.key] = evaluation
         if len(work.answers) == work.until:
             self._replay(work)
         if work.settled:
-            del self._open[work.question.name]
-            self._strategy.tell(work.question, work.answers)
+            del self._open[work.spec.name]
+            self._strategy.tell(work.spec, work.answers)
         return work.settled
 
     def _replay(self, work: PendingTrial) -> None:
-        """Answer what the store answers, up to the first task that it does not."""
-        tasks = work.question.tasks
+        """Answer what the store answers, up to the first request that it does not."""
+        requests = work.spec.requests
         while not work.settled:
-            task = tasks[len(work.answers)]
-            answer = self._stored(task) or self._taken(work.question, task)
+            request = requests[len(work.answers)]
+            answer = self._stored(request) or self._taken(work.spec, request)
             if answer is None:
                 break
             work.answers.append(answer)
             self._count(answer, replayed=True)
-        later = range(len(work.answers) + 1, len(tasks))
-        work.until = next((place for place in later if self._has(tasks[place])), None)
+        later = range(len(work.answers) + 1, len(requests))
+        work.until = next((place for place in later if self._has(requests[place])), None)
 
     def snapshot(self) -> Snapshot:
         """The counts; who executes adds the clock and the evaluators."""
@@ -144,18 +145,18 @@ class Ledger:
             nfe=self._nfe,
         )
 
-    def _stored(self, task: Task) -> Evaluation | None:
-        key = task.key(self._signature)
+    def _stored(self, request: EvaluationRequest) -> Evaluation | None:
+        key = request.key(self._signature)
         return self._new.get(key) or self._known.get(key)
 
-    def _taken(self, question: Question, task: Task) -> Evaluation | None:
-        taken = self._earlier.take(question, task) if self._earlier is not None else None
+    def _taken(self, spec: TrialSpec, request: EvaluationRequest) -> Evaluation | None:
+        taken = self._earlier.take(spec, request) if self._earlier is not None else None
         if taken is not None:
             self._new[taken.key] = taken
         return taken
 
-    def _has(self, task: Task) -> bool:
-        return self._stored(task) is not None or (self._earlier is not None and self._earlier.has(task))
+    def _has(self, request: EvaluationRequest) -> bool:
+        return self._stored(request) is not None or (self._earlier is not None and self._earlier.has(request))
 
     def _count(self, evaluation: Evaluation, *, replayed: bool) -> None:
         self._done += 1
@@ -168,13 +169,13 @@ class Ledger:
             self._nfe += evaluation.nfe
 
 
-def line_of(question: Question, evaluation: Evaluation) -> str:
+def line_of(spec: TrialSpec, evaluation: Evaluation) -> str:
     """One line for the log: what was measured, and what it gave."""
     found = ", ".join(
         f"{name} {measure.value:.4g} [{measure.ci_low:.4g}, {measure.ci_high:.4g}]"
         for name, measure in evaluation.measures.items()
     )
     return (
-        f"{question.name}: allocation {evaluation.allocation} on rung {evaluation.rung} in {evaluation.seconds:.1f} s "
+        f"{spec.name}: allocation {evaluation.allocation} on rung {evaluation.rung} in {evaluation.seconds:.1f} s "
         f"on {evaluation.evaluator}: {evaluation.failed or evaluation.collapsed or found or 'nothing measured'}"
     )

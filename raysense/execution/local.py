@@ -12,7 +12,7 @@ from raysense.execution.executor import ATTEMPTS, Measurer, failure, log, new_li
 from raysense.execution.interrupt import Interrupt
 from raysense.execution.ledger import Ledger
 from raysense.execution.progress import Clock, OnProgress, Outcome, Snapshot
-from raysense.records import Evaluation, Question, Task
+from raysense.records import Evaluation, EvaluationRequest, TrialSpec
 from raysense.store.rows import without_samples
 from raysense.store.store import Store
 from raysense.strategies.base import Lookahead, Strategy
@@ -54,9 +54,9 @@ class LocalExecutor:
                 while not interrupt.asked and (work := ledger.next()) is not None:
                     while work.left and not interrupt.asked:
                         lock.refuse_if_lost()
-                        task = work.left[0]
-                        evaluation = _measured(self.measurer, work.question, task, signature, life)
-                        store.put(evaluation, task.allocation)
+                        request = work.left[0]
+                        evaluation = _measured(self.measurer, work.spec, request, signature, life)
+                        store.put(evaluation, request.allocation)
                         uncompacted += 1
                         ledger.answer(work, without_samples(evaluation))
                         if on_progress is not None and clock.due():
@@ -71,26 +71,28 @@ class LocalExecutor:
             return Outcome(finished=ledger.finished, snapshot=snapshot(0))
 
 
-def _measured(measurer: Measurer, question: Question, task: Task, signature: str, life: str) -> Evaluation:
-    """The task's evaluation, or after `ATTEMPTS` failures one that says why it failed."""
+def _measured(
+    measurer: Measurer, spec: TrialSpec, request: EvaluationRequest, signature: str, life: str
+) -> Evaluation:
+    """The request's evaluation, or after `ATTEMPTS` failures one that says why it failed."""
     for attempt in range(1, ATTEMPTS + 1):
         started = time.monotonic()
         try:
-            evaluation = measurer.evaluate(task)
+            evaluation = measurer.evaluate(request)
         except RaysenseError:
-            raise  # something the user can mend: no other task would fare better
+            raise  # something the user can mend: no other request would fare better
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
             log.warning(
                 "%s: allocation %s on rung %s failed (attempt %d of %d, %.1f s): %s",
-                question.name,
-                task.allocation.key,
-                task.rung,
+                spec.name,
+                request.allocation.key,
+                request.rung,
                 attempt,
                 ATTEMPTS,
                 time.monotonic() - started,
                 why,
             )
             continue
-        return signed(evaluation, question, task, signature=signature, trial=TRIAL, life=life)
-    return failure(question, task, why, signature=signature, trial=TRIAL, life=life)
+        return signed(evaluation, spec, request, signature=signature, trial=TRIAL, life=life)
+    return failure(spec, request, why, signature=signature, trial=TRIAL, life=life)

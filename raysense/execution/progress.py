@@ -18,13 +18,13 @@ class Snapshot:
     """A run at one moment.
 
     Attributes:
-        stage: Stage of the question asked last.
+        stage: Stage of the trial asked last.
         headline: The strategy's line about its incumbent.
         done: Evaluations answered, those from the store included.
         replayed: Of these, answered from the store.
         failed: Of `done`, could not be measured.
-        outstanding: Evaluations of the questions asked and not yet answered; an upper bound, as stop
-            rules may end a question early.
+        outstanding: Evaluations of the trials asked and not yet answered; an upper bound, as stop
+            rules may end a trial early.
         wanted: Evaluations that the strategy expects in all; 0 if it does not say.
         spent: NFE of everything answered, those from the store included.
         wanted_nfe: NFE that the strategy expects in all; 0 if it does not say.

@@ -48,7 +48,7 @@ def render(
     if study.search.lookahead < width:
         say(
             console,
-            f"`search.lookahead` is {study.search.lookahead}: fewer questions than three for each of "
+            f"`search.lookahead` is {study.search.lookahead}: fewer trials than three for each of "
             f"{first.evaluators} {unit}s; some will wait. {width} would do, but it is part of what the study is: "
             "change it before it begins.",
         )

@@ -19,7 +19,7 @@ from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation.evaluator import Evaluator
 from raysense.export.write import Exported, export
-from raysense.records import Evaluation, Task
+from raysense.records import Evaluation, EvaluationRequest
 from raysense.results import run as results
 from raysense.results.pictures import evaluator_of, noise_of_pictures, thumbnails
 from raysense.search.doctor import Diagnosis
@@ -204,7 +204,7 @@ def evaluate(
         if rung not in rungs:
             raise RaysenseError(f"`rung` is {rung!r}, but must be one of {', '.join(rungs)}")
         evaluator = Evaluator(ready, place)
-        return evaluator.evaluate(Task(levels_of(evaluator, allocation), rung))
+        return evaluator.evaluate(EvaluationRequest(levels_of(evaluator, allocation), rung))
 
 
 def doctor(study: Study | str | Path, *, overrides: Sequence[str] = ()) -> Diagnosis:

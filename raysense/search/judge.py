@@ -15,7 +15,7 @@ from raysense.allocation import Allocation
 from raysense.errors import MeasuringFailed, RaysenseError
 from raysense.evaluation.evaluator import Evaluator
 from raysense.feasibility import IMAGE_RUNGS, Margin, is_feasible, margins, utilisation
-from raysense.records import Evaluation, Measure, Task
+from raysense.records import Evaluation, EvaluationRequest, Measure
 from raysense.search.api import levels_of, prepared
 from raysense.study import Study
 
@@ -100,7 +100,7 @@ def judge(
             evaluation, shares = _of_pipeline(ready, other, place, rung)
         else:
             evaluator = Evaluator(ready, place)
-            evaluation = evaluator.evaluate(Task(levels_of(evaluator, candidate), rung))
+            evaluation = evaluator.evaluate(EvaluationRequest(levels_of(evaluator, candidate), rung))
             shares = evaluator.inventory.sparsities(evaluation.zeros)
     return _verdict(ready, evaluation, shares)
 

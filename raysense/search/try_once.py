@@ -18,7 +18,7 @@ from raysense.evaluation.evaluator import Evaluator
 from raysense.names import OWL
 from raysense.pipelines.idle import foreseen_for
 from raysense.pipelines.load import modules_of, notes_of
-from raysense.records import CALIBRATION, Task
+from raysense.records import CALIBRATION, EvaluationRequest
 from raysense.strategies.own import own_rules
 from raysense.strategies.rules import check_strategies, closed_forms, outlier_weighed
 from raysense.study import Study
@@ -55,7 +55,7 @@ def try_once(study: Study, strategy: str, share: float, rung: str, directory: st
     calibration_cost(study, inventory, evaluator.grid, modules_of(evaluator.pipeline))
     asked, allocation = allocate(evaluator, share)
     with said_in_one_line(study.pipeline):
-        evaluation = evaluator.evaluate(Task(allocation, rung))
+        evaluation = evaluator.evaluate(EvaluationRequest(allocation, rung))
     lines = [
         f"{evaluation.method}, {strategy}: {asked:,} zeros asked, {evaluation.zeros:,} counted, steps of "
         f"{evaluator.grid.base:,}",
@@ -128,7 +128,7 @@ def allocate(evaluator: Evaluator, share: float) -> tuple[int, Allocation]:
     (strategy,) = study.search.strategies
     check_strategies([strategy], (*families, OWL))
     if strategy == OWL:
-        calibration = evaluator.evaluate(Task(Allocation(), CALIBRATION))
+        calibration = evaluator.evaluate(EvaluationRequest(Allocation(), CALIBRATION))
         families[OWL] = outlier_weighed(inventory, grid, calibration)
     asked, most = round(share * grid.n), grid.max_zeros
     # Steps may end a little below the cap: that much is rounding, and both numbers are said.

@@ -108,11 +108,11 @@ def from_object(content: bytes, where: str) -> tuple[Evaluation, dict[str, int]]
         raise ValueError(f"field {error} is missing or of the wrong type") from error
 
 
-def strategy_of(stage: str, question: str) -> str:
-    """Who proposed an allocation, by the name of the question: ``search/lamp/3`` → lamp."""
+def strategy_of(stage: str, trial: str) -> str:
+    """Who proposed an allocation, by the name of the trial: ``search/lamp/3`` → lamp."""
     if stage == "baseline":
         return "dense"
-    return question.split("/")[1] if stage in ("search", "validation") and "/" in question else ""
+    return trial.split("/")[1] if stage in ("search", "validation") and "/" in trial else ""
 
 
 def to_rows(evaluation: Evaluation, levels: Mapping[str, int], budget: Budget | None) -> Rows:

@@ -42,7 +42,7 @@ DENOMINATORS: dict[str, str] = {
 
 STUDIES = _schema(
     "One row: what the study is.",
-    ("signature", _TEXT, "identity of the study: same signature, same questions, same rows"),
+    ("signature", _TEXT, "identity of the study: same signature, same trials, same rows"),
     ("name", _TEXT, "the study's name, or an empty text"),
     ("definition", _TEXT, "the study's definition as JSON"),
     (

@@ -8,14 +8,14 @@ from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation.shards import shards_of
 from raysense.names import OWL, SOLVER
-from raysense.records import CALIBRATION, Task
+from raysense.records import CALIBRATION, EvaluationRequest
 from raysense.strategies.context import Findings, SearchContext
 from raysense.strategies.runner import StrategyRunner
 from raysense.study import Study
 
 
 def reserve_of(context: SearchContext) -> dict[str, int]:
-    """Stage -> what its questions leave: curves are worth nothing without a climb, nor a climb without validation."""
+    """Stage -> what its trials leave: curves are worth nothing without a climb, nor a climb without validation."""
     validation = 2 * len(context.safer) * context.costs.images("validation")
     climb = context.study.search.bisections * context.costs.climb
     return {"sensitivity": climb + validation, "search": validation}
@@ -34,7 +34,7 @@ def answer_cost(context: SearchContext) -> int:
 def refuse_small_budget(context: SearchContext) -> None:
     """A budget that cannot pay for a validated answer buys nothing: refused before anything is spent."""
     study = context.study
-    least = sum(context.costs.of(task) for task in _baseline_tasks(context))
+    least = sum(context.costs.of(request) for request in _baseline_requests(context))
     answer = least + answer_cost(context)
     if study.budget.max_nfe is not None and study.budget.max_nfe < least:
         raise RaysenseError(
@@ -52,12 +52,12 @@ class Expectation:
         climbs = len(context.rule_names) + (SOLVER in search.strategies) + (OWL in search.strategies)
         climbs, joint = climbs * search.bisections, search.rounds * search.offspring * (1 + len(context.own))
         probes, finalists = len(context.groups) * min(3, search.levels), 2 * len(context.safer)
-        first, one = _baseline_tasks(context), Allocation({context.grid.addresses[0]: 1})
+        first, one = _baseline_requests(context), Allocation({context.grid.addresses[0]: 1})
         climb, test = (_with_parts(study, one, rungs) for rungs in (("preview", "score"), ("validation",)))
         runner.wanted = len(first) + probes + (climbs + joint) * len(climb) + finalists * len(test)
         score, held_out = (context.costs.images(rung) for rung in ("score", "validation"))
         self._costs = {
-            "baseline": sum(context.costs.of(task) for task in first),
+            "baseline": sum(context.costs.of(request) for request in first),
             "sensitivity": probes * context.costs.probe,
             "climbs": climbs * score,
             "joint": joint * score,
@@ -72,12 +72,12 @@ class Expectation:
         self._runner.wanted_nfe = self._runner.tracker.spent + sum(self._costs[name] for name in left)
 
 
-def _with_parts(study: Study, allocation: Allocation, rungs: Sequence[str]) -> set[Task]:
-    """The tasks of some evaluations, with those of their parts."""
+def _with_parts(study: Study, allocation: Allocation, rungs: Sequence[str]) -> set[EvaluationRequest]:
+    """The requests of some evaluations, with those of their parts."""
     parts = {part for rung in rungs for part in shards_of(study, allocation, rung)}
-    return {*(Task(allocation, rung) for rung in rungs), *parts}
+    return {*(EvaluationRequest(allocation, rung) for rung in rungs), *parts}
 
 
-def _baseline_tasks(context: SearchContext) -> set[Task]:
+def _baseline_requests(context: SearchContext) -> set[EvaluationRequest]:
     rungs = ["preview", "score", "validation", *([CALIBRATION] if context.costs.calibration else [])]
     return _with_parts(context.study, Allocation(), rungs)

@@ -7,46 +7,50 @@ from dataclasses import replace
 
 from raysense.allocation import Allocation
 from raysense.evaluation.shards import shards_of
-from raysense.records import Evaluation, Question, Task
+from raysense.records import Evaluation, EvaluationRequest, TrialSpec
 from raysense.strategies.context import SearchContext, candidate_of
 from raysense.strategies.runner import Coroutine
 from raysense.strategies.verdict import hopeless
 
 
-def asked_for(context: SearchContext, question: Question) -> Coroutine:
-    """A question; where an evaluation has too many images for one evaluator, all sample them first, side by side.
+def asked_for(context: SearchContext, spec: TrialSpec) -> Coroutine:
+    """A trial; where an evaluation has too many images for one evaluator, all sample them first, side by side.
 
-    What a stop rule may make needless is not sampled before. Returns the evaluations, in the order of the tasks.
+    What a stop rule may make needless is not sampled before. Returns the evaluations, in the order of the requests.
     """
-    asked: set[Task] = set()
-    runs: list[tuple[list[Task], list[Task]]] = []  # parts, and the tasks that they are for
-    for task in question.tasks:
-        parts = [part for part in shards_of(context.study, task.allocation, task.rung) if part not in asked]
+    asked: set[EvaluationRequest] = set()
+    runs: list[
+        tuple[list[EvaluationRequest], list[EvaluationRequest]]
+    ] = []  # parts, and the requests that they are for
+    for request in spec.requests:
+        parts = [
+            part for part in shards_of(context.study, request.allocation, request.rung) if part not in asked
+        ]
         asked.update(parts)
-        if not runs or (parts and question.stop is not None):
+        if not runs or (parts and spec.stop is not None):
             runs.append(([], []))
         runs[-1][0].extend(parts)
-        runs[-1][1].append(task)
+        runs[-1][1].append(request)
     found: list[Evaluation] = []
-    for parts, tasks in runs:
-        name = f"{question.name}/{len(found)}" if found else question.name
+    for parts, requests in runs:
+        name = f"{spec.name}/{len(found)}" if found else spec.name
         if parts:
             yield [
-                Question(f"{name}/shard {number}: {part.shard}", question.stage, (part,))
+                TrialSpec(f"{name}/shard {number}: {part.shard}", spec.stage, (part,))
                 for number, part in enumerate(parts, 1)
             ]
-        evaluations = yield replace(question, name=name, tasks=tuple(tasks))
+        evaluations = yield replace(spec, name=name, requests=tuple(requests))
         found += evaluations
-        if question.stop is not None and question.stop.says_stop(found[-1]):
+        if spec.stop is not None and spec.stop.says_stop(found[-1]):
             break
     return found
 
 
 def judged(context: SearchContext, strategy: str, name: str, allocation: Allocation) -> Coroutine:
     """One candidate climbing the rungs; returns it."""
-    tasks = (Task(allocation, "preview"), Task(allocation, "score"))
+    requests = (EvaluationRequest(allocation, "preview"), EvaluationRequest(allocation, "score"))
     stop = hopeless(context.bounds, context.study.rungs, context.study.own_specs)
-    evaluations = yield from asked_for(context, Question(f"search/{name}", "search", tasks, stop))
+    evaluations = yield from asked_for(context, TrialSpec(f"search/{name}", "search", requests, stop))
     return candidate_of(context, strategy, allocation, evaluations[-1])
 
 
@@ -58,19 +62,19 @@ def judged_together(
     last: dict[int, Evaluation] = {}
     climbing = list(range(len(allocations)))
     for rung in ("preview", "score"):
-        asked: set[Task] = set()
-        parts: list[Question] = []
+        asked: set[EvaluationRequest] = set()
+        parts: list[TrialSpec] = []
         for number in climbing:
             for part in shards_of(context.study, allocations[number], rung):
                 if part not in asked:
                     asked.add(part)
                     name = f"search/{names[number]}/{rung}/shard {len(parts)}: {part.shard}"
-                    parts.append(Question(name, "search", (part,)))
+                    parts.append(TrialSpec(name, "search", (part,)))
         if parts:
             yield parts
         if climbing:
             found = yield [
-                Question(f"search/{names[n]}/{rung}", "search", (Task(allocations[n], rung),))
+                TrialSpec(f"search/{names[n]}/{rung}", "search", (EvaluationRequest(allocations[n], rung),))
                 for n in climbing
             ]
             last |= {number: evaluations[-1] for number, evaluations in zip(climbing, found, strict=True)}

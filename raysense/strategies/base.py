@@ -1,7 +1,7 @@
 """What a search strategy is, and the rule that keeps its decisions independent of the cluster.
 
 A strategy is a pure ask/tell object: it knows no clock, no Ray and no disk. Whoever executes it
-(`raysense.execution`) asks for questions, has them answered, and tells the answers.
+(`raysense.execution`) asks for trials, has them answered, and tells the answers.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from raysense.errors import RaysenseError
-from raysense.records import Evaluation, Question
+from raysense.records import Evaluation, TrialSpec
 
 ASKED_PER_EVALUATOR, RUNNING_PER_EVALUATOR = 3, 1.5
-"""Questions asked and not yet answered, and of these at work, for each evaluator: so that none idles."""
+"""Trials asked and not yet answered, and of these at work, for each evaluator: so that none idles."""
 
 
 class Strategy(Protocol):
@@ -34,14 +34,14 @@ class Strategy(Protocol):
     @property
     def headline(self) -> str: ...  # noqa: D102
 
-    def ask(self) -> Question | None:
-        """The next question, or None: wait for outstanding answers, or, when `done`, finished."""
+    def ask(self) -> TrialSpec | None:
+        """The next trial, or None: wait for outstanding answers, or, when `done`, finished."""
         ...
 
-    def tell(self, question: Question, evaluations: Sequence[Evaluation]) -> None:
-        """The answers to `question`, in task order; fewer than its tasks if its stop rule ended it.
+    def tell(self, spec: TrialSpec, evaluations: Sequence[Evaluation]) -> None:
+        """The answers to `spec`, in request order; fewer than its requests if its stop rule ended it.
 
-        Called once a question, in ask order. The evaluations carry no `samples`: per-image rows are
+        Called once a trial, in ask order. The evaluations carry no `samples`: per-image rows are
         read from the store.
         """
         ...
@@ -62,17 +62,17 @@ class Lookahead:
 
     def __init__(self, strategy: Strategy, width: int) -> None:
         if width < 1:
-            raise RaysenseError(f"lookahead: {width} is not a number of questions; give at least 1.")
+            raise RaysenseError(f"lookahead: {width} is not a number of trials; give at least 1.")
         self.strategy = strategy
         self.width = width
-        self._asked: list[Question] = []  # asked and not yet told, in ask order
-        self._answers: dict[str, Sequence[Evaluation]] = {}  # arrived early: question name -> answers
+        self._asked: list[TrialSpec] = []  # asked and not yet told, in ask order
+        self._answers: dict[str, Sequence[Evaluation]] = {}  # arrived early: trial name -> answers
         self._names: set[str] = set()
         self._waits = False  # the strategy answered None and has been told nothing since
 
     @property
     def outstanding(self) -> int:
-        """Questions asked whose answers have not arrived."""
+        """Trials asked whose answers have not arrived."""
         return len(self._asked) - len(self._answers)
 
     @property
@@ -80,16 +80,16 @@ class Lookahead:
         """Nothing to ask and nothing outstanding."""
         return self.strategy.done and not self._asked
 
-    def ask(self) -> Question | None:
-        """The next question, or None if answers must arrive first, or if `done`.
+    def ask(self) -> TrialSpec | None:
+        """The next trial, or None if answers must arrive first, or if `done`.
 
         Raises:
-            RaysenseError: The strategy repeats a question's name, or waits although it knows all answers.
+            RaysenseError: The strategy repeats a trial's name, or waits although it knows all answers.
         """
         while len(self._asked) >= self.width:
             if not self._tell_oldest():
                 return None
-        while self._waits or (question := self.strategy.ask()) is None:
+        while self._waits or (spec := self.strategy.ask()) is None:
             self._waits = True
             if not self._asked:
                 if self.strategy.done:
@@ -100,19 +100,19 @@ class Lookahead:
                 )
             if not self._tell_oldest():
                 return None
-        if question.name in self._names:
+        if spec.name in self._names:
             raise RaysenseError(
-                f"{type(self.strategy).__name__}: asked `{question.name}` twice; question names are unique."
+                f"{type(self.strategy).__name__}: asked `{spec.name}` twice; trial names are unique."
             )
-        self._names.add(question.name)
-        self._asked.append(question)
-        return question
+        self._names.add(spec.name)
+        self._asked.append(spec)
+        return spec
 
-    def tell(self, question: Question, evaluations: Sequence[Evaluation]) -> None:
-        """Takes the answers to `question`, in any order of questions; hands them on when their turn comes."""
-        if question.name in self._answers or all(q.name != question.name for q in self._asked):
-            raise RaysenseError(f"`{question.name}` is not outstanding; each question is answered once.")
-        self._answers[question.name] = evaluations
+    def tell(self, spec: TrialSpec, evaluations: Sequence[Evaluation]) -> None:
+        """Takes the answers to `spec`, in any order of trials; hands them on when their turn comes."""
+        if spec.name in self._answers or all(q.name != spec.name for q in self._asked):
+            raise RaysenseError(f"`{spec.name}` is not outstanding; each trial is answered once.")
+        self._answers[spec.name] = evaluations
         if self.strategy.done:  # nothing is asked any more: hand over what is complete
             while self._tell_oldest():
                 pass
@@ -120,7 +120,7 @@ class Lookahead:
     def _tell_oldest(self) -> bool:
         if not self._asked or self._asked[0].name not in self._answers:
             return False
-        question = self._asked.pop(0)
+        spec = self._asked.pop(0)
         self._waits = False
-        self.strategy.tell(question, self._answers.pop(question.name))
+        self.strategy.tell(spec, self._answers.pop(spec.name))
         return True

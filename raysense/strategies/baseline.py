@@ -10,7 +10,7 @@ from raysense.errors import MeasuringFailed, RaysenseError
 from raysense.feasibility import margins
 from raysense.names import UNIFORM
 from raysense.pipelines.cost import Cost
-from raysense.records import CALIBRATION, Bound, Evaluation, Question, Task
+from raysense.records import CALIBRATION, Bound, Evaluation, EvaluationRequest, TrialSpec
 from raysense.strategies.affordable import answer_cost, reserve_of
 from raysense.strategies.asking import asked_for
 from raysense.strategies.budget import BudgetTracker
@@ -60,8 +60,8 @@ def _refuse_failed(dense: Iterable[Evaluation]) -> None:
 
 def _dense(context: SearchContext, name: str, rungs: Sequence[str]) -> Coroutine:
     """The dense pipeline on some rungs; returns the evaluations."""
-    tasks = tuple(Task(Allocation(), rung) for rung in rungs)
-    return (yield from asked_for(context, Question(f"baseline/{name}", "baseline", tasks)))
+    requests = tuple(EvaluationRequest(Allocation(), rung) for rung in rungs)
+    return (yield from asked_for(context, TrialSpec(f"baseline/{name}", "baseline", requests)))
 
 
 def _noise(context: SearchContext) -> Coroutine:
@@ -77,9 +77,11 @@ def _noise(context: SearchContext) -> Coroutine:
         allocation = context.rules[UNIFORM](context.zeros(share))
         if len(harmless) == len(bounds) or not allocation:
             break
-        question = Question(f"search/{UNIFORM}/light-{share:g}", "search", (Task(allocation, "preview"),))
+        spec = TrialSpec(
+            f"search/{UNIFORM}/light-{share:g}", "search", (EvaluationRequest(allocation, "preview"),)
+        )
         try:
-            (found,) = yield from asked_for(context, question)
+            (found,) = yield from asked_for(context, spec)
         except OutOfBudget:
             break
         if found.failed or found.collapsed:

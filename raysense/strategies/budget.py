@@ -6,25 +6,25 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from raysense.records import CALIBRATION, Evaluation, Question
+from raysense.records import CALIBRATION, Evaluation, TrialSpec
 from raysense.study import Budget
 
 SLOWER = 1.25
-"""A question is taken to last so many times what its rungs' evaluations have lasted on average, per NFE."""
+"""A trial is taken to last so many times what its rungs' evaluations have lasted on average, per NFE."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """The first question that a budget did not cover.
+    """The first trial that a budget did not cover.
 
     Attributes:
         field: The limit that stopped it, e.g. ``budget.max_hours``.
         limit: That limit.
         unit: Of the amounts, for people.
         spent: What evaluations had cost by then, and what those under way may cost.
-        needs: What the question may have cost.
+        needs: What the trial may have cost.
         kept: What was held back for later stages, validation above all.
-        question: Its name.
+        trial: Its name.
         stage: Its stage.
     """
 
@@ -34,7 +34,7 @@ class Refusal:
     spent: float
     needs: float
     kept: float
-    question: str
+    trial: str
     stage: str
 
     def __str__(self) -> str:
@@ -42,21 +42,21 @@ class Refusal:
         kept = f", and {self.kept:,.5g} are held back for what must follow" if self.kept else ""
         return (
             f"`{self.field}` is {self.limit:,.5g} {self.unit}: {self.spent:,.5g} are spent or under way, the next step "
-            f"({self.question}) may cost {self.needs:,.5g}{kept}"
+            f"({self.trial}) may cost {self.needs:,.5g}{kept}"
         )
 
 
 class BudgetTracker:
     """Keeps to a budget.
 
-    NFE are known before a question is asked. Seconds are not: they are foreseen from the stored seconds of
+    NFE are known before a trial is asked. Seconds are not: they are foreseen from the stored seconds of
     the evaluations so far, so that replaying a store spends the same. The first evaluations of a study, before any
     is finished, are asked in any case where only hours or money are limited.
 
     Args:
         budget: The limits; any may be missing.
-        cost_of: What a question costs at most, in NFE.
-        reserve: Stage -> NFE that its questions leave for later stages.
+        cost_of: What a trial costs at most, in NFE.
+        reserve: Stage -> NFE that its trials leave for later stages.
 
     Attributes:
         reserve: See above.
@@ -68,7 +68,7 @@ class BudgetTracker:
     """
 
     def __init__(
-        self, budget: Budget, cost_of: Callable[[Question], int], reserve: Mapping[str, int] | None = None
+        self, budget: Budget, cost_of: Callable[[TrialSpec], int], reserve: Mapping[str, int] | None = None
     ) -> None:
         self._cost_of, self.reserve = cost_of, dict(reserve or {})
         self._limits: list[tuple[str, float, str, float]] = []  # field, limit, unit, units a second
@@ -101,35 +101,35 @@ class BudgetTracker:
             seconds, cost = self._by_rung.get(evaluation.rung, (0.0, 0))
             self._by_rung[evaluation.rung] = seconds + evaluation.seconds, cost + evaluation.nfe
 
-    def covers(self, question: Question, outstanding: Iterable[Question]) -> bool:
-        """Whether a question may be asked beside those under way; the first that may not is remembered."""
+    def covers(self, spec: TrialSpec, outstanding: Iterable[TrialSpec]) -> bool:
+        """Whether a trial may be asked beside those under way; the first that may not is remembered."""
         under_way = list(outstanding)
-        reserve = self.reserve.get(question.stage, 0)
+        reserve = self.reserve.get(spec.stage, 0)
         if self._max_cost is not None:
             promised = self.spent + sum(map(self._cost_of, under_way))
             field = ("budget.max_nfe", float(self._max_cost), "NFE")
-            if not self._fits(field, promised, self._cost_of(question), reserve, question):
+            if not self._fits(field, promised, self._cost_of(spec), reserve, spec):
                 return False
         if not self._limits:
             return True
         seconds = self.seconds + sum(map(self._seconds_of, under_way))
-        needs, kept = self._seconds_of(question), reserve * self._pace("validation")
+        needs, kept = self._seconds_of(spec), reserve * self._pace("validation")
         return all(
-            self._fits((name, limit, unit), seconds * per, needs * per, kept * per, question)
+            self._fits((name, limit, unit), seconds * per, needs * per, kept * per, spec)
             for name, limit, unit, per in self._limits
         )
 
     def _fits(
-        self, field: tuple[str, float, str], spent: float, needs: float, kept: float, question: Question
+        self, field: tuple[str, float, str], spent: float, needs: float, kept: float, spec: TrialSpec
     ) -> bool:
         if spent + needs + kept <= field[1]:
             return True
         if self.refusal is None:
-            self.refusal = Refusal(*field, spent, needs, kept, question.name, question.stage)
+            self.refusal = Refusal(*field, spent, needs, kept, spec.name, spec.stage)
         return False
 
-    def _seconds_of(self, question: Question) -> float:
-        return SLOWER * self._cost_of(question) * max(self._pace(task.rung) for task in question.tasks)
+    def _seconds_of(self, spec: TrialSpec) -> float:
+        return SLOWER * self._cost_of(spec) * max(self._pace(request.rung) for request in spec.requests)
 
     def _pace(self, rung: str) -> float:
         """Seconds an NFE on a rung so far, or on the slowest one; 0 before anything is known."""

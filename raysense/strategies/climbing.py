@@ -12,7 +12,7 @@ from raysense.allocation import Allocation
 from raysense.metrics.builtin.probe_error import PROBE_ERROR
 from raysense.names import EVOPRESS, ITERATIVE, JOINT, OWL, RANDOM, SOLVER, SWITCHES, TPE
 from raysense.pruning.allocation_rules import AllocationRule
-from raysense.records import CALIBRATION, Evaluation, Question, Task
+from raysense.records import CALIBRATION, Evaluation, EvaluationRequest, TrialSpec
 from raysense.strategies.asking import asked_for, judged
 from raysense.strategies.baselines import Random, Switches, Tpe
 from raysense.strategies.context import (
@@ -146,8 +146,8 @@ def _evopress(context: SearchContext, start: Allocation) -> Coroutine:
                 break
             rung = ("probe", "preview", "score")[stage]
             name = f"search/{EVOPRESS}/{number}"
-            tasks = tuple(Task(a, rung) for a in pool)
-            evaluations = yield from asked_for(context, Question(name, "search", tasks))
+            requests = tuple(EvaluationRequest(a, rung) for a in pool)
+            evaluations = yield from asked_for(context, TrialSpec(name, "search", requests))
             spent += sum(evaluation.nfe for evaluation in evaluations)
             if rung == "probe":
                 losses = [math.inf if e.failed else e.measures[PROBE_ERROR].value for e in evaluations]

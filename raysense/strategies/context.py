@@ -72,7 +72,7 @@ class SearchContext:
         grid: Their levels.
         rules: Allocation rules that need no measurement, by name.
         bounds: The quality budget.
-        costs: What tasks cost; replaced by what the baseline counts.
+        costs: What requests cost; replaced by what the baseline counts.
         own: Search strategies of the user's own, by name, see `raysense.strategies.own`.
     """
 

@@ -1,7 +1,7 @@
 """What a study will cost, before anything is spent: the study's own plan, answered by assumption instead of measured.
 
 The dry run drives the very strategy that the main job drives (`raysense.strategies.schedule.make_strategy`) on a
-simulated cluster: `evaluators` servers, questions handed out as `raysense.strategies.base.Lookahead` allows, a task's
+simulated cluster: `evaluators` servers, trials handed out as `raysense.strategies.base.Lookahead` allows, a request's
 seconds from a measured `Speed`. So evaluations, budget, look-ahead and idle evaluators at the end of a stage are
 counted by the code that will cause them. What it cannot know is how damage grows with sparsity: it assumes the prior
 of `raysense.strategies.curves`, that no candidate is hopeless on the preview rung, and that every finalist is tested.
@@ -26,7 +26,7 @@ from raysense.pipelines.cost import Cost, assumed
 from raysense.pruning import allocation_rules
 from raysense.pruning.allocation_rules import AllocationRule
 from raysense.pruning.layers import Inventory
-from raysense.records import CALIBRATION, Bound, Evaluation, Measure, Question, Task
+from raysense.records import CALIBRATION, Bound, Evaluation, EvaluationRequest, Measure, TrialSpec
 from raysense.strategies.base import ASKED_PER_EVALUATOR, RUNNING_PER_EVALUATOR, Lookahead
 from raysense.strategies.context import Findings
 from raysense.strategies.curves import SLOPE, removed_energy
@@ -38,8 +38,8 @@ from raysense.study import Study
 FEASIBLE_SHARE = 0.5
 """Share of the selected weights up to which the dry run takes a candidate to be inside the budget."""
 
-QUESTION_SECONDS = 0.05
-"""From a question's end to the next one's start on a running trial; benchmarks/driver.py measures it."""
+TRIAL_SECONDS = 0.05
+"""From a trial's end to the next one's start on a running trial; benchmarks/driver.py measures it."""
 
 
 @dataclass(frozen=True)
@@ -171,14 +171,14 @@ def simulate(
 
 @dataclass(eq=False)
 class _Open:
-    """A question at work."""
+    """A trial at work."""
 
-    question: Question
+    spec: TrialSpec
     answers: list[Evaluation] = field(default_factory=list)
 
 
 class _Cluster:
-    """Evaluators, and questions that take turns on them."""
+    """Evaluators, and trials that take turns on them."""
 
     def __init__(
         self,
@@ -216,12 +216,12 @@ class _Cluster:
             self._clock, _, work, evaluation = heapq.heappop(self._events)
             self._idle += 1
             work.answers.append(evaluation)
-            stop = work.question.stop
-            if len(work.answers) == len(work.question.tasks) or (
+            stop = work.spec.stop
+            if len(work.answers) == len(work.spec.requests) or (
                 stop is not None and stop.says_stop(evaluation)
             ):
                 self._running -= 1
-                self._strategy.tell(work.question, work.answers)
+                self._strategy.tell(work.spec, work.answers)
             else:
                 self._waiting.append(work)
         if self._runner.error is not None:
@@ -235,10 +235,10 @@ class _Cluster:
     def _ask(self) -> None:
         width = self._estimate.evaluators
         while len(self._asked) + self._running < ASKED_PER_EVALUATOR * width:
-            question = self._strategy.ask()
-            if question is None:
+            spec = self._strategy.ask()
+            if spec is None:
                 break
-            self._asked.append(_Open(question))
+            self._asked.append(_Open(spec))
         while self._asked and self._running < math.ceil(RUNNING_PER_EVALUATOR * width):
             self._running += 1
             self._waiting.append(self._asked.popleft())
@@ -246,50 +246,54 @@ class _Cluster:
     def _start(self) -> None:
         while self._idle and self._waiting:
             work = self._waiting.popleft()
-            task = work.question.tasks[len(work.answers)]
-            stage = self._estimate.stages.setdefault(work.question.stage, Stage())
-            images, cost, seconds = self._work(task, work.question.tasks[: len(work.answers)])
-            evaluation = self._answer(work.question, task, images, cost, seconds)
+            request = work.spec.requests[len(work.answers)]
+            stage = self._estimate.stages.setdefault(work.spec.stage, Stage())
+            images, cost, seconds = self._work(request, work.spec.requests[: len(work.answers)])
+            evaluation = self._answer(work.spec, request, images, cost, seconds)
             stage.evaluations += 1
             stage.images += images
             stage.cost += evaluation.nfe
             stage.busy += seconds
             self._idle -= 1
             heapq.heappush(
-                self._events, (self._clock + seconds + QUESTION_SECONDS, next(self._order), work, evaluation)
+                self._events, (self._clock + seconds + TRIAL_SECONDS, next(self._order), work, evaluation)
             )
 
-    def _work(self, task: Task, before: Sequence[Task]) -> tuple[int, int, float]:
-        """Images, dense references included, NFE, and seconds, after the question's tasks before it."""
-        cost = self._cost_of(Question("", "", (task,)))
+    def _work(
+        self, request: EvaluationRequest, before: Sequence[EvaluationRequest]
+    ) -> tuple[int, int, float]:
+        """Images, dense references included, NFE, and seconds, after the trial's requests before it."""
+        cost = self._cost_of(TrialSpec("", "", (request,)))
         an_image = self._an_image.image
-        if task.rung == CALIBRATION:
+        if request.rung == CALIBRATION:
             return 0, cost, cost / an_image * self._speed.image
-        if task.shard is not None:
+        if request.shard is not None:
             images = cost // an_image
             return images, cost, images * self._speed.image
-        if task.rung == "probe":
+        if request.rung == "probe":
             first = self._fresh_probes > 0
             self._fresh_probes -= 1
             recorded = self._an_image.probe(self._study.rungs.probe, records=True) - cost
             return 0, cost + first * recorded, self._speed.probe + first * self._speed.first_probe
-        images = 0 if is_split(self._study, task.rung) else images_of(self._study, task.rung)
-        if images and any((e.allocation, e.rung) == (task.allocation, "preview") for e in before):
+        images = 0 if is_split(self._study, request.rung) else images_of(self._study, request.rung)
+        if images and any((e.allocation, e.rung) == (request.allocation, "preview") for e in before):
             images -= images_of(self._study, "preview")
         # The first on a rung samples the references: two dense images a prompt of the largest rung of its set.
-        largest = reference_rung(task.rung)
+        largest = reference_rung(request.rung)
         if largest not in self._references:
             self._references.add(largest)
             if not is_split(self._study, largest, reference=True):
                 images += images_of(self._study, largest, reference=True)
         return images, an_image * images, self._speed.images + images * self._speed.image
 
-    def _answer(self, question: Question, task: Task, images: int, cost: int, seconds: float) -> Evaluation:
-        zeros = self._grid.zeros(task.allocation)
+    def _answer(
+        self, spec: TrialSpec, request: EvaluationRequest, images: int, cost: int, seconds: float
+    ) -> Evaluation:
+        zeros = self._grid.zeros(request.allocation)
         share = zeros / self._grid.n
         return Evaluation(
-            key="", trial=question.name, stage=question.stage, allocation=task.allocation.key, rung=task.rung,
-            replicate=task.replicate, measures=_Assumed(self._bounds, share, self._local_share(task.allocation)),
+            key="", trial=spec.name, stage=spec.stage, allocation=request.allocation.key, rung=request.rung,
+            replicate=request.replicate, measures=_Assumed(self._bounds, share, self._local_share(request.allocation)),
             zeros=self._inventory.zeros_before + zeros, images=images, nfe=cost, seconds=seconds,
         )  # fmt: skip
 

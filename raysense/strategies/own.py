@@ -10,13 +10,13 @@ from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
 from raysense.pruning.allocation_rules import AllocationRule
 from raysense.pruning.layers import Inventory
-from raysense.records import Evaluation, Question
+from raysense.records import Evaluation, TrialSpec
 from raysense.registry import DOTTED, declaration_of, find
 from raysense.strategies.asking import asked_for, judged, judged_together
 from raysense.strategies.context import Candidate, SearchContext, candidate_of
 from raysense.strategies.runner import Coroutine, OutOfBudget
 
-Proposals = Generator[Allocation | Sequence[Allocation] | Question, Any, object]
+Proposals = Generator[Allocation | Sequence[Allocation] | TrialSpec, Any, object]
 OwnStrategy = Callable[[SearchContext, Sequence[Candidate]], Proposals]
 OwnRule = Callable[[Inventory, LevelGrid, int], Allocation]
 
@@ -86,10 +86,10 @@ def propose(
                 raise
             except Exception as error:
                 raise RaysenseError(f"{name}: raised {type(error).__name__}: {error}") from error
-            if isinstance(wanted, Question):
+            if isinstance(wanted, TrialSpec):
                 answer = yield from _asked(context, name, asked, wanted)
                 spent += sum(evaluation.nfe for evaluation in answer)
-                pairs = zip(wanted.tasks, answer, strict=False)
+                pairs = zip(wanted.requests, answer, strict=False)
                 found += [candidate_of(context, name, t.allocation, e) for t, e in pairs if t.rung == "score"]
                 asked += 1
             elif isinstance(wanted, Sequence):
@@ -130,14 +130,16 @@ def started(
     return proposals
 
 
-def _asked(context: SearchContext, name: str, number: int, wanted: Question) -> Coroutine:
-    """A question of the strategy's own under a name that is unique in the study."""
-    for task in wanted.tasks:
-        checked_allocation(name, task.allocation, context.grid)
-        if task.rung not in ("probe", "preview", "score"):
-            raise RaysenseError(f"{name}: asked for the rung {task.rung!r}; ask for probe, preview or score")
-    question = replace(wanted, name=f"search/{name}/{number}", stage="search")
-    evaluations: list[Evaluation] = yield from asked_for(context, question)
+def _asked(context: SearchContext, name: str, number: int, wanted: TrialSpec) -> Coroutine:
+    """A trial of the strategy's own under a name that is unique in the study."""
+    for request in wanted.requests:
+        checked_allocation(name, request.allocation, context.grid)
+        if request.rung not in ("probe", "preview", "score"):
+            raise RaysenseError(
+                f"{name}: asked for the rung {request.rung!r}; ask for probe, preview or score"
+            )
+    spec = replace(wanted, name=f"search/{name}/{number}", stage="search")
+    evaluations: list[Evaluation] = yield from asked_for(context, spec)
     return evaluations
 
 

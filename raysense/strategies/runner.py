@@ -1,7 +1,7 @@
-"""Strategies written as coroutines: generators that ask questions and go on when they are answered.
+"""Strategies written as coroutines: generators that ask for trials and go on when they are answered.
 
-A *coroutine* is one sequential line of thought (a bisection, say): a generator that yields a `Question`, is sent its
-evaluations, and returns what it found. It may yield a list of questions to be answered side by side; then it is sent
+A *coroutine* is one sequential line of thought (a bisection, say): a generator that yields a `TrialSpec`, is sent its
+evaluations, and returns what it found. It may yield a list of trials to be answered side by side; then it is sent
 the list of their evaluations. A *schedule* is a generator that yields a list of coroutines, is sent the list of
 what they found, and returns the study's outcome; a *stage* is a part of a schedule. `StrategyRunner` turns a schedule
 into an ask/tell strategy: the coroutines that were yielded together go on side by side, so the evaluators stay busy
@@ -16,38 +16,40 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from raysense.errors import RaysenseError
-from raysense.records import Evaluation, Question
+from raysense.records import Evaluation, TrialSpec
 from raysense.strategies.budget import BudgetTracker
 from raysense.study import Budget
 
 Outcome = TypeVar("Outcome")
-Coroutine = Generator[Question | Sequence[Question], Any, Any]
+Coroutine = Generator[TrialSpec | Sequence[TrialSpec], Any, Any]
 Schedule = Generator[list[Coroutine], list[Any], Outcome]
 Stage = Generator[list[Coroutine], list[Any], Outcome]
 
 
 class OutOfBudget(Exception):
-    """Thrown into a coroutine whose next question the budget no longer covers; it returns what it has."""
+    """Thrown into a coroutine whose next trial the budget no longer covers; it returns what it has."""
 
 
 @dataclass
-class _Request:
-    """What a coroutine waits for: one question, or several side by side."""
+class _Waiting:
+    """What a coroutine waits for: one trial, or several side by side."""
 
     coroutine: int
-    questions: tuple[Question, ...]
+    specs: tuple[TrialSpec, ...]
     is_list: bool
     answers: dict[str, Sequence[Evaluation]] = field(default_factory=dict)
 
     @property
-    def as_one(self) -> Question:
+    def as_one(self) -> TrialSpec:
         """For the tracker: all or nothing."""
-        return replace(self.questions[0], tasks=tuple(t for q in self.questions for t in q.tasks))
+        return replace(
+            self.specs[0], requests=tuple(request for spec in self.specs for request in spec.requests)
+        )
 
     @property
     def found(self) -> Sequence[Any]:
         """What the coroutine is sent."""
-        answers = [self.answers[question.name] for question in self.questions]
+        answers = [self.answers[spec.name] for spec in self.specs]
         return answers if self.is_list else answers[0]
 
 
@@ -56,7 +58,7 @@ class StrategyRunner(Generic[Outcome]):
 
     Args:
         schedule: The schedule.
-        cost_of: What a question costs at most, in NFE.
+        cost_of: What a trial costs at most, in NFE.
         tracker: What may be spent; None for no limit.
 
     Attributes:
@@ -73,7 +75,7 @@ class StrategyRunner(Generic[Outcome]):
     def __init__(
         self,
         schedule: Callable[[StrategyRunner[Outcome]], Schedule[Outcome]],
-        cost_of: Callable[[Question], int],
+        cost_of: Callable[[TrialSpec], int],
         tracker: BudgetTracker | None = None,
     ) -> None:
         self.done = False
@@ -83,43 +85,43 @@ class StrategyRunner(Generic[Outcome]):
         self.error: RaysenseError | None = None
         self.cost_of = cost_of
         self.tracker = tracker or BudgetTracker(Budget(), cost_of)
-        self._outstanding: dict[str, tuple[_Request, Question]] = {}  # paid for and not yet answered, by name
-        self._granted: deque[Question] = deque()  # of these, not yet asked
-        self._ready: deque[_Request] = deque()
+        self._outstanding: dict[
+            str, tuple[_Waiting, TrialSpec]
+        ] = {}  # paid for and not yet answered, by name
+        self._granted: deque[TrialSpec] = deque()  # of these, not yet asked
+        self._ready: deque[_Waiting] = deque()
         self._coroutines: list[Coroutine] = []
         self._found: list[Any] = []
         self._open = 0
         self._schedule = schedule(self)
         self._next_stage(first=True)
 
-    def ask(self) -> Question | None:
-        """The next question, or None while answers are outstanding or at the end."""
+    def ask(self) -> TrialSpec | None:
+        """The next trial, or None while answers are outstanding or at the end."""
         while self._ready and not self._granted:
-            request = self._ready.popleft()
-            if self.tracker.covers(request.as_one, (question for _, question in self._outstanding.values())):
-                self._outstanding.update(
-                    {question.name: (request, question) for question in request.questions}
-                )
-                self._granted.extend(request.questions)
+            waiting = self._ready.popleft()
+            if self.tracker.covers(waiting.as_one, (spec for _, spec in self._outstanding.values())):
+                self._outstanding.update({spec.name: (waiting, spec) for spec in waiting.specs})
+                self._granted.extend(waiting.specs)
             else:
-                self._advance(request.coroutine, lambda coroutine: coroutine.throw(OutOfBudget()))
+                self._advance(waiting.coroutine, lambda coroutine: coroutine.throw(OutOfBudget()))
         return self._granted.popleft() if self._granted else None
 
-    def tell(self, question: Question, evaluations: Sequence[Evaluation]) -> None:
+    def tell(self, spec: TrialSpec, evaluations: Sequence[Evaluation]) -> None:
         """Send the answers to the coroutine that asked, once it has all that it waits for."""
         self.tracker.charge(evaluations)
-        request, _ = self._outstanding.pop(question.name)
-        request.answers[question.name] = evaluations
-        if len(request.answers) == len(request.questions):
-            self._advance(request.coroutine, lambda coroutine: coroutine.send(request.found))
+        waiting, _ = self._outstanding.pop(spec.name)
+        waiting.answers[spec.name] = evaluations
+        if len(waiting.answers) == len(waiting.specs):
+            self._advance(waiting.coroutine, lambda coroutine: coroutine.send(waiting.found))
 
-    def _advance(self, number: int, step: Callable[[Coroutine], Question | Sequence[Question]]) -> None:
+    def _advance(self, number: int, step: Callable[[Coroutine], TrialSpec | Sequence[TrialSpec]]) -> None:
         try:
             wanted = step(self._coroutines[number])
-            if isinstance(wanted, Question):
-                self._ready.append(_Request(number, (wanted,), is_list=False))
+            if isinstance(wanted, TrialSpec):
+                self._ready.append(_Waiting(number, (wanted,), is_list=False))
             else:
-                self._ready.append(_Request(number, tuple(wanted), is_list=True))
+                self._ready.append(_Waiting(number, tuple(wanted), is_list=True))
             return
         except StopIteration as finished:
             found = finished.value

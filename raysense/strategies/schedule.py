@@ -10,7 +10,7 @@ from raysense.names import UNIFORM
 from raysense.pipelines.cost import Cost, assumed
 from raysense.pruning.allocation_rules import AllocationRule
 from raysense.pruning.layers import Inventory
-from raysense.records import Question
+from raysense.records import TrialSpec
 from raysense.strategies.affordable import Expectation, refuse_small_budget, reserve_of
 from raysense.strategies.baseline import baseline
 from raysense.strategies.budget import BudgetTracker
@@ -51,8 +51,8 @@ def make_strategy(
     context = SearchContext(study, inventory, grid, rules, study.constraints.bounds(), costs, own)
     refuse_small_budget(context)
 
-    def cost_of(question: Question) -> int:
-        return sum(context.costs.of(task) for task in question.tasks)
+    def cost_of(spec: TrialSpec) -> int:
+        return sum(context.costs.of(request) for request in spec.requests)
 
     tracker = BudgetTracker(study.budget, cost_of, reserve_of(context))
     return StrategyRunner(lambda runner: _stages(runner, context), cost_of, tracker)

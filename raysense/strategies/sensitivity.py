@@ -10,7 +10,7 @@ import numpy as np
 from raysense.allocation import Allocation
 from raysense.metrics.builtin.probe_error import PROBE_ERROR
 from raysense.names import SOLVER
-from raysense.records import Question, StopRule, Task
+from raysense.records import EvaluationRequest, StopRule, TrialSpec
 from raysense.strategies.context import Findings, SearchContext
 from raysense.strategies.curves import Curve, least_known, removed_energy, sparsity_removing
 from raysense.strategies.runner import Coroutine, OutOfBudget, Stage, StrategyRunner
@@ -65,10 +65,10 @@ def _curve(context: SearchContext, group: str, members: Sequence[str]) -> Corout
     while wanted := [
         allocation for allocation in dict.fromkeys(wanted) if allocation and allocation not in asked
     ]:
-        tasks = tuple(Task(allocation, "probe") for allocation in wanted)
+        requests = tuple(EvaluationRequest(allocation, "probe") for allocation in wanted)
         name = f"sensitivity/{group}" + (f"/{len(asked)}" if asked else "")
         try:
-            evaluations = yield Question(name, "sensitivity", tasks, stop)
+            evaluations = yield TrialSpec(name, "sensitivity", requests, stop)
         except OutOfBudget:
             return curve() if measured else None
         stop = None

@@ -8,7 +8,7 @@ from raysense.allocation import Allocation
 from raysense.feasibility import is_feasible
 from raysense.names import UNIFORM
 from raysense.pruning.allocation_rules import AllocationRule
-from raysense.records import Question, Task
+from raysense.records import EvaluationRequest, TrialSpec
 from raysense.strategies.asking import asked_for
 from raysense.strategies.context import Candidate, Findings, SearchContext, best_of, headline_of
 from raysense.strategies.proposers import scaled
@@ -52,10 +52,10 @@ def _validate(context: SearchContext, strategy: str, family: AllocationRule, zer
     try:
         for share in context.safer:
             allocation = family(int(zeros * share))
-            question = Question(
-                f"validation/{strategy}/{share}", "validation", (Task(allocation, "validation"),)
+            spec = TrialSpec(
+                f"validation/{strategy}/{share}", "validation", (EvaluationRequest(allocation, "validation"),)
             )
-            (evaluation,) = yield from asked_for(context, question)
+            (evaluation,) = yield from asked_for(context, spec)
             feasible = is_feasible(evaluation, context.bounds, held_out_stretch(context.study))
             tested.append(
                 Candidate(strategy, allocation, context.grid.zeros(allocation), evaluation, feasible)

@@ -12,7 +12,7 @@ from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
 from raysense.pruning import allocation_rules
 from raysense.pruning.layers import Inventory, take_inventory
-from raysense.records import Question
+from raysense.records import TrialSpec
 from raysense.strategies.context import Candidate, SearchContext
 from raysense.strategies.dry_run import Speed, simulate
 from raysense.strategies.own import OwnStrategy, Proposals, checked_rule, started
@@ -95,8 +95,8 @@ def _study(name: str) -> Study:
 
 
 def _in_words(wanted: object) -> str:
-    if isinstance(wanted, Question):
-        return f"question of {[(task.allocation.key, task.rung) for task in wanted.tasks]}"
+    if isinstance(wanted, TrialSpec):
+        return f"trial of {[(request.allocation.key, request.rung) for request in wanted.requests]}"
     if isinstance(wanted, Allocation):
         return f"allocation {wanted.key}"
     if isinstance(wanted, Sequence):

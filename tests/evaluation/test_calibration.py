@@ -19,7 +19,7 @@ from raysense.evaluation.method_selection import CONTEST, heats
 from raysense.evaluation.slices import Slices
 from raysense.pipelines.load import modules_of
 from raysense.pruning.saliency import Known, Method
-from raysense.records import CALIBRATION, OUTLIERS, Task
+from raysense.records import CALIBRATION, OUTLIERS, EvaluationRequest
 from raysense.store.disk import Disk
 from raysense.study import load
 
@@ -110,20 +110,20 @@ def evaluator(folder: Path, *values: str) -> Evaluator:
 def test_calibration_is_charged_once_and_known_to_all(values: list[str], runs: float, tmp_path: Path) -> None:
     first = evaluator(tmp_path, *values)
     promised = calibration_cost(first.study, first.inventory, first.grid, modules_of(first.pipeline))
-    learnt = first.evaluate(Task(Allocation(), CALIBRATION))
+    learnt = first.evaluate(EvaluationRequest(Allocation(), CALIBRATION))
     assert learnt.nfe == runs * 4 * first.study.sampling.steps * 2
     assert learnt.nfe <= promised
     assert learnt.method == first.study.prune.saliency
-    assert first.evaluate(Task(Allocation(), CALIBRATION)).nfe == 0
+    assert first.evaluate(EvaluationRequest(Allocation(), CALIBRATION)).nfe == 0
     allocation = first.grid.uniform(0.5)
-    here = first.evaluate(Task(allocation, "probe"))
+    here = first.evaluate(EvaluationRequest(allocation, "probe"))
     assert here.zeros == first.grid.zeros(allocation)
     if "owl" in str(values):
         ratios = {name: m.value for name, m in learnt.measures.items()}
         assert set(ratios) == {OUTLIERS + layer.address for layer in first.inventory.layers}
         assert 0 < max(ratios.values()) < 0.1
     second = evaluator(tmp_path, *values)
-    there = second.evaluate(Task(allocation, "probe"))
+    there = second.evaluate(EvaluationRequest(allocation, "probe"))
     assert there.measures["probe_error"].value == pytest.approx(here.measures["probe_error"].value, rel=1e-4)
     assert there.nfe == here.nfe, "the second evaluator finds everything in the cache"
     second.masker.restore()
@@ -223,7 +223,7 @@ def test_methods_compete_for_each_component(tmp_path: Path) -> None:
     names = ("random", "magnitude", "wanda")
     first = evaluator(tmp_path, f"prune.saliency=[{', '.join(names)}]")
     promised = calibration_cost(first.study, first.inventory, first.grid, modules_of(first.pipeline))
-    held = first.evaluate(Task(Allocation(), CALIBRATION))
+    held = first.evaluate(EvaluationRequest(Allocation(), CALIBRATION))
     assert held.method == first.live.saliency
     assert 0 < held.nfe <= promised
     found = {
@@ -236,7 +236,7 @@ def test_methods_compete_for_each_component(tmp_path: Path) -> None:
     # The same as one method alone measures, on the same component and at the same sparsity.
     alone = evaluator(tmp_path, "prune.saliency=wanda")
     for allocation in heats(first.grid, "unet"):
-        error = alone.evaluate(Task(allocation, "probe")).measures["probe_error"].value
+        error = alone.evaluate(EvaluationRequest(allocation, "probe")).measures["probe_error"].value
         assert error == pytest.approx(
             min((found[k] for k in found if k[:2] == ("unet", "wanda")), key=lambda e: abs(e - error)),
             rel=1e-4,
@@ -252,13 +252,13 @@ def test_methods_compete_for_each_component(tmp_path: Path) -> None:
     }
     assert "random" not in best.values()
     assert first.live.saliency == ", ".join(f"{component}: {method}" for component, method in best.items())
-    row = first.evaluate(Task(first.grid.uniform(0.5), "probe"))
+    row = first.evaluate(EvaluationRequest(first.grid.uniform(0.5), "probe"))
     assert row.method == first.live.saliency
     assert row.zeros == first.grid.zeros(first.grid.uniform(0.5))
 
     # Another worker finds the outcome, and the same weights leave.
     second = evaluator(tmp_path, f"prune.saliency=[{', '.join(names)}]")
-    assert second.evaluate(Task(first.grid.uniform(0.5), "probe")).measures[
+    assert second.evaluate(EvaluationRequest(first.grid.uniform(0.5), "probe")).measures[
         "probe_error"
     ].value == pytest.approx(row.measures["probe_error"].value, rel=1e-4)
     for layer in first.inventory.layers:

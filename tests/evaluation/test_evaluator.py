@@ -12,7 +12,7 @@ from raysense.allocation import Allocation
 from raysense.evaluation.evaluator import Evaluator
 from raysense.pipelines.sample import call_pipeline
 from raysense.prompts.sets import Prompt
-from raysense.records import Task
+from raysense.records import EvaluationRequest
 from raysense.study import Study, load
 
 SMALL = [
@@ -42,7 +42,7 @@ def uniform(evaluator: Evaluator, sparsity: float, component: str = "unet") -> A
 
 
 def test_dense_against_itself(evaluator: Evaluator, study: Study) -> None:
-    evaluation = evaluator.evaluate(Task(Allocation(), "score"))
+    evaluation = evaluator.evaluate(EvaluationRequest(Allocation(), "score"))
     measures = evaluation.measures
     for name in ("clip_score_drop", "frechet_rise", "kid_rise"):
         assert measures[name].value == pytest.approx(0.0, abs=1e-9)
@@ -51,7 +51,7 @@ def test_dense_against_itself(evaluator: Evaluator, study: Study) -> None:
     assert "scorer" in measures["clip_score"].extractor or "open_clip" in measures["clip_score"].extractor
     assert evaluation.zeros == evaluator.inventory.zeros_before
     assert len(evaluation.samples) == 12
-    again = evaluator.evaluate(Task(Allocation(), "score"))
+    again = evaluator.evaluate(EvaluationRequest(Allocation(), "score"))
     assert again.nfe == 0  # everything about the dense pipeline is remembered
 
 
@@ -65,14 +65,14 @@ def test_prompts_that_are_cut_off_are_noted(tmp_path: Path) -> None:
         "sampling.steps=1",
     ]
     study = load(overrides=[f"prompts={tmp_path}/p.txt", *small])
-    notes = Evaluator(study, str(tmp_path / "run")).evaluate(Task(Allocation(), "score")).notes
+    notes = Evaluator(study, str(tmp_path / "run")).evaluate(EvaluationRequest(Allocation(), "score")).notes
     assert "5 prompts are longer than the CLIP model reads" in notes
     assert "5 prompts are longer than the pipeline's `tokenizer` reads" in notes
 
 
 def test_cost_is_counted_nfe(evaluator: Evaluator, study: Study) -> None:
-    evaluator.evaluate(Task(Allocation(), "score"))
-    evaluation = evaluator.evaluate(Task(uniform(evaluator, 0.3), "score"))
+    evaluator.evaluate(EvaluationRequest(Allocation(), "score"))
+    evaluation = evaluator.evaluate(EvaluationRequest(uniform(evaluator, 0.3), "score"))
     assert evaluation.nfe == 12 * study.sampling.steps * 2
     assert evaluation.images == 12
 
@@ -80,33 +80,35 @@ def test_cost_is_counted_nfe(evaluator: Evaluator, study: Study) -> None:
 def test_zeros_are_counted_and_equal_the_arithmetic(evaluator: Evaluator) -> None:
     for sparsity in (0.1, 0.5, 0.9):
         allocation = uniform(evaluator, sparsity)
-        evaluation = evaluator.evaluate(Task(allocation, "probe"))
+        evaluation = evaluator.evaluate(EvaluationRequest(allocation, "probe"))
         assert evaluation.zeros == evaluator.grid.zeros(allocation)
         assert evaluation.images == 0
 
 
 @pytest.mark.parametrize("component", ["unet", "text_encoder"])
 def test_the_probe_sees_every_component_and_grows(evaluator: Evaluator, component: str) -> None:
-    dense = evaluator.evaluate(Task(Allocation(), "probe")).measures["probe_error"]
+    dense = evaluator.evaluate(EvaluationRequest(Allocation(), "probe")).measures["probe_error"]
     assert dense.value == pytest.approx(0.0, abs=1e-9)
     errors = [
-        evaluator.evaluate(Task(uniform(evaluator, s, component), "probe")).measures["probe_error"].value
+        evaluator.evaluate(EvaluationRequest(uniform(evaluator, s, component), "probe"))
+        .measures["probe_error"]
+        .value
         for s in (0.3, 0.6, 0.9)
     ]
     assert 0 < errors[0] < errors[1] < errors[2]
 
 
-def test_the_order_of_tasks_does_not_matter(evaluator: Evaluator) -> None:
-    task = Task(uniform(evaluator, 0.5), "preview")
-    first = evaluator.evaluate(task).measures
-    evaluator.evaluate(Task(uniform(evaluator, 0.9, "text_encoder"), "probe"))
-    evaluator.evaluate(Task(uniform(evaluator, 0.2), "probe"))
-    second = evaluator.evaluate(task).measures
+def test_the_order_of_requests_does_not_matter(evaluator: Evaluator) -> None:
+    request = EvaluationRequest(uniform(evaluator, 0.5), "preview")
+    first = evaluator.evaluate(request).measures
+    evaluator.evaluate(EvaluationRequest(uniform(evaluator, 0.9, "text_encoder"), "probe"))
+    evaluator.evaluate(EvaluationRequest(uniform(evaluator, 0.2), "probe"))
+    second = evaluator.evaluate(request).measures
     assert first == second
 
 
 def test_heavy_pruning_is_visible_in_every_image_metric(evaluator: Evaluator) -> None:
-    measures = evaluator.evaluate(Task(uniform(evaluator, 0.95), "score")).measures
+    measures = evaluator.evaluate(EvaluationRequest(uniform(evaluator, 0.95), "score")).measures
     assert measures["closeness"].value < 0.9
     assert measures["frechet_rise"].value > 0
     assert measures["kid_rise"].value > 0
@@ -128,8 +130,8 @@ def test_noise_depends_on_prompt_and_seed_alone(evaluator: Evaluator, study: Stu
 
 
 def test_another_evaluator_agrees(evaluator: Evaluator, study: Study, tmp_path: Path) -> None:
-    task = Task(uniform(evaluator, 0.6), "preview")
-    mine, theirs = evaluator.evaluate(task), Evaluator(study, str(tmp_path)).evaluate(task)
+    request = EvaluationRequest(uniform(evaluator, 0.6), "preview")
+    mine, theirs = evaluator.evaluate(request), Evaluator(study, str(tmp_path)).evaluate(request)
     for name, measure in mine.measures.items():
         assert math.isclose(measure.value, theirs.measures[name].value, rel_tol=5e-3, abs_tol=1e-4), name
 
@@ -140,13 +142,13 @@ def test_out_of_memory_halves_the_batch_and_says_so(evaluator: Evaluator) -> Non
         if len(args[0]) > 10:
             raise torch.OutOfMemoryError("fake memory holds 10 samples")
 
-    task = Task(uniform(evaluator, 0.45), "preview")
-    roomy = evaluator.evaluate(task)
+    request = EvaluationRequest(uniform(evaluator, 0.45), "preview")
+    roomy = evaluator.evaluate(request)
     evaluator.sampler.forget()
     handle = evaluator.pipeline.unet.register_forward_pre_hook(narrow)
     try:
-        tight = evaluator.evaluate(task)
-        probed = evaluator.evaluate(Task(uniform(evaluator, 0.45), "probe"))
+        tight = evaluator.evaluate(request)
+        probed = evaluator.evaluate(EvaluationRequest(uniform(evaluator, 0.45), "probe"))
     finally:
         handle.remove()
     assert (
@@ -165,10 +167,10 @@ def test_out_of_memory_halves_the_batch_and_says_so(evaluator: Evaluator) -> Non
 
 def test_a_climb_does_not_sample_the_preview_twice_and_gets_the_same_bits(evaluator: Evaluator) -> None:
     climber = uniform(evaluator, 0.35)
-    cold = evaluator.evaluate(Task(climber, "score"))
+    cold = evaluator.evaluate(EvaluationRequest(climber, "score"))
     evaluator.sampler.forget()
-    evaluator.evaluate(Task(climber, "preview"))
-    warm = evaluator.evaluate(Task(climber, "score"))
+    evaluator.evaluate(EvaluationRequest(climber, "preview"))
+    warm = evaluator.evaluate(EvaluationRequest(climber, "score"))
     assert warm.measures == cold.measures
     assert warm.nfe == cold.nfe * 4 / 12
 
@@ -198,17 +200,17 @@ def test_text_embeddings_are_remembered_by_prompt_and_state_of_the_encoder(evalu
 
 
 def test_the_layer_rung_grows_and_asks_nothing_of_the_denoiser(evaluator: Evaluator) -> None:
-    found = [evaluator.evaluate(Task(uniform(evaluator, s), "layer")) for s in (0.0, 0.3, 0.8)]
+    found = [evaluator.evaluate(EvaluationRequest(uniform(evaluator, s), "layer")) for s in (0.0, 0.3, 0.8)]
     values = [evaluation.measures["layer_error"].value for evaluation in found]
     assert values[0] == 0
     assert 0 < values[1] < values[2] < 1
     assert found[2].nfe <= 2 * 2 * 2
-    encoder = evaluator.evaluate(Task(uniform(evaluator, 0.5, "text_encoder"), "layer"))
+    encoder = evaluator.evaluate(EvaluationRequest(uniform(evaluator, 0.5, "text_encoder"), "layer"))
     assert encoder.measures["layer_error"].value > 0
 
 
 def test_the_null_prompt_counts_in_the_text_error(evaluator: Evaluator) -> None:
-    pruned = evaluator.evaluate(Task(uniform(evaluator, 0.6, "text_encoder"), "probe")).measures
+    pruned = evaluator.evaluate(EvaluationRequest(uniform(evaluator, 0.6, "text_encoder"), "probe")).measures
     assert 0 < pruned["text_error"].value < 1
-    other = evaluator.evaluate(Task(uniform(evaluator, 0.6, "unet"), "probe")).measures
+    other = evaluator.evaluate(EvaluationRequest(uniform(evaluator, 0.6, "unet"), "probe")).measures
     assert other["text_error"].value == 0

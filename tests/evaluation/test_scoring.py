@@ -21,7 +21,7 @@ from raysense.evaluation.scoring import ImageScorer, ScoredImages, joined
 from raysense.metrics import gaussians
 from raysense.metrics.intervals import mean_interval
 from raysense.pipelines.origin import pipeline_folder
-from raysense.records import Evaluation, Task
+from raysense.records import Evaluation, EvaluationRequest
 from raysense.search.prepare import prepare, without_token
 from raysense.study import Study, load
 
@@ -51,7 +51,7 @@ def evaluated(study: Study, cache: Path, sparsity: float = 0.5) -> tuple[Evaluat
     evaluator = Evaluator(study, str(cache))
     grid = evaluator.grid
     allocation = Allocation({address: grid.level_for(address, sparsity) for address in grid.addresses})
-    return evaluator, evaluator.evaluate(Task(allocation, "preview"))
+    return evaluator, evaluator.evaluate(EvaluationRequest(allocation, "preview"))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from raysense.allocation import Allocation
 from raysense.evaluation.evaluator import Evaluator
 from raysense.evaluation.shards import is_split, ranges, ranges_of, shards_of
-from raysense.records import Evaluation, Task
+from raysense.records import Evaluation, EvaluationRequest
 from raysense.study import Study, load
 
 SMALL = [
@@ -50,9 +50,11 @@ def test_a_set_that_fits_has_no_parts() -> None:
     assert shards_of(parted, Allocation(), "probe") == []
     # The preview's 8 are the first of the score rung's 10.
     assert ranges_of(parted, "score") == [range(8), range(8, 10)]
-    assert [str(task.shard) for task in shards_of(parted, some, "score")] == ["score 2 of 2"]
+    assert [str(request.shard) for request in shards_of(parted, some, "score")] == ["score 2 of 2"]
     # The preview is small, but is compared with the reference of the whole search.
-    assert {task.shard.rung for task in shards_of(parted, Allocation(), "preview") if task.shard} == {"score"}
+    assert {
+        request.shard.rung for request in shards_of(parted, Allocation(), "preview") if request.shard
+    } == {"score"}
 
 
 @pytest.fixture(scope="module")
@@ -73,22 +75,25 @@ def pruned(evaluator: Evaluator, sparsity: float = 0.4) -> Allocation:
 def test_parts_by_two_evaluators_give_what_one_evaluator_gives(
     evaluators: list[Evaluator], folder: Path
 ) -> None:
-    task = Task(pruned(evaluators[0]), "validation")
+    request = EvaluationRequest(pruned(evaluators[0]), "validation")
     sampled: list[Evaluation] = []
-    for wanted in (Task(Allocation(), "validation"), task):
+    for wanted in (EvaluationRequest(Allocation(), "validation"), request):
         parts = shards_of(evaluators[0].study, wanted.allocation, wanted.rung)
         for number, part in enumerate(parts):
             sampled.append(evaluators[number % 2].evaluate(part))
-    first, last = evaluators[1].evaluate(Task(Allocation(), "validation")), evaluators[0].evaluate(task)
+    first, last = (
+        evaluators[1].evaluate(EvaluationRequest(Allocation(), "validation")),
+        evaluators[0].evaluate(request),
+    )
     assert first.images == last.images == first.nfe == last.nfe == 0
     assert sum(e.images for e in sampled) == 9 + 2 * 9 + 9
     assert sum(e.nfe for e in sampled) == (9 + 2 * 9 + 9) * 2 * 2
     assert all(e.measures == {} for e in sampled)
-    assert last.zeros == sampled[-1].zeros == evaluators[0].grid.zeros(task.allocation)
+    assert last.zeros == sampled[-1].zeros == evaluators[0].grid.zeros(request.allocation)
     assert [row["prompt_id"] for row in last.samples] == [row["prompt_id"] for row in first.samples]
 
     alone = Evaluator(study(100), str(folder / "alone"))
-    whole = alone.evaluate(task)
+    whole = alone.evaluate(request)
     assert last.measures.keys() == whole.measures.keys()
     for name, measure in whole.measures.items():
         # Other batches, so matrix products are summed in another order.
@@ -100,7 +105,7 @@ def test_an_evaluation_that_ended_in_the_middle_goes_on_at_its_last_part(
     evaluators: list[Evaluator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = evaluators
-    task = Task(pruned(one, 0.2), "score")
+    request = EvaluationRequest(pruned(one, 0.2), "score")
     real, calls = one.sampler.scored, 0
 
     def dying(*arguments: object) -> object:
@@ -110,18 +115,18 @@ def test_an_evaluation_that_ended_in_the_middle_goes_on_at_its_last_part(
             raise KeyboardInterrupt
         return real(*arguments)  # type: ignore[arg-type]
 
-    one.evaluate(Task(Allocation(), "score"))
+    one.evaluate(EvaluationRequest(Allocation(), "score"))
     monkeypatch.setattr(one.sampler, "scored", dying)
     with pytest.raises(KeyboardInterrupt):
-        one.evaluate(task)
-    assert other.evaluate(task).images == 2  # of parts of 4, 4 and 2
+        one.evaluate(request)
+    assert other.evaluate(request).images == 2  # of parts of 4, 4 and 2
 
 
 def test_what_the_preview_has_sampled_the_score_rung_has_already(evaluators: list[Evaluator]) -> None:
     one, other = evaluators
     for allocation in (Allocation(), pruned(one, 0.25)):
-        preview = one.evaluate(Task(allocation, "preview"))
-        score = other.evaluate(Task(allocation, "score"))
+        preview = one.evaluate(EvaluationRequest(allocation, "preview"))
+        score = other.evaluate(EvaluationRequest(allocation, "score"))
         if allocation:
             assert (preview.images, score.images) == (8, 2)
         assert [row["prompt_id"] for row in score.samples[:8]] == [r["prompt_id"] for r in preview.samples]
@@ -133,31 +138,31 @@ def test_broken_images_are_known_as_such_from_the_cache(
     evaluators: list[Evaluator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = evaluators
-    one.evaluate(Task(Allocation(), "validation"))
-    task = Task(pruned(one, 0.1), "validation")
+    one.evaluate(EvaluationRequest(Allocation(), "validation"))
+    request = EvaluationRequest(pruned(one, 0.1), "validation")
     real = one.scorer.score
     monkeypatch.setattr(
         one.scorer, "score", lambda images, prompts, dense: real(torch.zeros_like(images), prompts, dense)
     )
-    first, second, third = shards_of(one.study, task.allocation, "validation")
+    first, second, third = shards_of(one.study, request.allocation, "validation")
     one.evaluate(first)
     one.evaluate(second)
     other.evaluate(third)
-    found = other.evaluate(task)
+    found = other.evaluate(request)
     assert found.images == 0
     assert found.collapsed.startswith("black"), "more than half of the images"
 
 
 def test_a_damaged_part_is_sampled_again(evaluators: list[Evaluator], folder: Path) -> None:
     one, other = evaluators
-    task = Task(pruned(one, 0.3), "validation")
+    request = EvaluationRequest(pruned(one, 0.3), "validation")
     before = set((folder / "shared" / "cache").iterdir())
-    first, *rest = shards_of(one.study, task.allocation, "validation")
+    first, *rest = shards_of(one.study, request.allocation, "validation")
     one.evaluate(first)
     (entry,) = set((folder / "shared" / "cache").iterdir()) - before
     for part in rest:
         one.evaluate(part)
     entry.write_bytes(entry.read_bytes()[:-3])
-    found = other.evaluate(task)
+    found = other.evaluate(request)
     assert found.images == len(ranges_of(one.study, "validation")[0])
-    assert replace(found, seconds=0.0).measures == one.evaluate(task).measures
+    assert replace(found, seconds=0.0).measures == one.evaluate(request).measures

@@ -27,7 +27,7 @@ from raysense.pipelines.load import empty_components, load_pipeline, modules_of
 from raysense.pipelines.sample import call_pipeline
 from raysense.prompts.sets import Prompt
 from raysense.pruning.layers import count_zeros, weight_of
-from raysense.records import Task
+from raysense.records import EvaluationRequest
 from raysense.search.job import layer_rows
 from raysense.search.try_once import allocate
 from raysense.study import Sampling, Study, parse
@@ -109,7 +109,7 @@ def test_zeros_are_those_of_the_live_vae_that_is_cast_for_every_decoding(tmp_pat
     storages = {weight.data_ptr()}
     for share in (0.5, 0.1, 0.3):
         allocation = evaluator.grid.uniform(share)
-        evaluation = evaluator.evaluate(Task(allocation, "preview"))
+        evaluation = evaluator.evaluate(EvaluationRequest(allocation, "preview"))
         live = sum(count_zeros(weight_of(modules, layer)) for layer in evaluator.inventory.layers)
         assert evaluation.zeros == live == evaluator.grid.zeros(allocation) + evaluator.inventory.zeros_before
         assert "sampled anew" not in evaluation.notes
@@ -123,12 +123,12 @@ def test_zeros_are_those_of_the_live_vae_that_is_cast_for_every_decoding(tmp_pat
 def test_the_dense_probe_is_exactly_zero_and_every_component_is_seen(name: str, tmp_path: Path) -> None:
     """Each call is replayed with its own embeddings; a pruned VAE is seen whatever the denoiser is called with."""
     evaluator = built(name, tmp_path, [*SELECT[name], "vae"])
-    dense = evaluator.evaluate(Task(Allocation(), "probe")).measures
+    dense = evaluator.evaluate(EvaluationRequest(Allocation(), "probe")).measures
     assert dense["probe_error"].value == dense["text_error"].value == 0
     for component in evaluator.study.prune.components:
         layers = [a for a in evaluator.grid.addresses if a.startswith(f"{component}:")]
         pruned = Allocation({a: evaluator.grid.level_for(a, 0.6) for a in layers})
-        found = evaluator.evaluate(Task(pruned, "probe")).measures
+        found = evaluator.evaluate(EvaluationRequest(pruned, "probe")).measures
         assert found["probe_error"].value > 1e-9, component
         assert (found["text_error"].value > 0) == ("text" in component)
 
@@ -144,7 +144,7 @@ def test_a_pipeline_whose_replay_is_not_exact_is_refused(tmp_path: Path) -> None
 
     evaluator.pipeline.transformer.register_forward_hook(drifts)
     with pytest.raises(RaysenseError, match=r"dense FluxPipeline does not give what it gave before"):
-        evaluator.evaluate(Task(Allocation(), "probe"))
+        evaluator.evaluate(EvaluationRequest(Allocation(), "probe"))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_what_probes_and_images_cost_is_what_is_counted(tmp_path: Path) -> None:
     study = evaluator.study
     cost = foresee(study.pipeline, study.sampling).cost
     some = [evaluator.grid.uniform(share) for share in (0.2, 0.4)]
-    probes = [evaluator.evaluate(Task(allocation, "probe")).nfe for allocation in some]
+    probes = [evaluator.evaluate(EvaluationRequest(allocation, "probe")).nfe for allocation in some]
     assert probes == [
         cost.probe(study.rungs.probe, records=True),
         cost.probe(study.rungs.probe),

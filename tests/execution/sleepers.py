@@ -6,11 +6,11 @@ import os
 import time
 from pathlib import Path
 
-from raysense.records import Evaluation, Measure, Task
+from raysense.records import Evaluation, EvaluationRequest, Measure
 
 
 class Sleeper:
-    """Sleeps, and answers with a value that is a function of the task alone."""
+    """Sleeps, and answers with a value that is a function of the request alone."""
 
     def __init__(
         self,
@@ -40,9 +40,9 @@ class Sleeper:
             return False
         return True
 
-    def evaluate(self, task: Task) -> Evaluation:
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
         started = time.time()
-        name = ",".join(f"{layer}={level}" for layer, level in task.allocation.items())
+        name = ",".join(f"{layer}={level}" for layer, level in request.allocation.items())
         if self.fail_on is not None and self.fail_on in name:
             raise ValueError(f"cannot measure {name}")
         if self.die_on is not None and self.die_on in name:
@@ -56,14 +56,14 @@ class Sleeper:
             with Path(self.log).open("a") as file:
                 file.write(f"busy {os.getpid()} {started}\n")
         time.sleep(self.seconds)
-        value = int(task.key("value"), 16) % 1000 / 1000 + sum(task.allocation.values())
+        value = int(request.key("value"), 16) % 1000 / 1000 + sum(request.allocation.values())
         ended = time.time()
         if self.log:
             with Path(self.log).open("a") as file:
                 file.write(f"eval {os.getpid()} {started} {ended}\n")
         return Evaluation(
             measures={"clip_drop": Measure(value, value - 0.1, value + 0.1, 16, "none")},
-            zeros=sum(task.allocation.values()),
+            zeros=sum(request.allocation.values()),
             images=16,
             nfe=32,
             seconds=ended - started,

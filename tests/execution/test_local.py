@@ -16,7 +16,7 @@ from raysense.execution.interrupt import Interrupt
 from raysense.execution.ledger import Ledger, PendingTrial
 from raysense.execution.local import LocalExecutor
 from raysense.execution.progress import Outcome, Snapshot
-from raysense.records import Evaluation, Question, Task
+from raysense.records import Evaluation, EvaluationRequest, TrialSpec
 from raysense.store import Store
 from raysense.strategies.base import Lookahead, Strategy
 from tests.execution.curves import Chain, Curves
@@ -30,11 +30,11 @@ class Counted(Sleeper):
         super().__init__(**arguments)  # type: ignore[arg-type]
         self.calls, self.interrupt_at = 0, interrupt_at
 
-    def evaluate(self, task: Task) -> Evaluation:
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
         self.calls += 1
         if self.calls == self.interrupt_at:
             os.kill(os.getpid(), signal.SIGINT)
-        return super().evaluate(task)
+        return super().evaluate(request)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_stored_answers_are_replayed_not_measured(store: Store) -> None:
     assert (outcome.snapshot.replayed, outcome.snapshot.measured) == (16, 0)
 
 
-def test_a_stop_rule_ends_a_question_and_replays_the_same(store: Store) -> None:
+def test_a_stop_rule_ends_a_trial_and_replays_the_same(store: Store) -> None:
     first, again = Curves(4, 6, stop_above=3.0), Curves(4, 6, stop_above=3.0)
     run(first, Counted(), store)
     assert all(values[-1] > 3 and len(values) < 6 for _, values in first.told)
@@ -99,7 +99,7 @@ def test_ctrl_c_twice_stops_now() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_task_that_fails_again_and_again_is_a_failed_row(store: Store) -> None:
+def test_a_request_that_fails_again_and_again_is_a_failed_row(store: Store) -> None:
     strategy = Curves(3, 3)
     outcome = run(strategy, Counted(fail_on="layer001=2"), store)
     assert outcome.finished
@@ -114,7 +114,7 @@ def test_a_task_that_fails_again_and_again_is_a_failed_row(store: Store) -> None
 
 
 class Broken(Sleeper):
-    def evaluate(self, task: Task) -> Evaluation:
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
         raise RaysenseError("prompts: file gone")
 
 
@@ -138,13 +138,13 @@ def test_decisions_are_the_same_on_any_number_of_workers(workers: int, tmp_path:
             running.append(work)
         slow = 0 if len(running) == 1 or rng.random() < 0.1 else 1
         work = running[slow + rng.randrange(len(running) - slow)]
-        if ledger.answer(work, answered(sleeper, work.question, work.left[0])):
+        if ledger.answer(work, answered(sleeper, work.spec, work.left[0])):
             running.remove(work)
     assert strategy.trace == reference.trace
 
 
-def answered(sleeper: Sleeper, question: Question, task: Task) -> Evaluation:
-    return signed(sleeper.evaluate(task), question, task, signature="s", trial="t", life="l")
+def answered(sleeper: Sleeper, spec: TrialSpec, request: EvaluationRequest) -> Evaluation:
+    return signed(sleeper.evaluate(request), spec, request, signature="s", trial="t", life="l")
 
 
 def test_an_answer_that_is_reported_again_changes_nothing() -> None:
@@ -152,46 +152,46 @@ def test_an_answer_that_is_reported_again_changes_nothing() -> None:
     ledger = Ledger(Lookahead(strategy, 2), {}, "s")
     work = ledger.next()
     assert work is not None
-    first = answered(sleeper, work.question, work.question.tasks[0])
+    first = answered(sleeper, work.spec, work.spec.requests[0])
     assert not ledger.answer(work, first)
     assert not ledger.answer(work, first)
     assert ledger.snapshot().done == 1
     assert len(work.left) == 2
 
 
-def test_an_evaluation_that_two_questions_share_is_counted_once() -> None:
-    task = Task(Allocation({"unet:a": 1}), "probe")
+def test_an_evaluation_that_two_trials_share_is_counted_once() -> None:
+    request = EvaluationRequest(Allocation({"unet:a": 1}), "probe")
 
     class Twice(Curves):
-        def ask(self) -> Question | None:
-            question = super().ask()
-            return None if question is None else Question(question.name, question.stage, (task,))
+        def ask(self) -> TrialSpec | None:
+            spec = super().ask()
+            return None if spec is None else TrialSpec(spec.name, spec.stage, (request,))
 
     ledger, sleeper = Ledger(Lookahead(Twice(2, 1), 2), {}, "s"), Sleeper()
     works = [work for _ in range(2) if (work := ledger.next())]
     for work in works:
-        assert ledger.answer(work, answered(sleeper, works[0].question, task))
+        assert ledger.answer(work, answered(sleeper, works[0].spec, request))
     assert (ledger.snapshot().done, ledger.snapshot().replayed, ledger.snapshot().images) == (2, 1, 16)
 
 
-@pytest.mark.parametrize("tasks", [(), (Task(Allocation({"a": 1}), "probe"),) * 2])
-def test_a_question_gives_each_task_once(tasks: tuple[Task, ...]) -> None:
+@pytest.mark.parametrize("requests", [(), (EvaluationRequest(Allocation({"a": 1}), "probe"),) * 2])
+def test_a_trial_gives_each_request_once(requests: tuple[EvaluationRequest, ...]) -> None:
     class Odd(Curves):
-        def ask(self) -> Question | None:
+        def ask(self) -> TrialSpec | None:
             self.asked += 1
-            return Question("odd", "search", tasks)
+            return TrialSpec("odd", "search", requests)
 
     with pytest.raises(RaysenseError, match="`odd`"):
         Ledger(Lookahead(Odd(2, 1), 2), {}, "s").next()
 
 
-def test_a_failure_row_names_question_and_task() -> None:
+def test_a_failure_row_names_trial_and_request() -> None:
     strategy = Curves(1, 1)
-    question = strategy.ask()
-    assert question is not None
-    row = failure(question, question.tasks[0], "out of memory", signature="s", trial="t", life="l")
-    assert (row.trial, row.failed, row.ray_trial) == (question.name, "out of memory", "t")
-    assert row.key == question.tasks[0].key("s")
+    spec = strategy.ask()
+    assert spec is not None
+    row = failure(spec, spec.requests[0], "out of memory", signature="s", trial="t", life="l")
+    assert (row.trial, row.failed, row.ray_trial) == (spec.name, "out of memory", "t")
+    assert row.key == spec.requests[0].key("s")
 
 
 def test_an_evaluator_that_cannot_be_imported_is_named() -> None:

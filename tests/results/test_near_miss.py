@@ -14,7 +14,7 @@ from rich.console import Console
 
 from raysense.allocation import Allocation
 from raysense.execution.local import LocalExecutor
-from raysense.records import Evaluation, Measure, Task
+from raysense.records import Evaluation, EvaluationRequest, Measure
 from raysense.results.near_miss import at_max_layer_sparsity, at_max_layer_sparsity_in_words, miss_in_words
 from raysense.results.summary import render, summarise
 from raysense.search.job import denominators
@@ -36,12 +36,14 @@ class Judged(Landscape):
     def damage(self, allocation: Any) -> float:
         return self.scale * super().damage(allocation)
 
-    def evaluate(self, task: Task) -> Evaluation:
-        found = super().evaluate(task)
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
+        found = super().evaluate(request)
         found = replace(found, seconds=float(found.nfe))
         if "clip_score_drop" not in found.measures:
             return found
-        drop = self.damage(task.allocation) + (self.harm.get(task.rung, 0.0) if task.allocation else 0.0)
+        drop = self.damage(request.allocation) + (
+            self.harm.get(request.rung, 0.0) if request.allocation else 0.0
+        )
         measures = {
             "clip_score_drop": Measure(drop, drop - self.noise, drop + self.noise, 32, "made-up"),
             "clip_score": Measure(CLIP - drop, CLIP - drop - 0.01, CLIP - drop + 0.01, 32, "made-up"),

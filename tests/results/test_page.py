@@ -41,10 +41,10 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     edit(run / "study.json", turn)
 
-    def question(name: str) -> str:
+    def trial(name: str) -> str:
         return name.replace("search/linear_uniform", f"search/{EVIL.replace('/', '|')}")
 
-    rewrite(run, "evaluations", lambda t: column(t, "trial", list(map(question, t["trial"].to_pylist()))))
+    rewrite(run, "evaluations", lambda t: column(t, "trial", list(map(trial, t["trial"].to_pylist()))))
     rewrite(run, "measures", lambda t: column(t, "extractor", [EVIL] * len(t)))
     rewrite(run, "layers", lambda t: column(t, "group", [f"{EVIL} {g}" for g in t["group"].to_pylist()]))
     return Path(write_page(str(run), images=2))
@@ -122,7 +122,7 @@ def test_an_unfinished_study_says_what_is_missing_and_reloads(unfinished: Path) 
             "document.querySelector('table tr:nth-child(2) td:nth-child(2)').textContent"
         )
         measured = Run(str(unfinished)).table("measures").merge(evaluations, on="key")
-        (own,) = measured.query("question == 'baseline/validation' and metric == 'clip_score'")["value"]
+        (own,) = measured.query("trial == 'baseline/validation' and metric == 'clip_score'")["value"]
         assert dense == number(own, 4)
         body = browser.evaluate("document.body.textContent")
         assert "not tried yet" in body

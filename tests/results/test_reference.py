@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from raysense.evaluation.evaluator import Evaluator
-from raysense.records import Task
+from raysense.records import EvaluationRequest
 from raysense.results.answers import answers
 from raysense.results.run import Run
 from raysense.study import load
@@ -45,7 +45,9 @@ def test_measured_again_the_rows_are_the_same(
 ) -> None:
     evaluations, measures = run.table("evaluations"), run.table("measures")
     row = evaluations.query("stage == @stage and rung == @rung").sort_values("trial").iloc[which]
-    again = evaluator.evaluate(Task(run.allocation(row["allocation"]), rung, int(row["replicate"])))
+    again = evaluator.evaluate(
+        EvaluationRequest(run.allocation(row["allocation"]), rung, int(row["replicate"]))
+    )
     stored = measures[measures["key"] == row["key"]].set_index("metric")
     assert again.zeros == row["zeros"]
     assert set(again.measures) == set(stored.index)

@@ -13,7 +13,7 @@ from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import calibration_cost
 from raysense.evaluation.evaluator import Evaluator
 from raysense.execution.local import LocalExecutor
-from raysense.records import Evaluation, Task
+from raysense.records import Evaluation, EvaluationRequest
 from raysense.results.run import Run
 from raysense.search.earlier import EarlierRun
 from raysense.search.job import begin_store
@@ -40,9 +40,9 @@ class Counting(Evaluator):
 
     measured = 0
 
-    def evaluate(self, task: Task) -> Evaluation:
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
         self.measured += 1
-        return super().evaluate(task)
+        return super().evaluate(request)
 
 
 @dataclass

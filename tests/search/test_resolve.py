@@ -12,7 +12,7 @@ from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.execution.local import LocalExecutor
 from raysense.pipelines.load import empty_components
-from raysense.records import Evaluation, Task
+from raysense.records import Evaluation, EvaluationRequest
 from raysense.search.job import denominators, layer_rows
 from raysense.search.resolve import in_words, resolve
 from raysense.store.store import Store
@@ -52,10 +52,10 @@ class Misjudged(Landscape):
 
     held_out = everywhere = 0.0
 
-    def evaluate(self, task: Task) -> Evaluation:
-        found = super().evaluate(task)
-        more = self.everywhere + (self.held_out if task.rung == "validation" else 0.0)
-        if not task.allocation or task.rung == "probe" or not found.measures:
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
+        found = super().evaluate(request)
+        more = self.everywhere + (self.held_out if request.rung == "validation" else 0.0)
+        if not request.allocation or request.rung == "probe" or not found.measures:
             return found
         m = found.measures["clip_score_drop"]
         moved = replace(m, value=m.value + more, ci_low=m.ci_low + more, ci_high=m.ci_high + more)

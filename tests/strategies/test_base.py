@@ -9,39 +9,39 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysense.errors import RaysenseError
-from raysense.records import Evaluation, Measure, Question
+from raysense.records import Evaluation, Measure, TrialSpec
 from raysense.strategies.base import Lookahead, Strategy
 from tests.execution.curves import Chain, Curves
 
 
-def answer(question: Question) -> list[Evaluation]:
+def answer(spec: TrialSpec) -> list[Evaluation]:
     return [
         Evaluation(
-            key=task.key("s"),
-            trial=question.name,
-            stage=question.stage,
-            allocation=task.allocation.key,
-            rung=task.rung,
-            replicate=task.replicate,
-            measures={"clip_drop": Measure(int(task.key("s"), 16) % 1000 / 1000, 0.0, 1.0, 1, "none")},
+            key=request.key("s"),
+            trial=spec.name,
+            stage=spec.stage,
+            allocation=request.allocation.key,
+            rung=request.rung,
+            replicate=request.replicate,
+            measures={"clip_drop": Measure(int(request.key("s"), 16) % 1000 / 1000, 0.0, 1.0, 1, "none")},
             zeros=0,
             images=0,
             nfe=0,
             seconds=0.0,
         )
-        for task in question.tasks
+        for request in spec.requests
     ]
 
 
 def play(strategy: Strategy, width: int, workers: int, seed: int) -> None:
     """Executes with `workers` that finish in a random order."""
-    lookahead, rng, running = Lookahead(strategy, width), random.Random(seed), list[Question]()
+    lookahead, rng, running = Lookahead(strategy, width), random.Random(seed), list[TrialSpec]()
     while not lookahead.done:
-        while len(running) < workers and (question := lookahead.ask()) is not None:
-            running.append(question)
+        while len(running) < workers and (spec := lookahead.ask()) is not None:
+            running.append(spec)
         if running:
-            question = running.pop(rng.randrange(len(running)))
-            lookahead.tell(question, answer(question))
+            spec = running.pop(rng.randrange(len(running)))
+            lookahead.tell(spec, answer(spec))
 
 
 @settings(max_examples=60, deadline=None)
@@ -74,31 +74,31 @@ def test_an_ask_sees_exactly_the_answers_up_to_t_minus_w() -> None:
 def test_everything_is_told_in_ask_order_at_the_end() -> None:
     strategy = Curves(4, 2)
     lookahead = Lookahead(strategy, 8)
-    asked = [question for _ in range(4) if (question := lookahead.ask())]
-    for question in reversed(asked):
+    asked = [spec for _ in range(4) if (spec := lookahead.ask())]
+    for spec in reversed(asked):
         assert not lookahead.done
-        lookahead.tell(question, answer(question))
+        lookahead.tell(spec, answer(spec))
     assert lookahead.done
-    assert [name for name, _ in strategy.told] == [question.name for question in asked]
+    assert [name for name, _ in strategy.told] == [spec.name for spec in asked]
 
 
 class Waits:
-    """Asks two questions, then waits for both answers before the third."""
+    """Asks two trials, then waits for both answers before the third."""
 
     done, headline = False, ""
 
     def __init__(self) -> None:
         self.source, self.tells, self.calls = Chain(3), 0, 0
 
-    def ask(self) -> Question | None:
+    def ask(self) -> TrialSpec | None:
         self.calls += 1
         if self.source.asked == 2 and self.tells < 2:
             return None
-        question = self.source.ask()
+        spec = self.source.ask()
         self.done = self.source.done
-        return question
+        return spec
 
-    def tell(self, question: Question, evaluations: object) -> None:
+    def tell(self, spec: TrialSpec, evaluations: object) -> None:
         self.tells += 1
 
 
@@ -121,22 +121,22 @@ def test_misuse_is_an_error() -> None:
     with pytest.raises(RaysenseError, match="lookahead: 0"):
         Lookahead(Chain(1), 0)
     lookahead = Lookahead(Chain(2), 2)
-    question = lookahead.ask()
-    assert question is not None
-    lookahead.tell(question, answer(question))
+    spec = lookahead.ask()
+    assert spec is not None
+    lookahead.tell(spec, answer(spec))
     with pytest.raises(RaysenseError, match="not outstanding"):
-        lookahead.tell(question, answer(question))
+        lookahead.tell(spec, answer(spec))
 
 
 class Stuck(Chain):
     done = False
 
-    def ask(self) -> Question | None:
+    def ask(self) -> TrialSpec | None:
         return None
 
 
 class Repeats(Chain):
-    def ask(self) -> Question | None:
+    def ask(self) -> TrialSpec | None:
         self.asked = 0
         return super().ask()
 

@@ -11,14 +11,14 @@ import torch
 
 from raysense.execution.executor import failure, signed
 from raysense.execution.ledger import Ledger, PendingTrial
-from raysense.records import Evaluation, Question, Task
+from raysense.records import Evaluation, EvaluationRequest, TrialSpec
 from raysense.strategies.base import Lookahead, Strategy
 from tests.execution.curves import Chain, Curves
 from tests.execution.sleepers import Sleeper
 from tests.strategies.test_schedule import Landscape, made_up
 
 STAGES = {"baseline", "sensitivity", "search", "validation"}
-Evaluate = Callable[[Task], Evaluation]
+Evaluate = Callable[[EvaluationRequest], Evaluation]
 
 
 @dataclass
@@ -76,21 +76,21 @@ def execute(
     run = Run([], dict(known or {}), strategy)
 
     class Watched:
-        """Notes the questions, the ones that the store answers included."""
+        """Notes the trials, the ones that the store answers included."""
 
         done = property(lambda self: strategy.done)
         headline = property(lambda self: strategy.headline)
 
-        def ask(self) -> Question | None:
-            question = strategy.ask()
-            if question is not None:
-                assert question.tasks
-                assert question.stage in STAGES
-                run.asked.append((question.name, tuple(task.key("s") for task in question.tasks)))
-            return question
+        def ask(self) -> TrialSpec | None:
+            spec = strategy.ask()
+            if spec is not None:
+                assert spec.requests
+                assert spec.stage in STAGES
+                run.asked.append((spec.name, tuple(request.key("s") for request in spec.requests)))
+            return spec
 
-        def tell(self, question: Question, evaluations: list[Evaluation]) -> None:
-            strategy.tell(question, evaluations)
+        def tell(self, spec: TrialSpec, evaluations: list[Evaluation]) -> None:
+            strategy.tell(spec, evaluations)
             assert isinstance(strategy.headline, str)
             assert "\n" not in strategy.headline
             assert int(getattr(strategy, "wanted", 0)) >= 0
@@ -103,9 +103,9 @@ def execute(
         if not running:
             continue
         work = rng.choice(running)
-        task = work.left[0]
+        request = work.left[0]
         answer = signed(
-            (evaluate or case.evaluate)(task), work.question, task, signature="s", trial="t", life="l"
+            (evaluate or case.evaluate)(request), work.spec, request, signature="s", trial="t", life="l"
         )
         run.answers[answer.key] = answer
         if ledger.answer(work, answer):
@@ -122,7 +122,7 @@ def test_it_ends_and_asks_nothing_more(case: Case) -> None:
     assert len(names) == len(set(names))
 
 
-def test_the_same_answers_give_the_same_questions_whoever_finishes_first(case: Case) -> None:
+def test_the_same_answers_give_the_same_trials_whoever_finishes_first(case: Case) -> None:
     """The same study on 1 and on 8 workers: decision 3."""
     reference = execute(case, lookahead=8, workers=1)
     other = execute(case, lookahead=8, workers=8, seed=1)
@@ -135,9 +135,9 @@ def test_killed_anywhere_and_rebuilt_from_the_store_it_goes_on_the_same(case: Ca
     stored = dict(list(whole.answers.items())[: round(share * len(whole.answers))])
     measured: list[str] = []
 
-    def evaluate(task: Task) -> Evaluation:
-        measured.append(task.key("s"))
-        return case.evaluate(task)
+    def evaluate(request: EvaluationRequest) -> Evaluation:
+        measured.append(request.key("s"))
+        return case.evaluate(request)
 
     again = execute(case, known=stored, evaluate=evaluate)
     assert again.asked == whole.asked
@@ -150,13 +150,13 @@ def test_killed_anywhere_and_rebuilt_from_the_store_it_goes_on_the_same(case: Ca
 def test_answers_that_are_none_do_not_end_it_in_an_exception(case: Case, what: str, share: float) -> None:
     """Evaluators fail and images break; the study goes on, or ends with an error that the user can read."""
 
-    def evaluate(task: Task) -> Evaluation:
-        if int(task.key("luck"), 16) % 1000 >= 1000 * share:
-            return case.evaluate(task)
+    def evaluate(request: EvaluationRequest) -> Evaluation:
+        if int(request.key("luck"), 16) % 1000 >= 1000 * share:
+            return case.evaluate(request)
         if what == "collapsed":
-            return replace(case.evaluate(task), collapsed="constant images")
-        question = Question("any", "search", (task,))
-        return failure(question, task, "out of memory", signature="s", trial="t", life="l")
+            return replace(case.evaluate(request), collapsed="constant images")
+        spec = TrialSpec("any", "search", (request,))
+        return failure(spec, request, "out of memory", signature="s", trial="t", life="l")
 
     run = execute(case, evaluate=evaluate)
     assert run.strategy.done

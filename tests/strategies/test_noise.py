@@ -15,7 +15,7 @@ from scipy import stats
 from raysense.errors import RaysenseError
 from raysense.execution.local import LocalExecutor
 from raysense.metrics.intervals import paired_drop
-from raysense.records import Bound, Evaluation, Measure, Task
+from raysense.records import Bound, Evaluation, EvaluationRequest, Measure
 from raysense.store.store import Store
 from raysense.strategies.baseline import refuse_impossible
 from raysense.strategies.noise import foretold, foretold_short, given_spreads, needs, spread_of, typical_of
@@ -32,12 +32,12 @@ class Noisy(Landscape):
     measure = "clip_score_drop"
     dense, pruned = 0.0, 0.0
 
-    def evaluate(self, task: Task) -> Evaluation:
-        found = super().evaluate(task)
-        n = {"preview": 8, "score": 16, "validation": 32}.get(task.rung)
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
+        found = super().evaluate(request)
+        n = {"preview": 8, "score": 16, "validation": 32}.get(request.rung)
         if n is None:
             return found
-        value, reach = (self.pruned, 2 * self.spread / n**0.5) if task.allocation else (self.dense, 0.0)
+        value, reach = (self.pruned, 2 * self.spread / n**0.5) if request.allocation else (self.dense, 0.0)
         found.measures[self.measure] = Measure(value, value - reach, value + reach, n, "made-up")  # type: ignore[index]
         return found
 
@@ -55,8 +55,10 @@ def refused(folder: Path, limit: float, constraints: dict[str, Any] | None = Non
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
     LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=4)
     if story.error is not None:
-        assert {task.rung for task in landscape.tasks} <= {"preview", "score", "validation", "shard"}
-        assert sum(bool(task.allocation) for task in landscape.tasks) == 1, "one preview is all it took"
+        assert {request.rung for request in landscape.requests} <= {"preview", "score", "validation", "shard"}
+        assert sum(bool(request.allocation) for request in landscape.requests) == 1, (
+            "one preview is all it took"
+        )
     return str(story.error or "")
 
 

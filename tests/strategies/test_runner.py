@@ -2,14 +2,14 @@ from collections.abc import Sequence
 
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
-from raysense.records import Evaluation, Question, Task
+from raysense.records import Evaluation, EvaluationRequest, TrialSpec
 from raysense.strategies.budget import BudgetTracker
 from raysense.strategies.runner import Coroutine, OutOfBudget, Schedule, StrategyRunner
 from raysense.study import Budget
 
 
-def question(name: str, stage: str = "search") -> Question:
-    return Question(name, stage, (Task(Allocation(), "score"),))
+def spec(name: str, stage: str = "search") -> TrialSpec:
+    return TrialSpec(name, stage, (EvaluationRequest(Allocation(), "score"),))
 
 
 def answer(value: int, nfe: int = 1) -> list[Evaluation]:
@@ -20,7 +20,7 @@ def counting(name: str, times: int) -> Coroutine:
     total = 0
     try:
         for number in range(times):
-            (evaluation,) = yield question(f"{name}{number}")
+            (evaluation,) = yield spec(f"{name}{number}")
             total += evaluation.zeros
     except OutOfBudget:
         pass
@@ -29,7 +29,7 @@ def counting(name: str, times: int) -> Coroutine:
 
 def run(story: StrategyRunner[int], width: int = 3) -> list[str]:
     asked: list[str] = []
-    outstanding: list[Question] = []
+    outstanding: list[TrialSpec] = []
     while not story.done or outstanding:
         while len(outstanding) < width and (following := story.ask()) is not None:
             asked.append(following.name)
@@ -78,7 +78,7 @@ def test_reserve_is_kept_for_validation() -> None:
         yield [counting("a", 10)]
 
         def validate() -> Coroutine:
-            yield question("v", "validation")
+            yield spec("v", "validation")
             return 1
 
         found = yield [validate()]
@@ -103,17 +103,17 @@ def test_an_error_ends_the_story() -> None:
 
 def several(name: str, width: int) -> Coroutine:
     try:
-        answers = yield [question(f"{name}{number}") for number in range(width)]
+        answers = yield [spec(f"{name}{number}") for number in range(width)]
     except OutOfBudget:
         return -1
     return [evaluation.zeros for (evaluation,) in answers]
 
 
-def test_an_inquiry_may_ask_several_questions_side_by_side() -> None:
+def test_an_inquiry_may_ask_several_trials_side_by_side() -> None:
     def plan(story: StrategyRunner[object]) -> Schedule[object]:
         return (yield [several("a", 3), counting("b", 2)])
 
-    story: StrategyRunner[object] = StrategyRunner(plan, lambda q: len(q.tasks))
+    story: StrategyRunner[object] = StrategyRunner(plan, lambda q: len(q.requests))
     asked = [story.ask() for _ in range(5)]
     assert [q.name for q in asked if q] == ["a0", "a1", "a2", "b0"]
     for value, number in ((7, 2), (5, 0), (6, 1)):  # whoever is done first
@@ -124,12 +124,12 @@ def test_an_inquiry_may_ask_several_questions_side_by_side() -> None:
     assert story.outcome == [[5, 6, 7], 2]
 
 
-def test_several_questions_are_paid_for_together_or_not_asked() -> None:
+def test_several_trials_are_paid_for_together_or_not_asked() -> None:
     def plan(story: StrategyRunner[object]) -> Schedule[object]:
         return (yield [several("a", 3), counting("b", 2)])
 
-    def cost(asked: Question) -> int:
-        return len(asked.tasks)
+    def cost(asked: TrialSpec) -> int:
+        return len(asked.requests)
 
     story: StrategyRunner[object] = StrategyRunner(plan, cost, BudgetTracker(Budget(max_nfe=2), cost))
     first = story.ask()
@@ -139,7 +139,7 @@ def test_several_questions_are_paid_for_together_or_not_asked() -> None:
     assert story.outcome == [-1, 2]
 
 
-def run_rest(story: StrategyRunner[object], outstanding: Question | None) -> list[str]:
+def run_rest(story: StrategyRunner[object], outstanding: TrialSpec | None) -> list[str]:
     """Answers what is outstanding and whatever is asked then."""
     names: list[str] = []
     while outstanding is not None:

@@ -16,7 +16,7 @@ from raysense.execution.local import LocalExecutor
 from raysense.pipelines.cost import Cost
 from raysense.pruning.layers import Inventory, take_inventory
 from raysense.pruning.patterns import Pattern, pattern_grid
-from raysense.records import CALIBRATION, OUTLIERS, SHARD, Evaluation, Measure, Question, Task
+from raysense.records import CALIBRATION, OUTLIERS, SHARD, Evaluation, EvaluationRequest, Measure, TrialSpec
 from raysense.store.store import Store
 from raysense.strategies.context import Findings
 from raysense.strategies.rules import closed_forms
@@ -33,7 +33,7 @@ class Landscape:
 
     def __init__(self, inventory: Inventory, grid: LevelGrid, noise: float = 0.002) -> None:
         self.inventory, self.grid, self.noise = inventory, grid, noise
-        self.tasks: list[Task] = []
+        self.requests: list[EvaluationRequest] = []
 
     def damage(self, allocation: Allocation) -> float:
         total = 0.0
@@ -42,20 +42,20 @@ class Landscape:
             total += 10 ** (-3 * number / LAYERS) * (sparsity / (1 - sparsity)) ** 2
         return total
 
-    def evaluate(self, task: Task) -> Evaluation:
-        self.tasks.append(task)
-        damage = self.damage(task.allocation)
-        images = {"probe": 0, "preview": 8, "score": 16, "validation": 32, SHARD: 5}[task.rung]
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
+        self.requests.append(request)
+        damage = self.damage(request.allocation)
+        images = {"probe": 0, "preview": 8, "score": 16, "validation": 32, SHARD: 5}[request.rung]
         near = Measure(damage, damage - self.noise, damage + self.noise, 16, "made-up")
         return Evaluation(
-            key=task.key(SIGNATURE),
+            key=request.key(SIGNATURE),
             trial="",
             stage="",
-            allocation=task.allocation.key,
-            rung=task.rung,
-            replicate=task.replicate,
-            measures={"probe_error": near} if task.rung == "probe" else {"clip_score_drop": near},
-            zeros=self.grid.zeros(task.allocation),
+            allocation=request.allocation.key,
+            rung=request.rung,
+            replicate=request.replicate,
+            measures={"probe_error": near} if request.rung == "probe" else {"clip_score_drop": near},
+            zeros=self.grid.zeros(request.allocation),
             images=images,
             nfe=max(images, 1) * 10,
             seconds=0.0,
@@ -116,11 +116,15 @@ class HeldOut(Landscape):
         super().__init__(inventory, grid)
         self.above = above
 
-    def evaluate(self, task: Task) -> Evaluation:
-        found = super().evaluate(task)
-        shares = [self.grid.zeros_at(a, task.allocation[a]) / n for a, n in self.inventory.sizes]
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
+        found = super().evaluate(request)
+        shares = [self.grid.zeros_at(a, request.allocation[a]) / n for a, n in self.inventory.sizes]
         is_uniform = max(shares) - min(shares) < 0.03
-        if task.rung == "validation" and not is_uniform and self.grid.zeros(task.allocation) > self.above:
+        if (
+            request.rung == "validation"
+            and not is_uniform
+            and self.grid.zeros(request.allocation) > self.above
+        ):
             return replace(found, measures={"clip_score_drop": Measure(9.0, 8.0, 10.0, 32, "made-up")})
         return found
 
@@ -152,7 +156,7 @@ def test_a_curve_stops_where_nothing_is_left(tmp_path: Path) -> None:
     worst, *_, best = findings.curves
     assert max(worst.sparsity) < 0.8
     assert max(best.sparsity) > 0.9
-    probes = [t for t in landscape.tasks if t.rung == "probe"]
+    probes = [t for t in landscape.requests if t.rung == "probe"]
     assert len(probes) <= LAYERS * 4  # half of what a fixed grid of 8 levels takes
 
 
@@ -161,20 +165,20 @@ def test_resumed_in_the_middle_gives_the_same_answer(tmp_path: Path) -> None:
     study, inventory, grid, _ = made_up()
     half = Store.open(str(tmp_path / "half"), create=True)
     half.begin(study.model_dump(mode="json"), signature=SIGNATURE)
-    for task in everything.tasks[:60]:
-        half.put(Landscape(inventory, grid).evaluate(task), task.allocation)
+    for request in everything.requests[:60]:
+        half.put(Landscape(inventory, grid).evaluate(request), request.allocation)
     again, rest = run(tmp_path / "half")
     assert again.winner is not None
     assert whole.winner is not None
     assert again.winner.allocation == whole.winner.allocation
-    keys = {t.key(SIGNATURE) for t in everything.tasks}
-    assert len(rest.tasks) == len(keys) - len({t.key(SIGNATURE) for t in everything.tasks[:60]})
+    keys = {t.key(SIGNATURE) for t in everything.requests}
+    assert len(rest.requests) == len(keys) - len({t.key(SIGNATURE) for t in everything.requests[:60]})
 
 
 @pytest.mark.parametrize("per_part", [128, 10])
 def test_each_evaluation_is_made_once(tmp_path: Path, per_part: int) -> None:
     _, landscape = run(tmp_path, per_part=per_part)
-    keys = [task.key(SIGNATURE) for task in landscape.tasks]
+    keys = [request.key(SIGNATURE) for request in landscape.requests]
     assert len(keys) == len(set(keys))
 
 
@@ -187,26 +191,28 @@ def test_large_evaluations_are_sampled_in_parts_first_and_decide_the_same(tmp_pa
     assert parted.winner.allocation == whole.winner.allocation
     assert [c.allocation for c in parted.tried] == [c.allocation for c in whole.tried]
     study = made_up(per_part=10)[0]
-    seen: set[Task] = set()
-    for task in landscape.tasks:
-        assert seen.issuperset(shards_of(study, task.allocation, task.rung)), task
-        seen.add(task)
+    seen: set[EvaluationRequest] = set()
+    for request in landscape.requests:
+        assert seen.issuperset(shards_of(study, request.allocation, request.rung)), request
+        seen.add(request)
     # What the preview makes hopeless is not sampled further.
     hopeless = {
         c.allocation for c in parted.tried if c.evaluation.rung == "preview" and c.strategy != "evopress"
     }
     assert hopeless
-    of_them = [t for t in landscape.tasks if t.allocation in hopeless and t.shard and t.shard.rung == "score"]
+    of_them = [
+        t for t in landscape.requests if t.allocation in hopeless and t.shard and t.shard.rung == "score"
+    ]
     assert not of_them
 
 
 def test_parts_go_side_by_side() -> None:
     _, _, _, story = made_up(per_part=10)
-    asked: list[Question] = []
-    while (question := story.ask()) is not None:
-        asked.append(question)
+    asked: list[TrialSpec] = []
+    while (spec := story.ask()) is not None:
+        asked.append(spec)
     # Score: what the preview has not, and four of the reference; validation: four and seven.
-    assert [q.tasks[0].rung for q in asked] == [SHARD] * (1 + 4 + 4 + 7)
+    assert [q.requests[0].rung for q in asked] == [SHARD] * (1 + 4 + 4 + 7)
     assert asked[0].name == "baseline/search/part 1: score reference 1 of 4"
     assert len({q.name for q in asked}) == len(asked)
 
@@ -230,14 +236,16 @@ def test_coarser_groups(tmp_path: Path, granularity: str) -> None:
 class Learner(Landscape):
     """Answers a calibration too: every second layer has outliers."""
 
-    def evaluate(self, task: Task) -> Evaluation:
-        if task.rung != CALIBRATION:
-            return super().evaluate(task)
-        self.tasks.append(task)
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
+        if request.rung != CALIBRATION:
+            return super().evaluate(request)
+        self.requests.append(request)
         ratios = {layer.address: 0.01 * (i % 2) for i, layer in enumerate(self.inventory.layers)}
         measures = {OUTLIERS + a: Measure(r, r, r, 4, "made-up") for a, r in ratios.items()}
-        key = task.key(SIGNATURE)
-        return Evaluation(key=key, rung=task.rung, measures=measures, zeros=0, images=4, nfe=50, seconds=0.0)
+        key = request.key(SIGNATURE)
+        return Evaluation(
+            key=key, rung=request.rung, measures=measures, zeros=0, images=4, nfe=50, seconds=0.0
+        )
 
 
 def test_owl_allocates_by_what_the_calibration_found(tmp_path: Path) -> None:
@@ -248,7 +256,7 @@ def test_owl_allocates_by_what_the_calibration_found(tmp_path: Path) -> None:
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
     LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=4)
     assert story.error is None
-    assert landscape.tasks[0] == Task(Allocation(), CALIBRATION)
+    assert landscape.requests[0] == EvaluationRequest(Allocation(), CALIBRATION)
     assert story.outcome is not None
     (first, *_) = story.outcome.tried
     assert first.strategy == "owl"
@@ -280,7 +288,7 @@ def test_impossible_bound_is_refused_with_the_dense_value(tmp_path: Path) -> Non
     LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=4)
     assert story.error is not None
     assert "`constraints.clip_score.max_drop` is 0.2, but the dense pipeline itself has" in str(story.error)
-    assert all(not task.allocation for task in landscape.tasks)
+    assert all(not request.allocation for request in landscape.requests)
 
 
 def spend(
@@ -306,11 +314,13 @@ class Timed(Landscape):
         super().__init__(inventory, grid)
         self.story, self.seconds, self.story_image = story, seconds, 24
 
-    def evaluate(self, task: Task) -> Evaluation:
-        cost = self.story.cost_of(Question("", "", (task,)))
-        slower = 1 + 0.2 * (int(task.allocation.key, 16) % 3 - 1)
-        images = 0 if task.rung == "probe" else cost // self.story_image
-        return replace(super().evaluate(task), images=images, nfe=cost, seconds=cost * self.seconds * slower)
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
+        cost = self.story.cost_of(TrialSpec("", "", (request,)))
+        slower = 1 + 0.2 * (int(request.allocation.key, 16) % 3 - 1)
+        images = 0 if request.rung == "probe" else cost // self.story_image
+        return replace(
+            super().evaluate(request), images=images, nfe=cost, seconds=cost * self.seconds * slower
+        )
 
 
 @pytest.mark.parametrize("per_part", [128, 10])
@@ -365,7 +375,7 @@ def test_a_budget_that_is_called_enough_ends_with_an_answer(
             break
         # It says what is missing as soon as the dense pipeline is counted; that much is enough then.
         assert f"an image of this pipeline takes {counted} of them" in str(story.error)
-        assert {task.allocation for task in landscape.tasks} == {Allocation()}
+        assert {request.allocation for request in landscape.requests} == {Allocation()}
         enough = int(re.findall(r"set it to ([\d,]+)", str(story.error))[0].replace(",", ""))
     assert story.error is None
     assert story.outcome is not None
@@ -380,7 +390,7 @@ def test_what_the_plan_expects_is_about_what_it_spends(tmp_path: Path, per_part:
         story.tracker.spent < plan.wanted_nfe < 2.5 * story.tracker.spent
     )  # a preview that ends a climb saves the rest
     assert story.tracker.spent <= story.wanted_nfe < 1.5 * story.tracker.spent  # as of the last stage
-    assert len(landscape.tasks) <= story.wanted * 1.1
+    assert len(landscape.requests) <= story.wanted * 1.1
 
 
 def test_hours_and_money_are_hard_and_depend_on_stored_seconds_alone(tmp_path: Path) -> None:
@@ -399,11 +409,11 @@ def test_hours_and_money_are_hard_and_depend_on_stored_seconds_alone(tmp_path: P
         tmp_path / "half", seconds=9.9, max_hours=0.7 * hours
     )  # a slower machine, all stored
     assert again.outcome == half.outcome
-    assert first.tasks
-    assert not second.tasks
+    assert first.requests
+    assert not second.requests
     more, third = spend(tmp_path / "half", seconds=0.1, max_hours=hours * 2)  # raised, it goes on
     assert more.tracker.refusal is None
-    assert third.tasks
+    assert third.requests
 
 
 def test_every_strategy_by_name_under_one_interface(tmp_path: Path) -> None:
@@ -422,7 +432,7 @@ def test_every_strategy_by_name_under_one_interface(tmp_path: Path) -> None:
 
 
 def test_decisions_are_the_same_whoever_finishes_first(tmp_path: Path) -> None:
-    """The same study on 1 worker and on 8 that finish in random order asks the same questions."""
+    """The same study on 1 worker and on 8 that finish in random order asks the same trials."""
     import random
 
     from raysense.strategies.base import Lookahead
@@ -430,19 +440,19 @@ def test_decisions_are_the_same_whoever_finishes_first(tmp_path: Path) -> None:
     def asked(workers: int, seed: int) -> list[str]:
         _, inventory, grid, story = made_up(strategies=["uniform", "solver", "switches"], bisections=4)
         landscape, lookahead = Landscape(inventory, grid), Lookahead(story, 8)
-        rng, names, running = random.Random(seed), list[str](), list[Question]()
+        rng, names, running = random.Random(seed), list[str](), list[TrialSpec]()
         while not lookahead.done:
-            while len(running) < workers and (question := lookahead.ask()) is not None:
-                running.append(question)
-                names += [question.name, *(task.allocation.key for task in question.tasks)]
+            while len(running) < workers and (spec := lookahead.ask()) is not None:
+                running.append(spec)
+                names += [spec.name, *(request.allocation.key for request in spec.requests)]
             if running:
-                question = running.pop(rng.randrange(len(running)))
+                spec = running.pop(rng.randrange(len(running)))
                 answers = []
-                for task in question.tasks:
-                    answers.append(landscape.evaluate(task))
-                    if question.stop is not None and question.stop.says_stop(answers[-1]):
+                for request in spec.requests:
+                    answers.append(landscape.evaluate(request))
+                    if spec.stop is not None and spec.stop.says_stop(answers[-1]):
                         break
-                lookahead.tell(question, answers)
+                lookahead.tell(spec, answers)
         return names
 
     assert asked(8, 1) == asked(1, 0)

@@ -14,7 +14,7 @@ from torch import Tensor
 import raysense as rs
 from raysense.allocation import Allocation
 from raysense.pruning.saliency import output_rows
-from raysense.records import Question, Task
+from raysense.records import EvaluationRequest, TrialSpec
 from raysense.testing import (
     check_allocation_rule,
     check_extractor,
@@ -159,7 +159,7 @@ def sound(search, known):
         assert candidate.strategy == "sound"
     pair = yield [search.grid.uniform(rng.uniform(0.3, 0.5)) for _ in range(2)]
     assert [one.feasible for one in pair] == [True, True]
-    (probe,) = yield Question("mine", "search", (Task(pair[0].allocation, "probe"),))
+    (probe,) = yield TrialSpec("mine", "search", (EvaluationRequest(pair[0].allocation, "probe"),))
     assert probe.measures["probe_error"].value > 0
 
 

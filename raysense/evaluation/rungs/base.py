@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from raysense.records import Measure, Task
+from raysense.records import EvaluationRequest, Measure
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,6 @@ class Found:
 class Rung(Protocol):
     """Measures allocations one way; what that costs, `raysense.evaluation.rungs.cost` says beforehand."""
 
-    def measure(self, task: Task) -> Found:
-        """Measure a task's allocation, at which the pipeline is left."""
+    def measure(self, request: EvaluationRequest) -> Found:
+        """Measure a request's allocation, at which the pipeline is left."""
         ...

@@ -17,7 +17,7 @@ from raysense.evaluation.rungs.probe import ProbeRung
 from raysense.hashing import content_key
 from raysense.metrics.builtin.probe_error import PROBE_ERROR
 from raysense.names import OWL
-from raysense.records import OUTLIERS, Measure, Task
+from raysense.records import OUTLIERS, EvaluationRequest, Measure
 
 
 class CalibrationRung:
@@ -33,7 +33,7 @@ class CalibrationRung:
     def __init__(self, live: LivePipeline, probe: ProbeRung, keys: Identity, memory: TensorMemory) -> None:
         self._live, self._probe, self._keys, self._memory = live, probe, keys, memory
 
-    def measure(self, task: Task) -> Found:
+    def measure(self, request: EvaluationRequest) -> Found:
         """Learn what the study's method needs; gives the outlier ratios where the study allocates by them."""
         live = self._live
         live.stand_at(Allocation())

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from raysense.evaluation.shards import images_of, is_split, ranges_of, reference_rung
 from raysense.pipelines.cost import Cost
-from raysense.records import CALIBRATION, Task
+from raysense.records import CALIBRATION, EvaluationRequest
 from raysense.study import Study
 
 
 @dataclass(frozen=True)
 class RungCosts:
-    """NFE of a study's tasks.
+    """NFE of a study's requests.
 
     Attributes:
         study: The study.
@@ -24,19 +24,21 @@ class RungCosts:
     image: Cost
     calibration: int = 0
 
-    def of(self, task: Task) -> int:
-        """A task's, dense references not yet cached included; shards are paid for before."""
+    def of(self, request: EvaluationRequest) -> int:
+        """A request's, dense references not yet cached included; shards are paid for before."""
         study = self.study
-        if task.rung == CALIBRATION:
+        if request.rung == CALIBRATION:
             return self.calibration
-        if task.rung == "probe":
+        if request.rung == "probe":
             return self.probe
-        if task.shard is not None:
-            shards = ranges_of(study, task.shard.rung, task.shard.reference)
-            return len(shards[task.shard.number]) * self.image.image
-        own = 0 if is_split(study, task.rung) else 1
-        reference = 0 if task.allocation or is_split(study, reference_rung(task.rung), reference=True) else 2
-        return self.images(task.rung) * (own + reference)
+        if request.shard is not None:
+            shards = ranges_of(study, request.shard.rung, request.shard.reference)
+            return len(shards[request.shard.number]) * self.image.image
+        own = 0 if is_split(study, request.rung) else 1
+        reference = (
+            0 if request.allocation or is_split(study, reference_rung(request.rung), reference=True) else 2
+        )
+        return self.images(request.rung) * (own + reference)
 
     def images(self, rung: str) -> int:
         """All images of a rung."""

@@ -15,7 +15,7 @@ from raysense.evaluation.sampler import Pairs
 from raysense.evaluation.scoring import ImageScorer
 from raysense.pipelines.load import notes_of
 from raysense.pipelines.text_cache import cut_off
-from raysense.records import Task
+from raysense.records import EvaluationRequest
 
 
 class ImagesRung:
@@ -24,15 +24,15 @@ class ImagesRung:
     def __init__(self, live: LivePipeline, sets: ImageSets, scorer: Callable[[], ImageScorer]) -> None:
         self._live, self._sets, self._scorer = live, sets, scorer
 
-    def measure(self, task: Task) -> Found:
+    def measure(self, request: EvaluationRequest) -> Found:
         """See `Rung`."""
         live = self._live
-        pairs = self._sets.pairs(task.rung, task.replicate)
-        dense = self._sets.dense(task.rung, task.replicate)
-        reference = self._sets.reference(task.rung, task.replicate, dense)
-        pruned = self._sets.pruned(task.allocation, task.rung, task.replicate)
-        live.stand_at(task.allocation)
-        if not task.allocation:
+        pairs = self._sets.pairs(request.rung, request.replicate)
+        dense = self._sets.dense(request.rung, request.replicate)
+        reference = self._sets.reference(request.rung, request.replicate, dense)
+        pruned = self._sets.pruned(request.allocation, request.rung, request.replicate)
+        live.stand_at(request.allocation)
+        if not request.allocation:
             live.notes += notes_of(live.pipeline)
             live.notes += self._cut_off([p.text for p in pairs[0]])
         measures, values = self._scorer().compare(pairs[0], pruned, dense, reference)
@@ -54,12 +54,12 @@ class ShardRung:
     def __init__(self, live: LivePipeline, sets: ImageSets) -> None:
         self._live, self._sets = live, sets
 
-    def measure(self, task: Task) -> Found:
+    def measure(self, request: EvaluationRequest) -> Found:
         """See `Rung`; there are no measures."""
-        if task.shard is None:
-            raise RaysenseError(f"rung {task.rung!r}: the task names no part of an evaluation's images")
-        self._sets.sample_shard(task.allocation, task.shard, task.replicate)
-        self._live.stand_at(task.allocation)  # for its zeros, should the shard have been there
+        if request.shard is None:
+            raise RaysenseError(f"rung {request.rung!r}: the request names no part of an evaluation's images")
+        self._sets.sample_shard(request.allocation, request.shard, request.replicate)
+        self._live.stand_at(request.allocation)  # for its zeros, should the shard have been there
         return Found()
 
 

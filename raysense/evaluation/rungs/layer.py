@@ -27,7 +27,7 @@ from raysense.pipelines.load import modules_of
 from raysense.pipelines.sample import call_pipeline
 from raysense.prompts.sets import Prompt
 from raysense.pruning.layers import Inventory
-from raysense.records import Task
+from raysense.records import EvaluationRequest
 from raysense.study import Sampling
 
 
@@ -38,13 +38,13 @@ class LayerRung:
         self._live = live
         self._layers: LayerOutputs | None = None
 
-    def measure(self, task: Task) -> Found:
+    def measure(self, request: EvaluationRequest) -> Found:
         """See `Rung`; the cost is counted in NFE, by the share of weights that run."""
         live = self._live
         if self._layers is None:
             self._layers = self._record()
-        live.stand_at(task.allocation)
-        pruned = {a for host in task.allocation for a in live.grid.members(host)}
+        live.stand_at(request.allocation)
+        pruned = {a for host in request.allocation for a in live.grid.members(host)}
         errors = self._layers.errors(pruned)
         share = sum(layer.n for layer in live.inventory.layers if layer.address in pruned) / live.grid.n
         measures = {LAYER_ERROR: measure(mean_interval(errors.numpy()), "layer outputs")}

@@ -36,7 +36,7 @@ from raysense.pipelines.adapter import denoisers_of, samples_in, schedulers_of, 
 from raysense.pipelines.load import modules_of
 from raysense.pipelines.sample import call_pipeline, refuse_other_scale
 from raysense.prompts.sets import Prompt
-from raysense.records import Measure, Task
+from raysense.records import EvaluationRequest, Measure
 from raysense.study import Sampling
 
 CONDITIONS = ("encoder_hidden", "text_emb", "pooled", "cap_feat", "prompt")
@@ -50,9 +50,9 @@ class ProbeRung:
         self._live = live
         self._probes: list[Probe] = []
 
-    def measure(self, task: Task) -> Found:
+    def measure(self, request: EvaluationRequest) -> Found:
         """See `Rung`."""
-        return Found(self.errors(task.allocation))
+        return Found(self.errors(request.allocation))
 
     def errors(self, allocation: Allocation) -> dict[str, Measure]:
         """The measures ``probe_error`` and, where there are text embeddings, ``text_error`` of an allocation."""

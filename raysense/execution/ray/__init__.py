@@ -1,1 +1,1 @@
-"""The executor on a Ray cluster: strategies' questions as Ray Tune trials on resident evaluators."""
+"""The executor on a Ray cluster: strategies' trials by Ray Tune on resident evaluators."""

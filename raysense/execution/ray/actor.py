@@ -10,7 +10,7 @@ import ray
 import raysense
 from raysense.errors import RaysenseError
 from raysense.execution.executor import EvaluatorSpec, Measurer, new_life, signed
-from raysense.records import Evaluation, Question, Task
+from raysense.records import Evaluation, EvaluationRequest, TrialSpec
 from raysense.store.rows import without_samples
 from raysense.store.store import Store
 
@@ -93,25 +93,25 @@ class EvaluatorActor:
         """The life's name and its node; also tells that it has not ended."""
         return self._life, ray.get_runtime_context().get_node_id()
 
-    def measure(self, question: Question, task: Task, trial: str) -> Reply:
+    def measure(self, trial_spec: TrialSpec, request: EvaluationRequest, trial: str) -> Reply:
         """Measures and stores, unless an evaluator that died after storing already did."""
         assert self._evaluator is not None  # the pool hands out loaded evaluators only
         try:
-            stored = self._store.get_object(task.key(self._spec.signature))
+            stored = self._store.get_object(request.key(self._spec.signature))
             if stored is not None:
                 return Reply(stored)
             evaluation = signed(
-                self._evaluator.evaluate(task),
-                question,
-                task,
+                self._evaluator.evaluate(request),
+                trial_spec,
+                request,
                 signature=self._spec.signature,
                 trial=trial,
                 life=self._life,
             )
-            self._store.put(evaluation, task.allocation)
+            self._store.put(evaluation, request.allocation)
         except RaysenseError as error:
             return Reply(
-                fatal=f"{question.name}, allocation {task.allocation.key}, rung {task.rung}: {error}"
+                fatal=f"{trial_spec.name}, allocation {request.allocation.key}, rung {request.rung}: {error}"
             )
         except Exception as error:
             # Torch is not loaded here: its out-of-memory error is known by name.

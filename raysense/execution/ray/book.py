@@ -1,4 +1,4 @@
-"""Which trial works through which question: what Tune's adapters ask, and what they tell."""
+"""Which Ray Tune trial works through which `TrialSpec`: what Tune's adapters ask, and what they tell."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raysense.errors import RaysenseError
 from raysense.execution.interrupt import Interrupt
 from raysense.execution.ledger import Ledger, PendingTrial
 from raysense.execution.ray.pool_handle import PoolHandle
-from raysense.records import Evaluation, Question
+from raysense.records import Evaluation, TrialSpec
 from raysense.strategies.base import ASKED_PER_EVALUATOR, RUNNING_PER_EVALUATOR
 
 
@@ -21,10 +21,10 @@ class TrialBook:
     """The trials of one run.
 
     Args:
-        ledger: Gives questions and takes answers.
-        first: The first question, which the ledger has given already.
+        ledger: Gives trials and takes answers.
+        first: The first trial, which the ledger has given already.
         pool: Measures.
-        cost_of: What a question costs by the plan, for the pool's time limits; None if the strategy does not say.
+        cost_of: What a trial costs by the plan, for the pool's time limits; None if the strategy does not say.
         stored: Called once an evaluation that was measured.
         interrupt: Says whether somebody wants the run to stop.
 
@@ -38,7 +38,7 @@ class TrialBook:
         ledger: Ledger,
         first: PendingTrial,
         pool: PoolHandle,
-        cost_of: Callable[[Question], int] | None,
+        cost_of: Callable[[TrialSpec], int] | None,
         stored: Callable[[], None],
         interrupt: Interrupt,
     ) -> None:
@@ -52,7 +52,7 @@ class TrialBook:
 
     @property
     def stopping(self) -> bool:
-        """No further question is asked."""
+        """No further trial is asked."""
         return self.error is not None or self._interrupt.asked
 
     def widen(self, width: int) -> None:
@@ -110,21 +110,21 @@ class TrialBook:
         if work is None:
             return None
         self._works[trial] = work
-        left = replace(work.question, tasks=work.left)
+        left = replace(work.spec, requests=work.left)
         self._pool.begin(trial, left, self._costs(left))
         return {
-            **_about(work.question),
+            **_about(work.spec),
             "pool": self._pool.name,
             "namespace": self._pool.namespace,
-            "trial": trial,
-            "tasks": len(left.tasks),
+            "ray_trial": trial,
+            "requests": len(left.requests),
             # A share of the one resource that every cluster has exactly once: it lets so many trials run
             # at the same time and keeps them on the head node, beside the driver and the pool.
             "share": math.floor(9000 / self.running) / 10_000,
         }
 
     def settled(self, trial: str) -> bool:
-        """Whether the trial's question needs no further evaluation."""
+        """Whether the trial needs no further evaluation."""
         work = self._works.get(trial)
         return work is None or work.settled
 
@@ -145,24 +145,24 @@ class TrialBook:
         self._pool.end(trial)
         if error and work is not None:
             self.error = self.error or RaysenseError(
-                f"trial {trial} of {work.question.name} failed again and again. Its question can be asked again: "
+                f"trial {trial} of {work.spec.name} failed again and again. It can be asked again: "
                 "resume with the same command; if it recurs, see the workers' logs of Ray."
             )
         elif work is not None and not work.settled:
             self._unstarted.append(work)  # the trial ended early: another one goes on
 
-    def _costs(self, question: Question) -> tuple[int, ...]:
+    def _costs(self, spec: TrialSpec) -> tuple[int, ...]:
         if self._cost_of is None:
             return ()
-        return tuple(self._cost_of(replace(question, tasks=(task,))) for task in question.tasks)
+        return tuple(self._cost_of(replace(spec, requests=(request,))) for request in spec.requests)
 
 
-def _about(question: Question) -> dict[str, str]:
-    """A question as a trial's parameters, for people."""
-    allocations = {task.allocation.key for task in question.tasks}
+def _about(spec: TrialSpec) -> dict[str, str]:
+    """A trial as the parameters of Ray Tune's, for people."""
+    allocations = {request.allocation.key for request in spec.requests}
     return {
-        "question": question.name,
-        "stage": question.stage,
-        "rungs": ", ".join(dict.fromkeys(task.rung for task in question.tasks)),
+        "trial": spec.name,
+        "stage": spec.stage,
+        "rungs": ", ".join(dict.fromkeys(request.rung for request in spec.requests)),
         "allocation": allocations.pop() if len(allocations) == 1 else f"{len(allocations)} of them",
     }

@@ -1,4 +1,4 @@
-"""Executes a strategy on a Ray cluster: every question a Ray Tune trial, answered by resident evaluators.
+"""Executes a strategy on a Ray cluster: every trial one of Ray Tune's, answered by resident evaluators.
 
 The driver keeps the books (`raysense.execution.ledger`); Tune starts, stops and restarts trials; the pool
 (`raysense.execution.ray.pool`) keeps evaluators. Nothing that Tune saves is needed to resume: the store is.
@@ -27,7 +27,7 @@ from raysense.execution.ray.book import TrialBook
 from raysense.execution.ray.connection import connected, environment, quiet
 from raysense.execution.ray.pool_handle import PoolHandle
 from raysense.execution.ray.tracking import Tracker
-from raysense.records import Question
+from raysense.records import TrialSpec
 from raysense.store.lock import LockLost
 from raysense.store.store import Store
 from raysense.strategies.base import ASKED_PER_EVALUATOR, Lookahead, Strategy
@@ -87,7 +87,7 @@ class RayExecutor:
         on_progress: OnProgress | None = None,
         earlier: Earlier | None = None,
     ) -> Outcome:
-        """See `Executor`; every node must reach the store, and at least three questions per evaluator keep all busy.
+        """See `Executor`; every node must reach the store, and at least three trials per evaluator keep all busy.
 
         Raises:
             RaysenseError: No node has the resources asked for, the store cannot be written, workers run another
@@ -103,7 +103,7 @@ class RayExecutor:
             last = ledger.snapshot()
             if first is not None:  # otherwise the store answers everything: no cluster is needed
                 with handlers_kept(), quiet(), connected(self.address), environment(_TUNE_ENVIRONMENT):
-                    # Only strategies that keep to a budget say what a question costs.
+                    # Only strategies that keep to a budget say what a trial costs.
                     cost_of = getattr(strategy, "cost_of", None)
                     run = _Run(self, ledger, first, store, signature, lookahead, cost_of, on_progress, clock)
                     last = run.execute()
@@ -129,7 +129,7 @@ class _Run:
         store: Store,
         signature: str,
         lookahead: int,
-        cost_of: Callable[[Question], int] | None,
+        cost_of: Callable[[TrialSpec], int] | None,
         on_progress: OnProgress | None,
         clock: Clock,
     ) -> None:
@@ -191,7 +191,7 @@ class _Run:
     def _fit(self, scratch: str) -> None:
         from ray import tune
 
-        from raysense.execution.ray.trial import QuestionTrial
+        from raysense.execution.ray.trial import EvaluationTrial
         from raysense.execution.ray.tune import (
             ProgressCallback,
             StopRuleScheduler,
@@ -203,7 +203,7 @@ class _Run:
         if self._executor.tracker is not None:
             callbacks.append(TrackingCallback(self._executor.tracker))
         tuner = tune.Tuner(
-            tune.with_resources(QuestionTrial, _resources),
+            tune.with_resources(EvaluationTrial, _resources),
             tune_config=tune.TuneConfig(
                 search_alg=StrategySearcher(self._book),
                 scheduler=StopRuleScheduler(self._book),
@@ -261,7 +261,7 @@ class _Run:
         """Nodes have joined: keep them supplied, as far as the study's look-ahead goes."""
         if width > max(self._book.width, self._lookahead):
             log.warning(
-                "search.lookahead is %d: at most so many questions are open at a time, and %d evaluators want at least "
+                "search.lookahead is %d: at most so many trials are open at a time, and %d evaluators want at least "
                 "%d. Set it before a study begins: decisions depend on it.",
                 self._lookahead,
                 width,
@@ -293,8 +293,8 @@ class _Run:
 
 
 def _name_of(trial: Any) -> str:
-    """A trial's name: its question's."""
-    return str(trial.config["question"])
+    """A Ray Tune trial's name: that of its `TrialSpec`."""
+    return str(trial.config["trial"])
 
 
 def _resources(config: dict[str, Any]) -> Any:

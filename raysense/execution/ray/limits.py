@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raysense.records import CALIBRATION, Evaluation, Task
+from raysense.records import CALIBRATION, Evaluation, EvaluationRequest
 
 SLOWER = 20.0
 """An evaluation is given so many times what the slowest one so far would have taken."""
@@ -30,14 +30,14 @@ class TimeLimits:
         if evaluation.nfe and rung != CALIBRATION:
             self._pace = max(self._pace, evaluation.seconds / evaluation.nfe)
 
-    def seconds(self, task: Task, cost: int) -> float:
-        """What a task is given.
+    def seconds(self, request: EvaluationRequest, cost: int) -> float:
+        """What a request is given.
 
         Args:
-            task: The task.
+            request: The request.
             cost: Its NFE by the plan; 0 if unknown.
         """
         foreseen = self._pace * cost
-        if task.rung == CALIBRATION or not (foreseen or (task.rung in self._slowest and not cost)):
+        if request.rung == CALIBRATION or not (foreseen or (request.rung in self._slowest and not cost)):
             return UNKNOWN_SECONDS
-        return max(self._least, SLOWER * max(foreseen, self._slowest.get(task.rung, 0.0)))
+        return max(self._least, SLOWER * max(foreseen, self._slowest.get(request.rung, 0.0)))

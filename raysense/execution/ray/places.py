@@ -1,4 +1,4 @@
-"""Which evaluator takes the next task: free ones, those kept for a climbing candidate, those that wait for one."""
+"""Which evaluator takes the next request: free ones, those kept for a climbing candidate, those that wait for one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Place:
 
 
 class FreePlaces:
-    """Evaluators without a task. For one event loop."""
+    """Evaluators without a request. For one event loop."""
 
     def __init__(self) -> None:
         self._idle: deque[Place] = deque()
@@ -52,7 +52,7 @@ class FreePlaces:
             self._idle.remove(place)
 
     async def take(self, trial: str, not_on: Sequence[str] = ()) -> Place | None:
-        """An evaluator for a trial's task; of several free ones not one of those on which it has failed."""
+        """An evaluator for a trial's request; of several free ones not one of those on which it has failed."""
         kept = self._taken_back(trial)
         if self._draining:
             return None
@@ -76,7 +76,7 @@ class FreePlaces:
         self._idle.append(place)
 
     def keep_for(self, trial: str, place: Place) -> None:
-        """Keep an evaluator for the next task of a trial, for a moment."""
+        """Keep an evaluator for the next request of a trial, for a moment."""
         timer = asyncio.get_running_loop().call_later(KEEP_SECONDS, self.let_go, trial)
         self._kept[trial] = place, timer
 

@@ -2,9 +2,9 @@
 
 Trials come and go in seconds; an evaluator stays as long as its GPU. The pool keeps as many evaluators
 as the cluster has room for, replaces those that die, uses nodes that join, waits for none that left, and gives
-the next waiting task to whichever evaluator is free. A candidate that climbs to its next rung stays where it is: the
+the next waiting request to whichever evaluator is free. A candidate that climbs to its next rung stays where it is: the
 evaluator has sampled a part of that rung's images already. An evaluator that raised, or took far longer than foreseen,
-is not trusted again: a broken GPU context fails every task that it is given.
+is not trusted again: a broken GPU context fails every request that it is given.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from raysense.execution.ray.actor import PoolSpec, Reply, evaluator_actor
 from raysense.execution.ray.connection import in_short
 from raysense.execution.ray.limits import TimeLimits
 from raysense.execution.ray.places import FreePlaces, Place
-from raysense.records import Evaluation, Question, Task
+from raysense.records import Evaluation, EvaluationRequest, TrialSpec
 from raysense.store.store import Store
 
 LOOK_SECONDS = 1.0
@@ -31,7 +31,7 @@ LOADS = 3
 
 
 Costs = tuple[int, ...]
-"""NFE of a question's tasks by the plan; empty if unknown."""
+"""NFE of a trial's requests by the plan; empty if unknown."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class EvaluatorPool:
         self._first = first
         self._places: set[Place] = set()
         self._free = FreePlaces()
-        self._trials: dict[str, tuple[Question, Costs, dict[int, asyncio.Task[Evaluation | None]]]] = {}
+        self._trials: dict[str, tuple[TrialSpec, Costs, dict[int, asyncio.Task[Evaluation | None]]]] = {}
         self._limits = TimeLimits(spec.patience)
         self._measuring: dict[str, asyncio.Task[Evaluation | None]] = {}
         self._store = Store.open(spec.store_uri, create=True)
@@ -95,9 +95,9 @@ class EvaluatorPool:
 
     # --- for the driver -------------------------------------------------------------------------------
 
-    async def begin(self, trial: str, question: Question, costs: Costs = ()) -> None:
-        """Tells what a trial is about, and what its tasks cost by the plan, before it starts."""
-        self._trials[trial] = (question, costs, {})
+    async def begin(self, trial: str, trial_spec: TrialSpec, costs: Costs = ()) -> None:
+        """Tells what a trial is about, and what its requests cost by the plan, before it starts."""
+        self._trials[trial] = (trial_spec, costs, {})
 
     async def end(self, trial: str) -> None:
         """The trial is over."""
@@ -134,26 +134,28 @@ class EvaluatorPool:
     # --- for the trials -------------------------------------------------------------------------------
 
     async def answer(self, trial: str, index: int) -> Evaluation | None:
-        """The evaluation of the trial's task number `index`, or None: the study is stopping.
+        """The evaluation of the trial's request number `index`, or None: the study is stopping.
 
         A trial that was restarted asks again from 0 and gets the same answers.
         """
         while trial not in self._trials:  # the driver's `begin` is on its way, on another connection
             await asyncio.sleep(0.01)
-        question, costs, answers = self._trials[trial]
+        trial_spec, costs, answers = self._trials[trial]
         if index not in answers:
             cost = costs[index] if costs else 0
             answers[index] = asyncio.get_running_loop().create_task(
-                self._once(question, question.tasks[index], trial, cost)
+                self._once(trial_spec, trial_spec.requests[index], trial, cost)
             )
         return await asyncio.shield(answers[index])
 
-    async def _once(self, question: Question, task: Task, trial: str, cost: int) -> Evaluation | None:
-        """Two questions that want the same evaluation at the same time share it."""
-        key = task.key(self._spec.signature)
+    async def _once(
+        self, trial_spec: TrialSpec, request: EvaluationRequest, trial: str, cost: int
+    ) -> Evaluation | None:
+        """Two trials that want the same evaluation at the same time share it."""
+        key = request.key(self._spec.signature)
         if key not in self._measuring:
             self._measuring[key] = asyncio.get_running_loop().create_task(
-                self._measured(question, task, trial, cost)
+                self._measured(trial_spec, request, trial, cost)
             )
         try:
             return await asyncio.shield(self._measuring[key])
@@ -161,7 +163,9 @@ class EvaluatorPool:
             if self._measuring.get(key) is not None and self._measuring[key].done():
                 del self._measuring[key]
 
-    async def _measured(self, question: Question, task: Task, trial: str, cost: int) -> Evaluation | None:
+    async def _measured(
+        self, trial_spec: TrialSpec, request: EvaluationRequest, trial: str, cost: int
+    ) -> Evaluation | None:
         why, lives = "", list[str]()
         while len(lives) < ATTEMPTS:
             place = await self._free.take(trial, lives)
@@ -170,17 +174,21 @@ class EvaluatorPool:
             life = place.life
             self._busy += 1
             try:
-                reply = await self._within(place, question, task, trial, self._limits.seconds(task, cost))
+                reply = await self._within(
+                    place, trial_spec, request, trial, self._limits.seconds(request, cost)
+                )
             except ray.exceptions.RayError as error:
                 self._lost(place)
                 if not await self._is_alive(place.node):
-                    self._notices.append(f"the node of evaluator {life} left; its task goes to another one")
-                    continue  # not the task's doing
+                    self._notices.append(
+                        f"the node of evaluator {life} left; its request goes to another one"
+                    )
+                    continue  # not the request's doing
                 reply = Reply(error=f"the evaluator died: {in_short(error)}")
             else:
                 if not reply.sound:
                     self._lost(place)
-                elif reply.evaluation is not None and _climbs(question, task):
+                elif reply.evaluation is not None and _climbs(trial_spec, request):
                     self._free.keep_for(trial, place)
                 else:
                     self._free.release(place)
@@ -195,12 +203,14 @@ class EvaluatorPool:
             lives.append(life)
             why = reply.error
             self._notices.append(
-                f"{question.name}: allocation {task.allocation.key} on rung {task.rung} failed on {life} "
+                f"{trial_spec.name}: allocation {request.allocation.key} on rung {request.rung} failed on {life} "
                 f"(attempt {len(lives)} of {ATTEMPTS}): {why}"
             )
-        evaluation = failure(question, task, why, signature=self._spec.signature, trial=trial, life=lives[-1])
+        evaluation = failure(
+            trial_spec, request, why, signature=self._spec.signature, trial=trial, life=lives[-1]
+        )
         try:
-            await asyncio.to_thread(self._store.put, evaluation, task.allocation)
+            await asyncio.to_thread(self._store.put, evaluation, request.allocation)
         except RaysenseError as error:
             await self._give_up(str(error))
             return None
@@ -209,14 +219,14 @@ class EvaluatorPool:
     # --- evaluators -----------------------------------------------------------------------------------
 
     async def _within(
-        self, place: Place, question: Question, task: Task, trial: str, seconds: float
+        self, place: Place, trial_spec: TrialSpec, request: EvaluationRequest, trial: str, seconds: float
     ) -> Reply:
         """An evaluator's answer, or that it took too long.
 
         Raises:
             ray.exceptions.RayError: It died.
         """
-        answer = asyncio.ensure_future(_awaited(place.actor.measure.remote(question, task, trial)))
+        answer = asyncio.ensure_future(_awaited(place.actor.measure.remote(trial_spec, request, trial)))
         done, _ = await asyncio.wait({answer}, timeout=seconds)
         if not done:
             answer.cancel()
@@ -289,10 +299,10 @@ class EvaluatorPool:
         return any(found["Alive"] and found["NodeID"] == node for found in nodes)
 
 
-def _climbs(question: Question, task: Task) -> bool:
-    """Whether the question's next task is the same allocation on another rung."""
-    after = question.tasks.index(task) + 1
-    return after < len(question.tasks) and question.tasks[after].allocation == task.allocation
+def _climbs(trial_spec: TrialSpec, request: EvaluationRequest) -> bool:
+    """Whether the trial's next request is the same allocation on another rung."""
+    after = trial_spec.requests.index(request) + 1
+    return after < len(trial_spec.requests) and trial_spec.requests[after].allocation == request.allocation
 
 
 async def _awaited(answer: Any) -> Reply:

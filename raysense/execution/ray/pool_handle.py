@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from raysense.errors import RaysenseError
 from raysense.execution.progress import Clock
 from raysense.execution.ray.connection import in_short
-from raysense.records import Question
+from raysense.records import TrialSpec
 
 if TYPE_CHECKING:
     from raysense.execution.ray.actor import PoolSpec
@@ -55,9 +55,9 @@ class PoolHandle:
         """Have it keep evaluators."""
         self._actor.start.remote()
 
-    def begin(self, trial: str, question: Question, costs: tuple[int, ...]) -> None:
-        """Tell it what a trial is about, and what its tasks cost; costs may be empty."""
-        self._actor.begin.remote(trial, question, costs)
+    def begin(self, trial: str, trial_spec: TrialSpec, costs: tuple[int, ...]) -> None:
+        """Tell it what a trial is about, and what its requests cost; costs may be empty."""
+        self._actor.begin.remote(trial, trial_spec, costs)
 
     def end(self, trial: str) -> None:
         """A trial is over."""

@@ -1,6 +1,6 @@
 """Shows a study's numbers where people already look, MLflow and TensorBoard, by Ray Tune's own callbacks.
 
-A trial, which is named by its question, is a run, each of its evaluations a step, and every figure's name begins with
+A trial is a run of its name, each of its evaluations a step, and every figure's name begins with
 the rung that it was measured on. Ray's callbacks work in threads of their own: a server that is slow, wrong or gone
 costs a study nothing.
 """
@@ -180,7 +180,7 @@ def _tensorboard(folder: Path) -> Any:
     return Board()  # type: ignore[no-untyped-call]
 
 
-def _as_path(question: str) -> Path:
-    """A question's name as a relative path that stays below its folder, whatever the name holds."""
-    parts = [re.sub(r"[^\w.:-]", "_", part) for part in question.split("/")]
+def _as_path(trial: str) -> Path:
+    """A trial's name as a relative path that stays below its folder, whatever the name holds."""
+    parts = [re.sub(r"[^\w.:-]", "_", part) for part in trial.split("/")]
     return Path(*(part if part.strip(".") else "_" for part in parts))

@@ -1,4 +1,4 @@
-"""The thin trial: one Ray Tune trial is one question, each of its reports one evaluation.
+"""The thin trial: one Ray Tune trial works through one `TrialSpec`, each of its reports one evaluation.
 
 Trials run in processes of their own, many of them: keep this module's imports few.
 """
@@ -18,10 +18,10 @@ EVALUATION = "evaluation"
 """Key of the evaluation itself in a trial's result, beside its figures; None: the study is stopping."""
 
 
-class QuestionTrial(tune.Trainable):
-    """Works through a question's tasks; the evaluators do the work, Tune's scheduler may stop it early.
+class EvaluationTrial(tune.Trainable):
+    """Works through a trial's requests; the evaluators do the work, Tune's scheduler may stop it early.
 
-    Its configuration names the pool of evaluators, the trial and how many tasks its question has.
+    Its configuration names the pool of evaluators, Ray Tune's trial and how many requests it has.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -29,7 +29,7 @@ class QuestionTrial(tune.Trainable):
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Called when the process goes on with another question."""
+        """Called when the process goes on with another trial."""
         self._begin(new_config)
         return True
 
@@ -44,12 +44,12 @@ class QuestionTrial(tune.Trainable):
                 evaluation = ray.get(self._pool.answer.remote(self._trial, index))
         if evaluation is None:
             return {EVALUATION: None, "done": True}
-        return {**figures(evaluation), EVALUATION: evaluation, "done": self._next == self._tasks}
+        return {**figures(evaluation), EVALUATION: evaluation, "done": self._next == self._requests}
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._pool: Any = None
         with contextlib.suppress(ValueError):  # there is none of this name any more
             self._pool = ray.get_actor(config["pool"], namespace=config["namespace"])
-        self._trial: str = config["trial"]
-        self._tasks: int = config["tasks"]
+        self._trial: str = config["ray_trial"]
+        self._requests: int = config["requests"]
         self._next = 0

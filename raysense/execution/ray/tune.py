@@ -22,14 +22,14 @@ class _NotSaved:
 
 
 class StrategySearcher(_NotSaved, Searcher):
-    """Suggests one trial per question."""
+    """Suggests one Ray Tune trial per trial of the strategy."""
 
     def __init__(self, book: TrialBook) -> None:
         super().__init__()
         self._book = book
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The next question's trial; None while the strategy waits."""
+        """The next trial; None while the strategy waits."""
         config = self._book.suggest(trial_id)
         if config is None and self._book.finished:
             finished: Any = Searcher.FINISHED  # a text, against the signature that Tune declares
@@ -52,7 +52,7 @@ class StrategySearcher(_NotSaved, Searcher):
 
 
 class StopRuleScheduler(_NotSaved, FIFOScheduler):
-    """Stops a trial as soon as its question is settled; keeps trial processes warm."""
+    """Stops a trial as soon as it is settled; keeps trial processes warm."""
 
     def __init__(self, book: TrialBook) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -60,10 +60,10 @@ class StopRuleScheduler(_NotSaved, FIFOScheduler):
         self._kept: tuple[Any, int] | None = None  # resources, idle processes
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Has Tune keep idle trial processes for the next question.
+        """Has Tune keep idle trial processes for the next trial.
 
         Left to itself Tune ends all but one whenever no trial is pending, as between the steps of a bisection, and
-        starts new ones for the next questions: seconds of CPU, and of waiting, for each. Its cache of
+        starts new ones for the next trials: seconds of CPU, and of waiting, for each. Its cache of
         processes knows a least number to keep, though not by a public name: a Ray without it runs, only slower.
         """
         cache = getattr(tune_controller, "_actor_cache", None)
@@ -142,7 +142,7 @@ class TrackingCallback(_NotSaved, tune.Callback):
             self._tracker.report(trial, evaluation)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The question is settled, or the study stops."""
+        """The trial is settled, or the study stops."""
         self._tracker.end(trial, failed=False)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

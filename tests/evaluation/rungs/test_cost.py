@@ -11,7 +11,7 @@ from raysense.evaluation.evaluator import Evaluator
 from raysense.evaluation.rungs.cost import RungCosts
 from raysense.evaluation.shards import shards_of
 from raysense.pipelines.cost import assumed
-from raysense.records import Task
+from raysense.records import EvaluationRequest
 from raysense.study import load
 
 SETS = [
@@ -21,7 +21,7 @@ SETS = [
 
 
 @pytest.mark.parametrize("per_shard", [100, 14])
-def test_every_task_costs_what_was_said(tmp_path: Path, per_shard: int) -> None:
+def test_every_request_costs_what_was_said(tmp_path: Path, per_shard: int) -> None:
     study = load(overrides=[*SETS, f"cluster.images_per_shard={per_shard}"])
     costs = RungCosts(study, assumed(study.sampling))
     evaluator = Evaluator(study, str(tmp_path))
@@ -30,7 +30,11 @@ def test_every_task_costs_what_was_said(tmp_path: Path, per_shard: int) -> None:
         for rung in ("score", "validation"):
             shards = shards_of(study, allocation, rung)
             assert bool(shards) == (per_shard == 14 and (not allocation or rung == "validation"))
-            for task in (*shards, Task(allocation, rung)):
-                assert evaluator.evaluate(task).nfe == costs.of(task), task
-    evaluator.evaluate(Task(evaluator.grid.uniform(0.2), "probe"))  # the first one records
-    assert evaluator.evaluate(Task(pruned, "probe")).nfe == costs.of(Task(pruned, "probe")) == costs.probe
+            for request in (*shards, EvaluationRequest(allocation, rung)):
+                assert evaluator.evaluate(request).nfe == costs.of(request), request
+    evaluator.evaluate(EvaluationRequest(evaluator.grid.uniform(0.2), "probe"))  # the first one records
+    assert (
+        evaluator.evaluate(EvaluationRequest(pruned, "probe")).nfe
+        == costs.of(EvaluationRequest(pruned, "probe"))
+        == costs.probe
+    )

@@ -24,7 +24,7 @@ from raysense.execution.ray.actor import EvaluatorActor, PoolSpec
 from raysense.execution.ray.driver import RayExecutor
 from raysense.execution.ray.limits import SLOWER, UNKNOWN_SECONDS, TimeLimits
 from raysense.execution.ray.pool import room
-from raysense.records import CALIBRATION, Evaluation, Question, Task
+from raysense.records import CALIBRATION, Evaluation, EvaluationRequest, TrialSpec
 from raysense.store import Store
 from raysense.strategies.base import Strategy
 from tests.execution.curves import Chain, Climbs, Curves
@@ -51,7 +51,7 @@ def rows(uri: Path) -> list[dict[str, Any]]:
 
 
 def test_rows_join_with_tunes_own_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every trial that Tune ran is a question, every one of its reports a row, and no row comes from elsewhere."""
+    """Every trial that Tune ran was asked for, every one of its reports a row, and no row comes from elsewhere."""
     from ray import tune
 
     grids: list[Any] = []
@@ -74,9 +74,9 @@ def test_rows_join_with_tunes_own_results(tmp_path: Path, monkeypatch: pytest.Mo
 
     stored = rows(tmp_path / "store")
     reports = {result.metrics["trial_id"]: result.metrics["training_iteration"] for result in grids[0]}
-    questions = {result.metrics["trial_id"]: result.config["question"] for result in grids[0]}
+    trials = {result.metrics["trial_id"]: result.config["trial"] for result in grids[0]}
     assert {trial: sum(row["ray_trial"] == trial for row in stored) for trial in reports} == reports
-    assert all(questions[row["ray_trial"]] == row["trial"] for row in stored)
+    assert all(trials[row["ray_trial"]] == row["trial"] for row in stored)
 
     lines = [line.split() for line in log.read_text().splitlines()]
     loads = [line[1] for line in lines if line[0] == "load"]
@@ -94,7 +94,7 @@ def test_rows_join_with_tunes_own_results(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(grids) == 1
 
 
-def test_tasks_that_fail_or_kill_are_failed_rows_and_the_study_goes_on(tmp_path: Path) -> None:
+def test_requests_that_fail_or_kill_are_failed_rows_and_the_study_goes_on(tmp_path: Path) -> None:
     strategy = Curves(5, 3)
     outcome = run(strategy, tmp_path, fail_on="layer001=2", die_on="layer003=1")
     assert outcome.finished
@@ -105,8 +105,8 @@ def test_tasks_that_fail_or_kill_are_failed_rows_and_the_study_goes_on(tmp_path:
     assert len(rows(tmp_path)) == 15
 
 
-def test_an_evaluator_that_raised_is_replaced_and_its_task_goes_elsewhere(tmp_path: Path) -> None:
-    """One evaluator's context breaks; it would turn every task that it is given into a failure."""
+def test_an_evaluator_that_raised_is_replaced_and_its_request_goes_elsewhere(tmp_path: Path) -> None:
+    """One evaluator's context breaks; it would turn every request that it is given into a failure."""
     strategy = Curves(8, 4)
     outcome = run(
         strategy,
@@ -137,14 +137,14 @@ def test_an_evaluator_that_hangs_is_replaced(tmp_path: Path) -> None:
 
 def test_time_limits_follow_the_plan_and_what_was_seen() -> None:
     limits, dense = TimeLimits(600.0), Allocation()
-    score, probe = Task(dense, "score"), Task(dense, "probe")
+    score, probe = EvaluationRequest(dense, "score"), EvaluationRequest(dense, "probe")
     assert limits.seconds(score, 1000) == UNKNOWN_SECONDS  # nothing is known yet
     limits.seen(replace(ROW, rung="probe", seconds=10.0, nfe=100))
     assert limits.seconds(probe, 100) == 600.0
     assert limits.seconds(score, 10_000) == SLOWER * 1000.0  # as slow a pace as the probe's
     limits.seen(replace(ROW, rung="score", seconds=1.0, nfe=0))  # put together from what was there
     assert limits.seconds(score, 10_000) == SLOWER * 1000.0
-    assert limits.seconds(Task(dense, CALIBRATION), 100) == UNKNOWN_SECONDS
+    assert limits.seconds(EvaluationRequest(dense, CALIBRATION), 100) == UNKNOWN_SECONDS
 
 
 def test_want_of_memory_leaves_the_evaluator_in_place(tmp_path: Path) -> None:
@@ -155,16 +155,16 @@ def test_want_of_memory_leaves_the_evaluator_in_place(tmp_path: Path) -> None:
         def __init__(self, error: Exception) -> None:
             self.error = error
 
-        def evaluate(self, task: Task) -> Evaluation:
+        def evaluate(self, request: EvaluationRequest) -> Evaluation:
             raise self.error
 
-    question = Question("q", "search", (Task(Allocation(), "score"),))
+    trial_spec = TrialSpec("q", "search", (EvaluationRequest(Allocation(), "score"),))
     sound = {}
     for error in (OutOfMemoryError("2 GiB"), MemoryError(), RuntimeError("illegal access"), ValueError()):
         resident = EvaluatorActor(PoolSpec(SPEC, str(tmp_path), "s", 1, 1, 0, raysense.__version__, True))
         resident._store = Store.open(str(tmp_path), create=True)
         resident._evaluator = Raises(error)
-        sound[type(error).__name__] = resident.measure(question, question.tasks[0], "t").sound
+        sound[type(error).__name__] = resident.measure(trial_spec, trial_spec.requests[0], "t").sound
     assert sound == {
         "OutOfMemoryError": True,
         "MemoryError": True,
@@ -224,7 +224,7 @@ def test_the_command_line_says_it_in_one_line_and_exits_with_2(
     assert "Traceback" not in line
 
 
-def test_trial_processes_are_kept_for_the_next_question(tmp_path: Path) -> None:
+def test_trial_processes_are_kept_for_the_next_trial(tmp_path: Path) -> None:
     """A chain leaves no trial pending; Tune alone would end idle processes and start others again and again."""
     before = trial_processes()
     seen: set[int] = set()

@@ -45,7 +45,7 @@ def victim(kind: str, driver: subprocess.Popen[bytes], log: Path, rng: random.Ra
         return rng.choice(alive) if alive else None
     # Ray names a worker's process after the class, or the method, of the actor it holds.
     trials = [
-        process.pid for process in ours if named(process, "ray::ResourceTrainable", "ray::QuestionTrial")
+        process.pid for process in ours if named(process, "ray::ResourceTrainable", "ray::EvaluationTrial")
     ]
     return rng.choice(trials) if trials else None
 

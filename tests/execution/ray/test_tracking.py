@@ -23,7 +23,7 @@ from tests.execution.curves import Curves
 DENOMINATORS = {
     "zeros_before": 0, "n_selected": 100, "n_prunable": 100, "n_components": 200, "n_pipeline": 400,
 }  # fmt: skip
-QUESTIONS, LEVELS = 3, 4
+TRIALS, LEVELS = 3, 4
 
 
 def run(folder: Path, track: Track, **arguments: Any) -> Store:
@@ -31,12 +31,12 @@ def run(folder: Path, track: Track, **arguments: Any) -> Store:
     spec = EvaluatorSpec("tests.execution.sleepers:sleeper", arguments)
     executor = RayExecutor(spec, evaluators=2, tracker=Tracker(track, "tiny", DENOMINATORS))
     store = Store.open(str(folder), create=True)
-    assert executor.run(Curves(QUESTIONS, LEVELS), store, signature="s", lookahead=6).finished
+    assert executor.run(Curves(TRIALS, LEVELS), store, signature="s", lookahead=6).finished
     return Store.open(str(folder), create=True)
 
 
 def expected(store: Store) -> dict[str, list[dict[str, float]]]:
-    """By question, the figures of its evaluations in order, from the Parquet rows alone."""
+    """By trial, the figures of its evaluations in order, from the Parquet rows alone."""
     level = {row["allocation"]: row["level"] for row in store.table("allocations").to_pylist()}
     found: dict[str, list[dict[str, float]]] = {}
     for evaluation in sorted(store.evaluations(), key=lambda evaluation: level[evaluation.allocation]):
@@ -56,11 +56,11 @@ def test_mlflow_shows_what_the_rows_say(tmp_path: Path, monkeypatch: pytest.Monk
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     assert {one.info.run_name for one in runs} == set(rows)
-    assert len(rows) == QUESTIONS
+    assert len(rows) == TRIALS
     for one in runs:
         assert one.info.status == "FINISHED"
         assert one.data.params["stage"] == "sensitivity"
-        assert one.data.params["question"] == one.info.run_name
+        assert one.data.params["trial"] == one.info.run_name
         assert one.data.params["rungs"] == "probe"
         assert one.data.tags["raysense.study"] == "tiny"
         evaluations = rows[one.info.run_name]
@@ -68,7 +68,7 @@ def test_mlflow_shows_what_the_rows_say(tmp_path: Path, monkeypatch: pytest.Monk
             history = {m.step: m.value for m in client.get_metric_history(one.info.run_id, name)}
             by_step = {step: row[name] for step, row in enumerate(evaluations, 1) if name in row}
             assert history == by_step, name  # the very same numbers
-    failed = [one for one in runs if one.data.params["question"].endswith("layer001")]
+    failed = [one for one in runs if one.data.params["trial"].endswith("layer001")]
     assert sum(m.value for m in client.get_metric_history(failed[0].info.run_id, "probe/failed")) == 1
 
 
@@ -78,9 +78,9 @@ def test_tensorboard_shows_what_the_rows_say(tmp_path: Path) -> None:
 
     board = tmp_path / "board"
     rows = expected(run(tmp_path / "store", Track(tensorboard=str(board))))
-    assert len(rows) == QUESTIONS
-    for question, evaluations in rows.items():
-        events = EventAccumulator(str(board / "tiny" / question))
+    assert len(rows) == TRIALS
+    for trial, evaluations in rows.items():
+        events = EventAccumulator(str(board / "tiny" / trial))
         events.Reload()
         for name in set().union(*evaluations):
             shown = {event.step: event.value for event in events.Scalars(f"ray/tune/{name}")}
@@ -109,19 +109,19 @@ def test_a_failure_is_logged_once_and_changes_no_row(
     (tmp_path / "file").write_text("in the way")
     with caplog.at_level(logging.WARNING, "raysense"):
         store = run(tmp_path / "store", Track(tensorboard=str(tmp_path / "file")))
-    assert len(store.table("evaluations")) == QUESTIONS * LEVELS
+    assert len(store.table("evaluations")) == TRIALS * LEVELS
     (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("track.")]
     assert line.startswith("track.tensorboard: ")
     assert "The study goes on" in line
     other = Store.open(str(tmp_path / "plain"), create=True)
     plain = RayExecutor(EvaluatorSpec("tests.execution.sleepers:sleeper"), evaluators=2)
-    assert plain.run(Curves(QUESTIONS, LEVELS), other, signature="s", lookahead=6).finished
+    assert plain.run(Curves(TRIALS, LEVELS), other, signature="s", lookahead=6).finished
     assert values(store) == values(other)
 
 
-def trial_of(question: str) -> Trial:
-    """A trial of Tune's that works through a question."""
-    return Trial("x", stub=True, config={"question": question}, trial_name_creator=_name_of)
+def trial_of(name: str) -> Trial:
+    """A trial of Tune's of this name."""
+    return Trial("x", stub=True, config={"trial": name}, trial_name_creator=_name_of)
 
 
 def values(store: Store) -> set[tuple[str, float]]:
