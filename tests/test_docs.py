@@ -26,13 +26,15 @@ from tests.conftest import REFERENCE
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     [
-        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("docs/**/*.md"),
         *(ROOT / folder / "README.md" for folder in (".", "reports", "raysense/bundled")),
         *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md")),
     ]
 )
 RUN = "reports/runs/quickstart"
 """The study that the pages speak of; the committed one stands in for it."""
+
+MEASUREMENTS = ROOT / "docs/explanation/measurements.md"
 
 PLACEHOLDERS = ("my_study.yaml", "my/pipeline", "captions", "RUN", "STUDY", "FILE", "DIR", "…", "s3://")
 """What a reader puts his own in place of."""
@@ -131,6 +133,8 @@ def test_python_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     elif "run.export" in block.text:
         assert isinstance(names["study"], rs.Study)
         assert (tmp_path / "pruned/model_index.json").exists()
+    elif "pipe" in names:
+        assert isinstance(names["study"], rs.Study)
     else:
         measures = names["measures"]
         assert isinstance(measures, pd.DataFrame)
@@ -214,7 +218,7 @@ def test_every_module_that_is_named_is_there() -> None:
 
 def test_the_comparison_is_what_the_benchmark_measured() -> None:
     """The table of strategies, number by number, from the committed rows' summary."""
-    readme = (ROOT / "docs/measurements.md").read_text(encoding="utf-8")
+    readme = MEASUREMENTS.read_text(encoding="utf-8")
     summary = (ROOT / "reports/benchmarks/search-cpu/summary.md").read_text(encoding="utf-8")
     shares = {m[1]: float(m[2]) for m in re.finditer(r"^\| 0\.01 \| (\w+) \| ([\d.]+)% \[", summary, re.M)}
     ratios = {
@@ -246,7 +250,7 @@ RESULT = re.compile(
 def test_the_results_of_runs_agree_with_readme() -> None:
     """The runs that are shown: their ratios and shares belong to the same counts, and are README's."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    runs = RESULT.findall((ROOT / "docs/measurements.md").read_text(encoding="utf-8"))
+    runs = RESULT.findall(MEASUREMENTS.read_text(encoding="utf-8"))
     assert len(runs) == 2
     for share, zeros, gain, uniform in runs:
         assert float(share) / float(uniform) == pytest.approx(float(gain), abs=0.01)
@@ -258,9 +262,7 @@ def test_the_results_of_runs_agree_with_readme() -> None:
 def test_the_committed_run_is_the_one_that_is_quoted() -> None:
     summary = Run(str(ROOT / "reports/bundled-unet")).summary
     assert summary is not None
-    share, zeros, gain, uniform = RESULT.findall((ROOT / "docs/measurements.md").read_text(encoding="utf-8"))[
-        0
-    ]
+    share, zeros, gain, uniform = RESULT.findall(MEASUREMENTS.read_text(encoding="utf-8"))[0]
     assert int(zeros.replace(",", "")) == summary["zeros"]
     assert float(share) == pytest.approx(100 * summary["sparsity_components"], abs=0.05)
     assert float(uniform) == pytest.approx(100 * summary["uniform"]["sparsity_components"], abs=0.05)

@@ -1,6 +1,7 @@
 """Train the bundled models: ``python -m training {autoencoder,decoder,scorer,diffusion,export,keep,unpack} …``.
 
-Each stage goes on from its last checkpoint; ``--help`` lists the settings. See ``docs/bundled-pipeline.md``.
+Each stage goes on from its last checkpoint; ``--help`` lists the settings. See
+``docs/explanation/bundled-pipeline.md``.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Everything is taken on held-out combinations, with three seeds: does the scorer know real images, does the pipeline
 paint what the caption says, how far are its images from real ones, is there weight that does nothing, and does it
-degrade under pruning like large pipelines do, with a cliff. ``docs/bundled-pipeline.md`` quotes the result; the
-model card carries it.
+degrade under pruning like large pipelines do, with a cliff.
+``docs/explanation/bundled-pipeline.md`` quotes the result; the model card carries it.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 Every class in the installed diffusers' ``AutoPipelineForText2Image`` mapping, and every other pipeline class whose
 call takes ``prompt`` and gives images, is asked `raysense.pipelines.adapter.why_not`; of those that a prompt is enough
 for, a small pipeline is built, saved, and examined by `raysense.search.doctor`. ``--quick``: a dozen. ``--write``
-writes docs/pipelines.md. The last line is one JSON object: benchmark, figures, bar, holds.
+writes docs/reference/pipelines.md. The last line is one JSON object: benchmark, figures, bar, holds.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ OTHER_TASKS = re.compile(
 )
 """Names of classes that do something else than make an image from a prompt."""
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "pipelines.md"
+DOCUMENT = Path(__file__).parents[2] / "docs/reference/pipelines.md"
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def document(rows: Sequence[Row]) -> str:
-    """docs/pipelines.md."""
+    """docs/reference/pipelines.md."""
     found = figures(rows)
     lines = [
         "# Pipelines",
@@ -245,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="CLASS", help="only these pipeline classes")
     parser.add_argument("--quick", action="store_true", help="a dozen of them")
-    parser.add_argument("--write", action="store_true", help="write docs/pipelines.md")
+    parser.add_argument("--write", action="store_true", help="write docs/reference/pipelines.md")
     parser.add_argument("--jobs", type=int, default=2, help="side by side (default: %(default)s)")
     args = parser.parse_args(arguments)
     rows = run(args.names or (QUICK if args.quick else ()), args.jobs)

@@ -90,7 +90,7 @@ def _too_few(rung: str, count: int, there: int) -> str:
 
 
 def load_prompts(source: str) -> PromptSets:
-    """Read prompts from ``bundled``, ``coco-train2017`` or a file; docs/evaluation.md says which.
+    """Read prompts from ``bundled``, ``coco-train2017`` or a file; docs/explanation/evaluation.md says which.
 
     A row has a text (`prompt`, or another usual name) and, optionally, ``id`` and ``split`` (``search`` or
     ``validation``). Without splits, every second text is held out for validation.

@@ -32,7 +32,9 @@ def competitors(study: Study) -> int:
 
 
 def held_out_stretch(study: Study) -> float:
-    """How many times wider than 95 % the intervals on held-out prompts must clear the bounds; see docs/evaluation.md.
+    """How many times wider than 95 % the intervals on held-out prompts must clear the bounds.
+
+    docs/explanation/evaluation.md says why.
 
     Whatever passes competes, so all competing strategies share the 2.5 % of one interval's side: with K of them, each
     one's fixed sequence is tested at 2.5 % / K.

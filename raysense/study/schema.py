@@ -253,7 +253,8 @@ class Metrics(Section):
     reference: Reference = Field(Reference(), description="see below")
     also: tuple[Extra, ...] = Field((), strict=False, description="metrics that are measured without a bound")
     custom: dict[Annotated[MetricName, AfterValidator(_of_ones_own)], Own] = Field(
-        default_factory=dict, description="name: package.module.function, or a section; see docs/plugins.md"
+        default_factory=dict,
+        description="name: package.module.function, or a section; see docs/guides/plugins.md",
     )
 
     @property
@@ -334,7 +335,7 @@ class Search(Section):
         ("uniform", "global", "lamp", "erk", "solver"),
         min_length=1,
         strict=False,
-        description="how candidates are made; docs/methods.md lists them",
+        description="how candidates are made; docs/explanation/methods.md lists them",
     )
     proportions: dict[str, Annotated[float, Field(ge=0)]] = Field(
         {},
@@ -393,7 +394,10 @@ class Cluster(Section):
 
 
 class Track(Section):
-    """Where else the study's numbers are shown while it runs, through Ray Tune's callbacks: docs/execution.md."""
+    """Where else the study's numbers are shown while it runs, through Ray Tune's callbacks.
+
+    docs/explanation/execution.md says how.
+    """
 
     mlflow: str | None = Field(
         None, min_length=1, description="tracking address: http://server:5000, sqlite:///mlflow.db"

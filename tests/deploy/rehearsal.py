@@ -175,7 +175,7 @@ class Laptop:
 
 
 def rehearse(folder: Path) -> None:
-    """The whole story, as docs/cluster.md tells it."""
+    """The whole story, as docs/guides/cluster.md tells it."""
     network()
     laptop = Laptop(folder)
     (laptop.home / "ray").mkdir()

@@ -46,7 +46,7 @@ def test_a_block_that_does_nothing_is_found_and_the_pipeline_left_as_it_was() ->
 
 
 def test_the_bundled_pipeline_holds_no_dead_weight() -> None:
-    """The check of `training.judge` with few images and steps; its full figures stand in docs/bundled-pipeline.md."""
+    """The check of `training.judge` with few images and steps; full figures: docs/explanation/bundled-pipeline.md."""
     pipeline, components = load_pipeline("bundled"), ["unet", "text_encoder"]
     network = EfficientNetLite0Features(96)
     found = dead_weight(pipeline, components, PROMPTS, network, Sampling(steps=6))
