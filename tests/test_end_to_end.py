@@ -20,6 +20,7 @@ from raysense.allocation import Allocation
 from raysense.evaluation.evaluator import Evaluator
 from raysense.export.pack import load_compressed, weight_bytes
 from raysense.export.write import export
+from raysense.names import BUNDLED_PIPELINES
 from raysense.pipelines.origin import pipeline_folder
 from raysense.pipelines.sample import call_pipeline
 from raysense.prompts.sets import load_prompts
@@ -269,7 +270,9 @@ def test_layers_prints_the_inventory() -> None:
     assert "unet" in shown.stdout
 
 
-def test_the_bundled_pipeline_loads_with_plain_diffusers() -> None:
-    pipeline = DiffusionPipeline.from_pretrained(pipeline_folder("bundled"))
+@pytest.mark.parametrize("name", BUNDLED_PIPELINES)
+def test_the_bundled_pipelines_load_with_plain_diffusers(name: str) -> None:
+    absent = {"text_encoder_3": None, "tokenizer_3": None} if name == "bundled-transformer" else {}
+    pipeline = DiffusionPipeline.from_pretrained(pipeline_folder(name), **absent)
     images = pipeline("a big cat on a red background", num_inference_steps=2).images
     assert images[0].size == (32, 32)

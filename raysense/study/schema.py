@@ -458,7 +458,8 @@ class Study(Section, metaclass=_Readable):
 
     name: Name = Field(description="of the study, and of its folder")
     pipeline: str = Field(
-        BUNDLED, description="hub id, folder in diffusers' format, single file, bundled or bundled-unet"
+        BUNDLED,
+        description="hub id, folder in diffusers' format, single file, bundled or bundled-transformer",
     )
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the weights")

@@ -99,7 +99,7 @@ def test_compressed_it_comes_back_bit_for_bit_and_still_2_to_4(exported: tuple[P
         if isinstance(a, nn.Linear) and a.in_features % 4 == 0:
             assert follows(b.weight), address
             seen += 1
-    assert seen > 50
+    assert seen > 40
 
 
 def test_each_layer_is_converted_or_says_why(
@@ -116,7 +116,7 @@ def test_each_layer_is_converted_or_says_why(
     monkeypatch.setattr("raysense.export.semi_structured.to_sparse_semi_structured", copied)
     addresses = list(read_record(exported[1])["zeros_by_layer"])
     found = convert(pipeline, addresses)
-    assert len(given) == len(found.converted) > 50
+    assert len(given) == len(found.converted) > 40
     assert {*found.converted, *found.left} == set(addresses)
     assert any("Conv2d" in reason for reason in found.left.values())
     assert f"{len(found.converted)} of {len(addresses)} layers" in found.in_words()

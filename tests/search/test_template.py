@@ -10,13 +10,21 @@ from raysense.cli import main
 from raysense.study import load
 
 
-@pytest.mark.parametrize("name", ["bundled"])
-def test_a_study_of_a_bundled_pipeline_can_be_run_as_it_is(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "components"),
+    [
+        ("bundled", {"text_encoder", "unet"}),
+        ("bundled-transformer", {"text_encoder", "text_encoder_2", "transformer"}),
+    ],
+)
+def test_a_study_of_a_bundled_pipeline_can_be_run_as_it_is(
+    name: str, components: set[str], tmp_path: Path
+) -> None:
     file = tmp_path / "study.yaml"
     assert main(["init", name, "--out", str(file)]) == 0
     study = load(file)
     assert (study.pipeline, study.name) == (name, name)
-    assert set(study.prune.components) == {"text_encoder", "unet"}
+    assert set(study.prune.components) == components
     assert main(["validate", str(file)]) == 0
     assert main(["init", name, "--out", str(file)]) == 2
 
