@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 UV := uv==0.13.9
 
-.PHONY: search test long bench-quick check setup lock bundle cluster-test browser reference help
+.PHONY: search test long bench-quick check setup lock bundle cluster-test browser docs reference help
 
 search: $(READY)  ## run the main job on the default study
 	$(BIN)/python -m raysense.search --resume
@@ -22,6 +22,10 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(MAKE) --no-print-directory docs
+
+docs: $(READY)  ## the documentation as a site: docs/_build/index.html; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d docs/_build/.doctrees docs docs/_build
 
 browser:  # the page is tested in Chromium; nothing happens where there is one
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || { \
