@@ -93,7 +93,7 @@ class Recipe:
 
         target.mkdir(exist_ok=True)
         with self.timed("load"):
-            pipeline = DiffusionPipeline.from_pretrained(files("raysense.bundled") / "unet")
+            pipeline = DiffusionPipeline.from_pretrained(files("raysense.bundled") / "pipeline")
             pipeline.set_progress_bar_config(disable=True)
         with self.timed("prune"):
             for address, rate in sparsity.items():

@@ -3,7 +3,7 @@
 BUNDLED = "bundled"
 """The pipeline, the scorer and the prompts inside the package."""
 
-BUNDLED_PIPELINES = {BUNDLED: "unet", "bundled-transformer": "transformer"}
+BUNDLED_PIPELINES = {BUNDLED: "pipeline", "bundled-transformer": "transformer"}
 """Pipelines inside the package: what `pipeline` may say -> folder under ``raysense/bundled``."""
 
 CLOSED_FORMS = ("uniform", "per_component", "linear_uniform", "erk", "global", "lamp")

@@ -147,7 +147,7 @@ def _transformer_pipeline(
 
 UNET = Bed(
     name="bundled",
-    folder="unet",
+    folder="pipeline",
     tokenizer=models.tokenizer,
     parts=_unet_parts,
     loss=_unet_loss,

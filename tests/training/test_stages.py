@@ -34,7 +34,7 @@ def learned(bed: Bed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Mod
     (tmp_path / "runs" / bed.name).mkdir(parents=True)
     average = {f"module.{name}": weight for name, weight in parts.state_dict().items()}
     torch.save({"average": average | {"n_averaged": 7}}, tmp_path / "runs" / bed.name / "diffusion.pt")
-    shutil.copytree(stages.BUNDLE / "unet" / "vae", tmp_path / "runs" / "vae")
+    shutil.copytree(stages.BUNDLE / "pipeline" / "vae", tmp_path / "runs" / "vae")
     return parts
 
 
