@@ -16,7 +16,7 @@ examples:
       the quickstart study, calibrated on this machine
   raysense plan search/sd2_layers.yaml --evaluators 8 16 64 --price 0.75 --gpu-memory 24GB
       on a machine with the GPU in question (on a cluster: ray job submit --entrypoint-num-gpus 1 -- raysense plan …)
-  raysense plan search/sd2_layers.yaml --nfe-per-second 20 --evaluators 8
+  raysense plan search/sd2_layers.yaml --speed 20 --evaluators 8
       anywhere; only the pipeline's configuration is read, no weights
 """
 
@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.description = (
         "Evaluations, images, evaluator-hours, wall time, memory and price of a study, by the main job's own "
-        "arithmetic. Without --nfe-per-second a short calibration runs on this machine: some ten batches of images."
+        "arithmetic. Without --speed a short calibration runs on this machine: some ten batches of images."
     )
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -38,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="how many (GPUs, if they have one each); default: the study's",
     )
     parser.add_argument(
-        "--nfe-per-second",
+        "--speed",
         type=float,
         metavar="F",
         help="NFE a second of one evaluator, instead of a calibration",
@@ -74,8 +74,8 @@ def bytes_of(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit status."""
-    study = ready(args, needs_weights=args.nfe_per_second is None)  # speed is measured on the pipeline itself
-    for flag, value in (("--nfe-per-second", args.nfe_per_second), ("--price", args.price)):
+    study = ready(args, needs_weights=args.speed is None)  # speed is measured on the pipeline itself
+    for flag, value in (("--speed", args.speed), ("--price", args.price)):
         if value is not None and value <= 0:
             raise RaysenseError(f"`{flag}` must be > 0, but got {value:g}")
     if any(count < 1 for count in args.evaluators or ()):
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     forecast(
         study,
         evaluators=args.evaluators,
-        nfe_per_second=args.nfe_per_second,
+        nfe_per_second=args.speed,
         price=args.price,
         gpu_memory=gpu_memory,
         spreads=spreads,

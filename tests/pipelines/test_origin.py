@@ -56,9 +56,7 @@ def said(command: list[str], home: Path, **environment: str) -> str:
     return done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    "command", [["layers"], ["try", "--sparsity", "0.1"], ["plan", "--nfe-per-second", "1"]]
-)
+@pytest.mark.parametrize("command", [["layers"], ["try", "--sparsity", "0.1"], ["plan", "--speed", "1"]])
 @pytest.mark.parametrize(
     ("name", "told"),
     [("a/gated", "`a/gated` is gated on the hub"), ("a/absent", "has no repository `a/absent`")],

@@ -134,7 +134,7 @@ def test_a_full_size_pipeline_is_planned_from_its_configuration(
     small = {fit.offload: fit for fit in fits(need, 4 * 2**30)}
     assert "in the host's memory" in small["none"].told
     assert not {fit.offload: fit.batch for fit in fits(need, 2 * 2**30)}["none"]
-    arguments = ["--nfe-per-second", "20", "--evaluators", "8", "--price", "1.5", "--gpu-memory", "24GiB"]
+    arguments = ["--speed", "20", "--evaluators", "8", "--price", "1.5", "--gpu-memory", "24GiB"]
     assert main(["plan", "search/sd2_paper.yaml", "--set", f"pipeline={tmp_path}", *arguments]) == 0, (
         capsys.readouterr().err
     )
@@ -153,13 +153,13 @@ def test_a_full_size_pipeline_is_planned_from_its_configuration(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--nfe-per-second", "0"], "`--nfe-per-second` must be > 0"),
+        (["--speed", "0"], "`--speed` must be > 0"),
         (
-            ["--nfe-per-second", "9", "--gpu-memory", "much"],
+            ["--speed", "9", "--gpu-memory", "much"],
             "`--gpu-memory` must be a size above 0, such as 24GB",
         ),
-        (["--nfe-per-second", "9", "--evaluators", "0"], "`--evaluators` must be ≥ 1"),
-        (["--nfe-per-second", "9", "--set", "pipeline=/nowhere"], "`pipeline`"),
+        (["--speed", "9", "--evaluators", "0"], "`--evaluators` must be ≥ 1"),
+        (["--speed", "9", "--set", "pipeline=/nowhere"], "`pipeline`"),
     ],
 )
 def test_bad_input(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
