@@ -261,7 +261,7 @@ def test_the_results_of_runs_agree_with_readme() -> None:
 
 
 def test_the_committed_run_is_the_one_that_is_quoted() -> None:
-    summary = Run(str(ROOT / "reports/bundled-unet")).summary
+    summary = Run(str(ROOT / "reports/quickstart")).summary
     assert summary is not None
     share, zeros, gain, uniform = RESULT.findall(MEASUREMENTS.read_text(encoding="utf-8"))[0]
     assert int(zeros.replace(",", "")) == summary["zeros"]

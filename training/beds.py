@@ -164,7 +164,7 @@ TRANSFORMER = Bed(
     loss=_transformer_loss,
     assemble=_transformer_pipeline,
     sampling=Sampling(max_sequence_length=1),
-    steps=24_000,
+    steps=21_000,
     learning_rate=1.5e-3,
 )
 BEDS = {bed.name: bed for bed in (UNET, TRANSFORMER)}
