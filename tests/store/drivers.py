@@ -223,7 +223,7 @@ class Requests(Bucket):
 def evaluation(number: int, failed: str = "") -> Evaluation:
     return Evaluation(
         key=f"{number:016x}",
-        spec=f"search/solver/{number}",
+        trial=f"search/solver/{number}",
         stage="search",
         allocation=f"{number % 5:016x}",
         rung="score",
