@@ -59,7 +59,7 @@ STUDY = (
     "cluster.evaluators=1",
     # Images of random weights say nothing: the study has to run, not to find.
     "constraints.clip_score.max_drop=1",
-    "constraints.frechet.max_rise=1000000",
+    "constraints.kid.max_rise=1000000",
 )
 
 
