@@ -213,7 +213,7 @@ def test_parts_go_side_by_side() -> None:
         asked.append(spec)
     # Score: what the preview has not, and four of the reference; validation: four and seven.
     assert [q.requests[0].rung for q in asked] == [SHARD] * (1 + 4 + 4 + 7)
-    assert asked[0].name == "baseline/search/part 1: score reference 1 of 4"
+    assert asked[0].name == "baseline/search/shard 1: score reference 1 of 4"
     assert len({q.name for q in asked}) == len(asked)
 
 
