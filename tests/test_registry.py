@@ -169,7 +169,11 @@ def test_what_does_not_fit_is_refused(what: str, place: Path) -> None:
 def test_a_set_metric_needs_the_references_images(place: Path) -> None:
     (place / "saved.npz").write_bytes(b"")
     with pytest.raises(RaysenseError, match="saved statistics, which far"):
-        study_of("metrics.custom.far=own_plugs.far", f"metrics.reference.path={place / 'saved.npz'}")
+        study_of(
+            "constraints={clip_score: {max_drop: 1}}",  # the quickstart's KID needs images too
+            "metrics.custom.far=own_plugs.far",
+            f"metrics.reference.path={place / 'saved.npz'}",
+        )
 
 
 def test_what_the_source_hides_is_refused_when_it_is_imported(place: Path) -> None:
