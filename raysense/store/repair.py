@@ -91,13 +91,14 @@ def rebuild_tables(disk: Disk, store: Store) -> int:
         try:
             manifest = files.manifest()
             named: Mapping[str, Sequence[str]] = manifest.tables
+            lost: set[str] = set()
         except RaysenseError:
             _, version = disk.read_version("manifest.json")
             generation = max(1, int(disk.now()) if disk.local else 1 << 30)
             manifest = Manifest(generation, {}, None, version)
             named = {n: [f"tables/{n}/{f}" for f, _ in disk.names(f"tables/{n}")] for n in TABLES}
-        lost = {name for name, its in named.items() if any(not _is_whole(files, name, f) for f in its)}
-        lost |= set(TABLES) - set(named) if not manifest.tables else set()
+            lost = {name for name, its in named.items() if not its}  # whether there were any, nothing tells
+        lost |= {name for name, its in named.items() if any(not _is_whole(files, name, f) for f in its)}
         tables = {name: _whole_rows(files, name, named.get(name, ())) for name in TABLES}
         before = len(tables["evaluations"])
         tables = _consistent(tables, lost)

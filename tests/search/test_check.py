@@ -95,6 +95,22 @@ def test_every_file(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
             other.write_bytes(bytes_)
 
 
+def test_rows_of_a_table_that_is_gone_with_the_manifest_are_not_made_up(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing says any more that there were measures: their evaluations are measured again, not left without any."""
+    compacted = len(keys(study)) - 1
+    (study / "manifest.json").unlink()
+    for file in study.glob("tables/measures/*"):
+        file.unlink()
+    status, said = checked(study, capsys, "--repair")
+    assert (status, f"{compacted} lack a part" in said) == (0, True)
+    left = Store.open(str(study)).evaluations()
+    assert [e.key for e in left] == [evaluation(3).key]  # of an object
+    assert all(e.measures for e in left)
+    assert checked(study, capsys) == (0, "everything is whole\n")
+
+
 def test_an_older_schema_is_refused_in_one_sentence(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit(study / "study.json", lambda fields: fields.update(schema_version=1))
     status, said = checked(study, capsys)
