@@ -31,7 +31,7 @@ def check(uri: str) -> list[Broken]:
             raise
         remedy = "restore it from a copy: it cannot be made anew"
         return [Broken("study.json", str(error), remedy, mendable=False)]
-    return [*_descriptions(disk), *broken_objects(disk), *broken_tables(disk, store), *_cache(disk)]
+    return [*_descriptions(disk), *broken_objects(disk), *broken_tables(store), *_cache(disk)]
 
 
 def repair(uri: str, broken: list[Broken]) -> list[str]:

@@ -59,22 +59,19 @@ def broken_objects(disk: Disk) -> list[Broken]:
     return found
 
 
-def broken_tables(disk: Disk, store: Store) -> list[Broken]:
+def broken_tables(store: Store) -> list[Broken]:
     """The manifest, or files that it names, if they cannot be read."""
     remedy = "the tables are written anew from the files that are whole; what is lost is measured again"
     try:
         manifest = store._files.manifest()
     except RaysenseError as error:
         return [Broken("manifest.json", str(error), remedy)]
-    found = []
-    for name, files in manifest.tables.items():
-        for file in files:
-            try:
-                store._files.read(name, [file])
-            except (FileNotFoundError, RaysenseError) as error:
-                why = str(error) if isinstance(error, RaysenseError) else f"`{disk.path(file)}` is missing"
-                found.append(Broken(file, why, remedy))
-    return found
+    return [
+        Broken(file, why, remedy)
+        for name, named in manifest.tables.items()
+        for file in named
+        if (why := _damage(store._files, name, file))
+    ]
 
 
 def rebuild_tables(disk: Disk, store: Store) -> int:
@@ -98,8 +95,9 @@ def rebuild_tables(disk: Disk, store: Store) -> int:
             manifest = Manifest(generation, {}, None, version)
             named = {n: [f"tables/{n}/{f}" for f, _ in disk.names(f"tables/{n}")] for n in TABLES}
             lost = {name for name, its in named.items() if not its}  # whether there were any, nothing tells
-        lost |= {name for name, its in named.items() if any(not _is_whole(files, name, f) for f in its)}
-        tables = {name: _whole_rows(files, name, named.get(name, ())) for name in TABLES}
+        whole = {name: [f for f in named.get(name, ()) if not _damage(files, name, f)] for name in TABLES}
+        lost |= {name for name in TABLES if len(whole[name]) < len(named.get(name, ()))}
+        tables = {name: _rows(files, name, whole[name]) for name in TABLES}
         before = len(tables["evaluations"])
         tables = _consistent(tables, lost)
         new = {name: [files.write(name, rows)] for name, rows in tables.items() if len(rows)}
@@ -108,17 +106,20 @@ def rebuild_tables(disk: Disk, store: Store) -> int:
     return before - len(tables["evaluations"])
 
 
-def _is_whole(files: TableFiles, name: str, file: str) -> bool:
+def _damage(files: TableFiles, name: str, file: str) -> str:
+    """Why a file of a table cannot be read, or an empty text."""
     try:
         files.read(name, [file])
-    except (FileNotFoundError, RaysenseError):
-        return False
-    return True
+    except FileNotFoundError as error:
+        return f"`{error}` is missing"
+    except RaysenseError as error:
+        return str(error)
+    return ""
 
 
-def _whole_rows(files: TableFiles, name: str, of: Sequence[str]) -> pa.Table:
-    """The rows of the files that are whole, each once."""
-    rows = files.read(name, [file for file in of if _is_whole(files, name, file)])
+def _rows(files: TableFiles, name: str, of: Sequence[str]) -> pa.Table:
+    """The rows of some files, each once."""
+    rows = files.read(name, of)
     place = pa.array(range(len(rows)), pa.int64())
     first = rows.append_column("_place", place).group_by(_KEYS[name]).aggregate([("_place", "min")])
     return rows.take(first["_place_min"].combine_chunks().sort())
