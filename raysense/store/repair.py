@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
+from raysense.feasibility import IMAGE_RUNGS
+from raysense.records import SHARD
 from raysense.store.disk import Disk
 from raysense.store.objects import Objects
 from raysense.store.schema import TABLES
@@ -94,7 +96,7 @@ def rebuild_tables(disk: Disk, store: Store) -> int:
             generation = max(1, int(disk.now()) if disk.local else 1 << 30)
             manifest = Manifest(generation, {}, None, version)
             named = {n: [f"tables/{n}/{f}" for f, _ in disk.names(f"tables/{n}")] for n in TABLES}
-            lost = {name for name, its in named.items() if not its}  # whether there were any, nothing tells
+            lost = set(TABLES)  # nothing tells whether there were more files than are found
         whole = {name: [f for f in named.get(name, ()) if not _damage(files, name, f)] for name in TABLES}
         lost |= {name for name in TABLES if len(whole[name]) < len(named.get(name, ()))}
         tables = {name: _rows(files, name, whole[name]) for name in TABLES}
@@ -131,8 +133,12 @@ def _consistent(tables: Mapping[str, pa.Table], lost: set[str]) -> dict[str, pa.
     for name in ("measures", "samples"):
         if name in lost:
             kept = pc.is_in(evaluations["key"], tables[name]["key"].combine_chunks())
-            if name == "samples":  # what paints no image has none
-                kept = pc.or_(kept, pc.equal(evaluations["images"], 0))
+            rungs = evaluations["rung"]
+            if name == "measures":
+                has_none = pc.equal(rungs, SHARD)
+            else:  # an evaluation on an image rung has them even if its shards painted all its images
+                has_none = pc.invert(pc.is_in(rungs, pa.array(IMAGE_RUNGS)))
+            kept = pc.or_(kept, has_none)
             evaluations = evaluations.filter(kept)
     if "allocations" in lost:
         known = pa.concat_arrays(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from raysense.cli import main
 from raysense.evaluation.cache import TensorCache
 from raysense.evaluation.slices import Slices
+from raysense.records import Evaluation
 from raysense.results.run import Run
 from raysense.store import Store
 from raysense.store.disk import Disk
@@ -25,15 +27,21 @@ def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
+def measured(number: int) -> Evaluation:
+    """With a row an image, as every evaluation by images has them."""
+    sample = {"prompt_id": 1, "prompt": "a cat", "seed": number, "m": 0.3}
+    return replace(evaluation(number), samples=(sample,))
+
+
 @pytest.fixture
 def study(reference: Path) -> Path:
     """A finished study with an object and cache entries, no table of which is one file only."""
     store = Store.open(str(reference))
     layer = store.table("layers")["layer"][0].as_py()
     for number in range(3):
-        store.put(evaluation(number), {layer: number + 1})
+        store.put(measured(number), {layer: number + 1})
     store.compact()
-    store.put(evaluation(3), {layer: 9})
+    store.put(measured(3), {layer: 9})
     disk = Disk(str(reference))
     TensorCache(disk).put("0" * 16, {"a": torch.arange(5.0)})
     Slices(disk, {"unet:a": "f" * 16}).put("unet:a", {1: torch.ones(3)})
@@ -106,9 +114,32 @@ def test_rows_of_a_table_that_is_gone_with_the_manifest_are_not_made_up(
     status, said = checked(study, capsys, "--repair")
     assert (status, f"{compacted} lack a part" in said) == (0, True)
     left = Store.open(str(study)).evaluations()
-    assert [e.key for e in left] == [evaluation(3).key]  # of an object
+    assert [e.key for e in left] == [measured(3).key]  # of an object
     assert all(e.measures for e in left)
     assert checked(study, capsys) == (0, "everything is whole\n")
+
+
+@pytest.mark.parametrize("also", [[], ["manifest.json"]])
+@pytest.mark.parametrize("table", ["measures", "samples"])
+def test_what_has_lost_a_part_is_measured_again_and_nothing_else(
+    study: Path, capsys: pytest.CaptureFixture[str], table: str, also: list[str]
+) -> None:
+    """A shard has neither measures nor samples; what its shards painted has samples, and no images of its own."""
+    store = Store.open(str(study))
+    store.compact()
+    whole = keys(study)
+    files = set((study / "tables" / table).iterdir())
+    lost = replace(measured(8), rung="validation", images=0)
+    shard = replace(evaluation(9), rung="shard", measures={})
+    for entry in (lost, shard):
+        store.put(entry, {store.table("layers")["layer"][0].as_py(): 1})
+    store.compact()
+    (file,) = set((study / "tables" / table).iterdir()) - files
+    for name in [file, *(study / other for other in also)]:
+        name.unlink()
+    assert checked(study, capsys, "--repair")[0] == 0
+    assert lost.key not in keys(study)
+    assert {shard.key, *whole} == keys(study)
 
 
 def test_an_older_schema_is_refused_in_one_sentence(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
