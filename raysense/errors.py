@@ -21,6 +21,10 @@ class RaysenseError(Exception):
         super().__init__(masked(str(message)))
 
 
+class OtherVersion(RaysenseError):
+    """A file of a store is whole, but of another schema version than this raysense reads."""
+
+
 class MeasuringFailed(RaysenseError):
     """Nothing that was asked could be measured, so nothing is known about quality."""
 

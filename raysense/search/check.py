@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from raysense.errors import RaysenseError
+from raysense.errors import OtherVersion, RaysenseError
 from raysense.evaluation.cache import TensorCache
 from raysense.evaluation.slices import damage_of
 from raysense.store.disk import Disk, read_sealed
@@ -26,8 +26,10 @@ def check(uri: str) -> list[Broken]:
     disk = Disk(uri)
     try:
         store = Store.open(uri)
+    except OtherVersion:
+        raise
     except RaysenseError as error:
-        if disk.read("study.json") is None or "schema version" in str(error):
+        if disk.read("study.json") is None:
             raise
         remedy = "restore it from a copy: it cannot be made anew"
         return [Broken("study.json", str(error), remedy, mendable=False)]

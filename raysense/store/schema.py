@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 import raysense
-from raysense.errors import RaysenseError
+from raysense.errors import OtherVersion
 
 SCHEMA_VERSION = 3
 """2: checksums in every file. 3: columns with the field's names."""
@@ -176,7 +176,7 @@ def check_version(found: Any, where: str, wrote: str = "") -> None:
 
     Raises:
         ValueError: `found` is no version at all.
-        RaysenseError: It is another one than this raysense reads.
+        OtherVersion: It is another one than this raysense reads.
     """
     if type(found) is not int or found < 1:
         raise ValueError(f"schema version {found!r}")
@@ -184,7 +184,7 @@ def check_version(found: Any, where: str, wrote: str = "") -> None:
         kind = "a newer" if found > SCHEMA_VERSION else "an older"
         wrote = wrote or READ_BY.get(found, "")
         remedy = f"Use raysense {wrote}" if wrote else f"Use {kind} raysense"
-        raise RaysenseError(
+        raise OtherVersion(
             f"{where}: schema version {found}, written by {kind} raysense; this one ({raysense.__version__}) reads "
             f"version {SCHEMA_VERSION}. {remedy}, or another folder."
         )

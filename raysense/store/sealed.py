@@ -48,7 +48,7 @@ def unseal(content: bytes, where: str) -> dict[str, Any]:
 
     Raises:
         ValueError: The content is damaged.
-        RaysenseError: Another version of raysense wrote it.
+        OtherVersion: Another version of raysense wrote it.
     """
     try:
         fields = json.loads(content)

@@ -148,3 +148,10 @@ def test_an_older_schema_is_refused_in_one_sentence(study: Path, capsys: pytest.
     assert status == 2
     assert "written by an older raysense" in said
     assert len(said.splitlines()) == 1
+
+
+def test_a_damaged_schema_version_is_damage(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = study / "study.json"
+    record.write_bytes(record.read_bytes().replace(b'"schema_version"', b'"schema_versioo"'))
+    status, said = checked(study, capsys)
+    assert (status, "study.json" in said) == (1, True)
