@@ -20,7 +20,7 @@ from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation.evaluator import build
 from raysense.evaluation.identity import inventory_and_grid, signature
-from raysense.evaluation.inputs import inputs_of, pipeline_content, refuse_other, stored_prompts
+from raysense.evaluation.inputs import inputs_of, keep_prompts, pipeline_content, refuse_other, stored_prompts
 from raysense.evaluation.scoring import ImageScorer
 from raysense.export.write import export
 from raysense.hashing import file_hash
@@ -276,6 +276,8 @@ def test_damaged_prompts_in_the_store_are_none(place: Path, tmp_path: Path) -> N
     (file,) = (tmp_path / "run/prompts").iterdir()
     file.write_text(file.read_text().replace("ball 3", "bell 3"))
     assert stored_prompts(disk, content["prompts"]) is None
+    keep_prompts(disk, load_prompts(study.prompts))  # as a resumed study does
+    assert stored_prompts(disk, content["prompts"]) is not None
 
 
 def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:

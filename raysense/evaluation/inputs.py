@@ -81,11 +81,11 @@ def prompts_content(prompts: PromptSets) -> str:
 
 def keep_prompts(disk: Disk, prompts: PromptSets) -> None:
     """Put the prompts into the study's store, where workers and later commands find them."""
-    name = _PROMPTS.format(prompts_content(prompts))
-    if disk.read(name) is None:
+    content = prompts_content(prompts)
+    if stored_prompts(disk, content) is None:
         pools = {"search": prompts.search, "validation": prompts.validation}
         plain = {split: [[p.id, p.text] for p in pool] for split, pool in pools.items()}
-        disk.write(name, json.dumps(plain, indent=0).encode())
+        disk.write(_PROMPTS.format(content), json.dumps(plain, indent=0).encode())
 
 
 def stored_prompts(disk: Disk, content: str) -> PromptSets | None:
@@ -98,7 +98,7 @@ def stored_prompts(disk: Disk, content: str) -> PromptSets | None:
         search, validation = (
             tuple(Prompt(id, text) for id, text in plain[split]) for split in ("search", "validation")
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     found = PromptSets(search, validation)
     return found if prompts_content(found) == content else None

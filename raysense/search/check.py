@@ -6,16 +6,18 @@ from collections.abc import Iterator
 
 from raysense.errors import OtherVersion, RaysenseError
 from raysense.evaluation.cache import TensorCache
+from raysense.evaluation.inputs import stored_prompts
 from raysense.evaluation.slices import damage_of
 from raysense.store.disk import Disk, read_sealed
 from raysense.store.repair import Broken, broken_objects, broken_tables, rebuild_tables
 from raysense.store.store import Store
 
-_ANEW = ("summary.json", "starts.json")
+_ANEW = ("summary.json", "starts.json", "plugins.json")
+_WHEN_RESUMED = "deleted; the study writes it anew when it is resumed"
 
 
 def check(uri: str) -> list[Broken]:
-    """What is broken of a study: every object, table, manifest, description and cache entry is read.
+    """What is broken of a study: objects, tables, manifest, descriptions, prompts, plug-ins' code, cache are all read.
 
     Args:
         uri: Its folder or address.
@@ -64,22 +66,37 @@ def repair(uri: str, broken: list[Broken]) -> list[str]:
 
 def _descriptions(disk: Disk) -> Iterator[Broken]:
     for name in _ANEW:
-        try:
-            read_sealed(disk, name, "")
-        except RaysenseError as error:
-            yield Broken(name, str(error).strip(), "deleted; the study writes it anew when it is resumed")
+        if why := _damage(disk, name):
+            yield Broken(name, why, _WHEN_RESUMED)
+    for name, _ in disk.names("prompts"):
+        if stored_prompts(disk, name.removesuffix(".json")) is None:
+            file = f"prompts/{name}"
+            yield Broken(file, f"`{disk.path(file)}`: its content is not what its name says", _WHEN_RESUMED)
 
 
 def _cache(disk: Disk) -> Iterator[Broken]:
     cache = TensorCache(disk)
     for name, _ in disk.names("cache"):
-        if name.endswith(".safetensors"):
-            why = damage_of(disk.read(f"cache/{name}") or b"", name.removesuffix(".safetensors"))
-        elif name.endswith(".json"):
-            continue  # prompts: whoever reads them compares their content with the study's
+        file = f"cache/{name}"
+        if name.endswith(".json"):
+            why = _damage(disk, file)
+        elif name.endswith(".safetensors"):
+            found = damage_of(disk.read(file) or b"", name.removesuffix(".safetensors"))
+            why = found and f"`{disk.path(file)}`: {found}"
         else:
-            why = "" if cache.is_whole(name) else "its content does not match its checksum"
-        if why:
-            yield Broken(
-                f"cache/{name}", f"`{disk.path(f'cache/{name}')}`: {why}", "deleted; it is made again"
+            why = (
+                ""
+                if cache.is_whole(name)
+                else f"`{disk.path(file)}`: its content does not match its checksum"
             )
+        if why:
+            yield Broken(file, why, "deleted; it is made again")
+
+
+def _damage(disk: Disk, name: str) -> str:
+    """Why a sealed file cannot be read, or an empty text."""
+    try:
+        read_sealed(disk, name, "")
+    except RaysenseError as error:
+        return str(error).strip()
+    return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,18 @@ import pytest
 import torch
 
 from raysense.cli import main
+from raysense.evaluation import footprint
 from raysense.evaluation.cache import TensorCache
+from raysense.evaluation.footprint import Footprint
+from raysense.evaluation.inputs import keep_prompts
 from raysense.evaluation.slices import Slices
+from raysense.prompts.sets import Prompt, PromptSets
 from raysense.records import Evaluation
 from raysense.results.run import Run
 from raysense.store import Store
 from raysense.store.disk import Disk
+from raysense.store.sealed import seal
+from raysense.study import parse
 from tests.store.drivers import evaluation
 from tests.tables import edit
 
@@ -45,6 +52,9 @@ def study(reference: Path) -> Path:
     disk = Disk(str(reference))
     TensorCache(disk).put("0" * 16, {"a": torch.arange(5.0)})
     Slices(disk, {"unet:a": "f" * 16}).put("unet:a", {1: torch.ones(3)})
+    keep_prompts(disk, PromptSets((Prompt("0", "a cat"),), (Prompt("1", "a dog"),)))
+    disk.write("plugins.json", seal({"folders": [], "files": {"own.py": "A = 1"}}))
+    footprint.keep(disk, parse(Store.open(str(reference)).study["definition"]), Footprint(7, 2, "a GPU"))
     return reference
 
 
@@ -79,7 +89,8 @@ def test_every_file(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
             path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         status, said = checked(study, capsys)
         name = str(path.relative_to(study))
-        may_be_gone = way == "deleted" and (name.startswith(("objects", "cache")) or name == "summary.json")
+        optional = name.startswith(("objects", "cache", "prompts", "summary.json", "plugins.json"))
+        may_be_gone = way == "deleted" and optional
         if name == "study.json":
             assert status == (2 if way == "deleted" else 1)
         elif may_be_gone:
@@ -140,6 +151,22 @@ def test_what_has_lost_a_part_is_measured_again_and_nothing_else(
     assert checked(study, capsys, "--repair")[0] == 0
     assert lost.key not in keys(study)
     assert {shard.key, *whole} == keys(study)
+
+
+@pytest.mark.parametrize("kind", ["plugins.json", "prompts/*.json", "cache/*.json"])
+@pytest.mark.parametrize(
+    "damaged", [lambda content: content.replace(b"a", b"b", 1), lambda content: b"[" * 100_000]
+)
+def test_what_lies_beside_the_rows_is_read_too(
+    study: Path, capsys: pytest.CaptureFixture[str], kind: str, damaged: Callable[[bytes], bytes]
+) -> None:
+    (file,) = study.glob(kind)
+    file.write_bytes(damaged(file.read_bytes()))
+    status, said = checked(study, capsys)
+    assert (status, str(file.relative_to(study)) in said) == (1, True)
+    assert checked(study, capsys, "--repair")[0] == 0
+    assert not file.exists()
+    assert checked(study, capsys) == (0, "everything is whole\n")
 
 
 def test_an_older_schema_is_refused_in_one_sentence(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
