@@ -30,16 +30,15 @@ class TensorCache:
         data = self._disk.read(f"cache/{key}")
         if data is None:
             return None
-        digest, content = data[:_DIGEST], data[_DIGEST:]
-        if _digest(key, content) != digest:
+        content = _content(key, data)
+        if content is None:
             logger.warning("cache entry %s is damaged; it is made again", self._disk.path(f"cache/{key}"))
             return None
         return dict(load(content))
 
     def is_whole(self, key: str) -> bool:
         """Whether the entry is what was written under `key`."""
-        data = self._disk.read(f"cache/{key}") or b""
-        return _digest(key, data[_DIGEST:]) == data[:_DIGEST]
+        return _content(key, self._disk.read(f"cache/{key}") or b"") is not None
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Store `tensors`, moved to the CPU, under `key`."""
@@ -63,6 +62,12 @@ class TensorMemory:
                 self._cache.put(key, stored)
             self._known[key] = stored
         return self._known[key]
+
+
+def _content(key: str, data: bytes) -> bytes | None:
+    """What an entry holds, or None if it is damaged or another key's."""
+    digest, content = data[:_DIGEST], data[_DIGEST:]
+    return content if _digest(key, content) == digest else None
 
 
 def _digest(key: str, content: bytes) -> bytes:

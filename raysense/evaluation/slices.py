@@ -42,7 +42,7 @@ class Slices:
             return False
         try:
             with safe_open(path, framework="pt") as file:
-                return bool(self._about(address, file.metadata()))
+                return bool(_checked(file.metadata(), self._keys[address]))
         except (SafetensorError, OSError):
             return False
 
@@ -65,7 +65,7 @@ class Slices:
                 with safe_open(path, framework="pt") as file:
                     tensor: Tensor = file.get_tensor(str(level))
                     if (address, level) not in self._checked:
-                        about = self._about(address, file.metadata())
+                        about = _checked(file.metadata(), self._keys[address])
                         if json.loads(about["sha256"])[str(level)] != _digest(tensor):
                             raise OSError("its content does not match its hash")
                         self._checked.add((address, level))
@@ -86,18 +86,11 @@ class Slices:
             return ""
         try:
             with safe_open(path, framework="pt") as file:
-                return self._about(address, file.metadata())["note"]
+                return _checked(file.metadata(), self._keys[address])["note"]
         except (SafetensorError, OSError) as error:
             raise RaysenseError(
                 f"slices: {address}: `{path}` is damaged ({error}); delete it and resume: the layer is solved again"
             ) from error
-
-    def _about(self, address: str, metadata: Mapping[str, str] | None) -> dict[str, str]:
-        """What stands in a file's header beside the tensors, checked."""
-        about = dict(metadata or {})
-        if about.pop(_OWN, None) != _sum(about) or about["key"] != self._keys[address]:
-            raise OSError("its header does not match its hash, or it is another layer's")
-        return about
 
     def _name(self, address: str) -> str:
         return f"cache/{self._keys[address]}.safetensors"
@@ -130,14 +123,25 @@ def damage_of(content: bytes, key: str) -> str:
     """
     try:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        about = dict(header["__metadata__"])
-        digests, tensors = json.loads(about["sha256"]), load(content)
-        if about.pop(_OWN, None) != _sum(about) or about["key"] != key:
-            return "its header does not match its hash, or it is another layer's"
-        wrong = [level for level, tensor in tensors.items() if digests[level] != _digest(tensor)]
+        digests = json.loads(_checked(header["__metadata__"], key)["sha256"])
+        wrong = [level for level, tensor in load(content).items() if digests[level] != _digest(tensor)]
+    except OSError as error:
+        return str(error)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"it is damaged ({error})"
     return f"level {wrong[0]} does not match its hash" if wrong else ""
+
+
+def _checked(metadata: Mapping[str, str] | None, key: str) -> dict[str, str]:
+    """What stands in a file's header beside the tensors.
+
+    Raises:
+        OSError: It is not what was written under this key.
+    """
+    about = dict(metadata or {})
+    if about.pop(_OWN, None) != _sum(about) or about["key"] != key:
+        raise OSError("its header does not match its hash, or it is another layer's")
+    return about
 
 
 _OWN = "sha256 of these"
