@@ -15,7 +15,7 @@ from raysense.feasibility import IMAGE_RUNGS
 from raysense.names import OWL
 from raysense.plugins import named_by
 from raysense.records import CALIBRATION, OUTLIERS, Evaluation
-from raysense.store.differences import contents_differ, difference
+from raysense.store.differences import contents_differ, definitions_differ
 from raysense.store.disk import Disk
 from raysense.store.store import Store
 from raysense.study import Study, parse
@@ -53,12 +53,7 @@ class EarlierRun:
         record = Store.open(uri).study
         assert record is not None
         earlier = parse(record["definition"])
-        differing = [
-            f"  {field}: there {was!r}, here {now!r}"
-            for field, was, now in difference(earlier.identity(), study.identity())
-            if not any(field == free or field.startswith(f"{free}.") for free in FREE)
-        ]
-        _refuse(uri, differing)
+        _refuse(uri, definitions_differ(earlier.identity(), study.identity(), FREE, ("there", "here")))
         return cls(uri, earlier)
 
     def rows(self, study: Study, store: Store, signature: str, inputs: Mapping[str, Any]) -> Earlier:

@@ -26,16 +26,35 @@ def refusal(
 ) -> str:
     """Why a store refuses a study: each field that differs from the stored one's."""
     lines = [
-        f"  {field}: stored {was!r}, now {will!r}"
-        for field, was, will in difference(study["definition"], now)
-        if not any(field == free or field.startswith(f"{free}.") for free in extensions)
+        *definitions_differ(study["definition"], now, extensions),
+        *contents_differ(study["inputs"], inputs),
     ]
-    lines += contents_differ(study["inputs"], inputs)
     shown = "\n".join(lines) or "  (its definition reads the same: weights or software differ)"
     return (
         f"store `{uri}` holds another study. What differs:\n{shown}\n"
         "Set it back, or give another folder for the changed study."
     )
+
+
+def definitions_differ(
+    was: Mapping[str, Any],
+    now: Mapping[str, Any],
+    free: Sequence[str],
+    words: tuple[str, str] = ("stored", "now"),
+) -> list[str]:
+    """In what two definitions differ, a line each.
+
+    Args:
+        was: The one.
+        now: The other.
+        free: Fields, dotted if nested, that may differ, with all that is below them.
+        words: For the one's values and for the other's.
+    """
+    return [
+        f"  {field}: {words[0]} {old!r}, {words[1]} {new!r}"
+        for field, old, new in difference(was, now)
+        if not any(field == name or field.startswith(f"{name}.") for name in free)
+    ]
 
 
 def contents_differ(
