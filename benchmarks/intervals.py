@@ -8,7 +8,7 @@
    number of images*.
 2. Early stop: a candidate whose true drop lies exactly on the bound climbs preview and score rung; how often does
    the rule that the search gives its trials (`raysense.strategies.verdict.hopeless`) stop it, and how often would
-   plain 95 % intervals. Who wins on held-out prompts is `benchmarks.verdicts`' trial: it runs the whole plan.
+   plain 95 % intervals. Who wins on held-out prompts is `benchmarks.verdicts`' question: it runs the whole plan.
 3. The bundled pipeline, dense and pruned by one ratio, 600 prompts × 6 seeds, 4 steps: coverage of the mean
    difference of 3,570 pairs of images by intervals from 210 disjoint parts of 17 prompts each; with
    ``--quick`` 96 pairs in 12 parts. ``--out`` keeps the dense images' features for the next time.

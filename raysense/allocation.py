@@ -243,6 +243,10 @@ class LevelGrid:
         """
         return sum(self.zeros_at(address, level) for address, level in allocation.items())
 
+    def removed_by_level(self, address: str) -> list[int]:
+        """Weights this one layer loses at each of its host's levels but the lowest, see `removed`."""
+        return [self.removed(address, level) for level in range(1, self.top(self.host(address)) + 1)]
+
     def removed(self, address: str, level: int) -> int:
         """Weights this one layer loses when its host stands at `level`.
 

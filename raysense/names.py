@@ -1,5 +1,7 @@
 """What a study may call things. Plain names, so that `raysense validate` knows them without torch."""
 
+from typing import Literal
+
 BUNDLED = "bundled"
 """The pipeline, the scorer and the prompts inside the package."""
 
@@ -33,6 +35,9 @@ denoising steps of their Hessians are weighted."""
 
 EFFICIENTNET = "efficientnet-lite0"
 """The bundled feature extractor; ``efficientnet-lite0-SIZE`` for another input size, a multiple of 32."""
+
+Offload = Literal["none", "model", "sequential"]
+"""Where weights wait that a GPU has no room for; see `raysense.pipelines.offload`."""
 
 FEATURES_OF = {
     EFFICIENTNET: 1280,

@@ -151,8 +151,8 @@ class Evaluation:
         zeros: Counted zeros among the selected layers' weights after masking.
         method: What chose the weights that left, e.g. ``wanda`` or ``magnitude 2:4``.
         images: Images sampled for this evaluation.
-        nfe: Function evaluations spent (NFE): evaluations of the denoiser, one image each, conditional and
-            unconditional counted apart.
+        nfe: Function evaluations that measuring it took (NFE): evaluations of the denoiser, one image each, conditional
+            and unconditional counted apart.
         seconds: Wall time of the evaluation.
         collapsed: Why the output is broken (NaN, constant, off-scale), or an empty string.
         failed: Why it could not be measured, or an empty string.

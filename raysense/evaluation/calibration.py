@@ -316,8 +316,6 @@ class Calibration:
 
     def _slice_key(self, layer: Layer) -> str:
         prune = self._study.prune
-        top = self._grid.top(self._grid.host(layer.address))
-        removed = [self._grid.removed(layer.address, level) for level in range(1, top + 1)]
         return content_key(
             "slices",
             self._base,
@@ -325,7 +323,7 @@ class Calibration:
             prune.pattern,
             prune.calibration.damping,
             layer.address,
-            removed,
+            self._grid.removed_by_level(layer.address),
         )
 
     # --- the dense pipeline at work -------------------------------------------------------------------
@@ -366,7 +364,6 @@ class Calibration:
 def _levels_key(base: str, study: Study, grid: LevelGrid, methods: Mapping[str, str], layer: Layer) -> str:
     """What a layer's bytes follow from; the file is the machine's, so other studies' must not be taken for it."""
     beside = {"variant", "config", "lora", "channels_last"}
-    top = grid.top(grid.host(layer.address))
     return content_key(
         "levels",
         base,
@@ -375,5 +372,5 @@ def _levels_key(base: str, study: Study, grid: LevelGrid, methods: Mapping[str, 
         study.prune.pattern,
         methods[layer.component],
         layer.address,
-        [grid.removed(layer.address, level) for level in range(1, top + 1)],
+        grid.removed_by_level(layer.address),
     )

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from raysense.evaluation.inputs import taken_away
+from raysense.evaluation.memory import forget_peak
 from raysense.hashing import content_key
 from raysense.store.disk import Disk, read_sealed
 from raysense.store.sealed import seal
@@ -54,9 +55,7 @@ def measured_footprint(disk: Disk, study: Study, batch: int) -> Iterator[None]:
     if not torch.cuda.is_available() or study.cluster.gpus_per_evaluator <= 0 or study.offload != "none":
         yield
         return
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
+    before = forget_peak()
     yield
     torch.cuda.synchronize()
     keep(

@@ -14,6 +14,22 @@ from torch import Tensor
 
 from raysense.pipelines.load import modules_of
 
+_most = 0
+
+
+def most_allocated() -> int:
+    """The most bytes that tensors of this process ever took of its GPU, `forget_peak` or not."""
+    return max(_most, torch.cuda.max_memory_allocated())
+
+
+def forget_peak() -> int:
+    """Let `torch.cuda.max_memory_allocated` begin anew, for a part of the work; returns what is allocated now."""
+    global _most
+    torch.cuda.synchronize()
+    _most = most_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
 
 def release_memory() -> None:
     """Give back what the call that just ran out of memory still holds; to be called while its error is handled.

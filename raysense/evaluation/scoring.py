@@ -19,7 +19,7 @@ from raysense.hashing import DIGITS
 from raysense.metrics import gaussians, references
 from raysense.metrics.builtin import SPECS, spec_of
 from raysense.metrics.collapsed import why_collapsed
-from raysense.metrics.custom import custom_metric, refuse_other_facts, set_intervals, set_metric
+from raysense.metrics.custom import Answers, custom_metric, refuse_other_facts, set_intervals, set_metric
 from raysense.metrics.features import ClipFeatures, as_bytes, extractor
 from raysense.metrics.intervals import (
     Estimate,
@@ -174,8 +174,8 @@ class ImageScorer:
             for name, own in self._own.items()
             if not own.of_set
         }
-        self._of_set = {name: how.value for name, how in self._hows(OfSet).items()} | {
-            name: set_metric(own.path, f"metrics.custom.{name}")
+        self._of_set = self._hows(OfSet) | {
+            name: OfSet(set_metric(own.path, f"metrics.custom.{name}"))
             for name, own in self._own.items()
             if own.of_set
         }
@@ -341,18 +341,18 @@ class ImageScorer:
     ) -> dict[str, Measure]:
         """Metrics of the set with a jackknife's interval; none that has no value for a set that is broken anyway."""
         measures: dict[str, Measure] = {}
-        for name, metric in self._of_set.items():
+        known: dict[object, Answers] = {}
+        for name, how in self._of_set.items():
             spec = spec_of(name, self._own_specs)
-            how = spec.how
-            network = how.network if isinstance(how, OfSet) else FEATURES
             try:
                 value, loss = set_intervals(
-                    metric,
-                    pruned.features[network],
-                    dense.features[network],
-                    reference.features[network],  # a study with saved statistics is refused
+                    how,
+                    pruned.features[how.network],
+                    dense.features[how.network],
+                    reference.features[how.network],  # a study with saved statistics is refused
                     ids,
                     higher_is_better=spec.higher_is_better,
+                    known=known.setdefault((how.value, how.network), {}),
                 )
             except RaysenseError:
                 if not pruned.collapsed:

@@ -79,6 +79,7 @@ def _measure(plain: Mapping[str, Any]) -> Measured:
     import torch
 
     from raysense.evaluation.evaluator import Evaluator
+    from raysense.evaluation.memory import most_allocated
 
     study = parse(plain)
     small = max(8, min(study.sampling.batch, study.rungs.preview.prompts))
@@ -124,9 +125,7 @@ def _measure(plain: Mapping[str, Any]) -> Measured:
         probe=probe,
         first_probe=max(0.0, seconds["first probe"] - probe),
         load=load,
-        memory=torch.cuda.max_memory_allocated()
-        if cuda
-        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        memory=most_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         footprint=footprint,
         device=torch.cuda.get_device_name() if cuda else "CPU",
         sampled=small * 4 + large * 4,

@@ -161,7 +161,8 @@ class Ledger:
     def _count(self, evaluation: Evaluation, *, replayed: bool) -> None:
         self._done += 1
         self._failed += bool(evaluation.failed)
-        self._spent += evaluation.nfe
+        if not evaluation.taken_from:  # what an earlier run measured is no part of what is wanted here
+            self._spent += evaluation.nfe
         if replayed:
             self._replayed += 1
         else:

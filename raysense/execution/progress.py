@@ -26,7 +26,7 @@ class Snapshot:
         outstanding: Evaluations of the trials asked and not yet answered; an upper bound, as stop
             rules may end a trial early.
         wanted: Evaluations that the strategy expects in all; 0 if it does not say.
-        spent: NFE of everything answered, those from the store included.
+        spent: NFE of everything answered, those from the store included, those that an earlier run measured not.
         wanted_nfe: NFE that the strategy expects in all; 0 if it does not say.
         images: Images sampled in this run.
         nfe: NFE spent in this run.

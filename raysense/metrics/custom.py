@@ -27,6 +27,7 @@ Its interval, and that of its paired difference from the dense pipeline, is a de
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,7 @@ from torch import Tensor
 
 from raysense.errors import RaysenseError
 from raysense.metrics.intervals import Floats, Integers, Interval, jackknife
+from raysense.metrics.spec import OfSet
 from raysense.registry import declaration_of, find
 
 CustomMetric = Callable[[Tensor, Sequence[str], Tensor], npt.ArrayLike]
@@ -107,24 +109,30 @@ def checked_set_metric(metric: SetMetric, name: str) -> Callable[[Tensor, Tensor
     return measure
 
 
+Answers = dict[bytes, tuple[Any, Any]]
+"""Which images were kept -> what a function of the set says of the pruned and of the dense pipeline's."""
+
+
 def set_intervals(
-    metric: Callable[[Tensor, Tensor], float],
+    metric: OfSet,
     pruned: Tensor,
     dense: Tensor,
     reference: Tensor,
     prompt_ids: Sequence[Hashable],
     *,
     higher_is_better: bool,
+    known: Answers | None = None,
 ) -> tuple[Interval, Interval]:
     """A metric of the set, and how much worse it is than the dense pipeline's.
 
     Args:
-        metric: Checked, see `set_metric`.
+        metric: How it is measured; one of a user's own is checked, see `set_metric`.
         pruned: (n, d) features of the pruned pipeline's images.
         dense: (n, d) of the dense pipeline's, image by image the same prompt and noise.
         reference: (m, d), counted as fixed.
         prompt_ids: (n,) the prompt of each pair.
         higher_is_better: Which way is good.
+        known: What `metric.value` said of these images before, for another metric that is a part of it.
 
     Returns:
         Intervals of the value and of the drop (dense minus pruned), or, where lower is better, of the rise (pruned
@@ -133,14 +141,15 @@ def set_intervals(
     Raises:
         RaysenseError: See `intervals.jackknife`, and `set_metric`.
     """
-    known: dict[bytes, tuple[float, float]] = {}
+    answers: Answers = {} if known is None else known
 
     def values(kept: Integers) -> tuple[float, float]:
         key = kept.tobytes()  # both jackknives ask for the same subsets
-        if key not in known:
+        if key not in answers:
             rows = torch.from_numpy(kept)
-            known[key] = metric(pruned[rows], reference), metric(dense[rows], reference)
-        return known[key]
+            answers[key] = metric.value(pruned[rows], reference), metric.value(dense[rows], reference)
+        after, before = answers[key]
+        return metric.of(after), metric.of(before)
 
     def loss(kept: Integers) -> float:
         after, before = values(kept)

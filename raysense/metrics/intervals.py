@@ -122,11 +122,16 @@ def mean_interval(
     return around(centre, error, means.size - 1, n, level)
 
 
+def quantile(freedom: int, level: float = LEVEL) -> float:
+    """Student's t quantile of a two-sided interval."""
+    return float(stdtrit(freedom, (1 + level) / 2))
+
+
 def around(centre: float, error: float, freedom: int, n: int, level: float = LEVEL) -> Interval:
     """The t interval `centre` ± quantile × standard `error`."""
     if not 0 < level < 1:
         raise RaysenseError(f"`level` must lie between 0 and 1, but got {level}; 0.95 is usual.")
-    reach = float(stdtrit(freedom, (1 + level) / 2) * error)
+    reach = float(quantile(freedom, level) * error)
     return Interval(centre, centre - reach, centre + reach, n)
 
 

@@ -46,7 +46,7 @@ class Similarity:
         joint: (n, n) float64, see `Estimate`; None for more than `ROWS` images, or fewer than three.
         joint_across: (n, m) float64, the kernel between the two sets less its row and column means; None for more than
             `ROWS` images on a side, or fewer than three.
-        joint_reference: (m, m) float64, as `joint`.
+        joint_reference: (m, m) float64, as `joint`; None where `joint_across` is.
     """
 
     within: Tensor
@@ -88,17 +88,21 @@ def statistics(
         raise RaysenseError("`features` hold NaN or infinity; ask `why_collapsed` before measuring.")
     own, other = _numbered(len(x), len(y), labels)
     skipped, skipped_y = (own, other) if unbiased else (None, None)
-    across, back = _mean_kernels(x, y, kernel, skipped, skipped_y)
-    few, few_y = (2 < len(side) <= ROWS for side in (x, y))
-    centred = kernel(x, y) - across[:, None] - back + across.mean() if few and few_y else None
+    few = 2 < len(x) <= ROWS
+    both = few and 2 < len(y) <= ROWS
+    # Each kernel once: of few images, the means and what pairs do are read off the same matrix.
+    own_pairs = kernel(x, x) if few else None
+    pairs, their_pairs = (kernel(x, y), kernel(y, y)) if both else (None, None)
+    across, back = _mean_kernels(x, y, kernel, skipped, skipped_y, pairs)
+    centred = None if pairs is None else pairs - across[:, None] - back + across.mean()
     return Similarity(
-        within=_mean_kernels(x, x, kernel, skipped, skipped)[0],
+        within=_mean_kernels(x, x, kernel, skipped, skipped, own_pairs)[0],
         across=across,
-        reference_within=_mean_kernels(y, y, kernel, skipped_y, skipped_y)[0],
+        reference_within=_mean_kernels(y, y, kernel, skipped_y, skipped_y, their_pairs)[0],
         reference_across=back,
-        joint=_apart(joint(kernel(x, x)), skipped, skipped) if few else None,
+        joint=None if own_pairs is None else _apart(joint(own_pairs), skipped, skipped),
         joint_across=None if centred is None else _apart(centred, skipped, skipped_y),
-        joint_reference=_apart(joint(kernel(y, y)), skipped_y, skipped_y) if few_y else None,
+        joint_reference=None if their_pairs is None else _apart(joint(their_pairs), skipped_y, skipped_y),
     )
 
 
@@ -113,14 +117,22 @@ def _numbered(n: int, m: int, labels: Labels | None) -> tuple[Tensor, Tensor]:
 
 
 def _mean_kernels(
-    x: Tensor, y: Tensor, kernel: Kernel, skipped: Tensor | None, skipped_y: Tensor | None
+    x: Tensor,
+    y: Tensor,
+    kernel: Kernel,
+    skipped: Tensor | None,
+    skipped_y: Tensor | None,
+    pairs: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Mean kernel of each row of `x` with all of `y`, and of each of `y` with all of `x`, equal numbers left out."""
+    """Mean kernel of each row of `x` with all of `y`, and of each of `y` with all of `x`, equal numbers left out.
+
+    `pairs` is the kernel of all with all where it is known; otherwise it is made some rows at a time.
+    """
     sums, back = torch.empty(len(x), dtype=x.dtype), torch.zeros(len(y), dtype=x.dtype)
     counts, counts_back = torch.full((len(x),), len(y)), torch.full((len(y),), len(x))
     for start in range(0, len(x), ROWS):
         rows = slice(start, start + ROWS)
-        block = kernel(x[rows], y)
+        block = kernel(x[rows], y) if pairs is None else pairs
         if skipped is not None and skipped_y is not None:
             same = skipped[rows, None] == skipped_y
             block = block.masked_fill(same, 0)

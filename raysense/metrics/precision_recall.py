@@ -10,11 +10,12 @@ numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
-from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+from typing import TYPE_CHECKING
 
 from raysense.errors import RaysenseError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NEIGHBOURS = 3
 
@@ -38,6 +39,8 @@ def precision_recall(features: Tensor, reference: Tensor, neighbours: int = NEIG
     Raises:
         RaysenseError: If a set has too few images for that many neighbours, or the features differ.
     """
+    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
     if features.shape[1:] != reference.shape[1:] or features.ndim != 2:
         raise RaysenseError(
             f"features {tuple(features.shape)} and reference {tuple(reference.shape)} must be (n, d) and (m, d) "

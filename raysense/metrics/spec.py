@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,11 +89,18 @@ class OfSet:
 
     Attributes:
         value: Features (n, d), the reference's (m, d) -> the value.
+        part: The attribute of what `value` gives that is the metric; empty where it gives a number. Metrics that are
+            parts of one function's answer are computed together.
         network: Whose features.
     """
 
-    value: Callable[[Tensor, Tensor], float]
+    value: Callable[[Tensor, Tensor], Any]
+    part: str = ""
     network: Network = FEATURES
+
+    def of(self, answer: Any) -> float:
+        """The metric, out of what `value` gave."""
+        return float(getattr(answer, self.part) if self.part else answer)
 
 
 How = OfPrompt | OfPixels | OfFeatures | Distance | OfSet

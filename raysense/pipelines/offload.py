@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import cpu_offload
@@ -18,10 +18,9 @@ from accelerate.utils import send_to_device
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from raysense.names import Offload
 from raysense.pipelines.load import modules_of
 from raysense.pruning.layers import AT_REST
-
-Offload = Literal["none", "model", "sequential"]
 
 _WHOLE = ["MultiheadAttention"]
 """Classes that use the weights of their parts without calling these: their weights come together."""

@@ -235,6 +235,7 @@ class Masker(Pruner):
 
         self._leaves_of = leaves
         super().__init__(modules, inventory, grid, master)
+        del self._leaves_of  # it holds the statistics, and this object itself
 
     def _choose(self, inventory: Inventory) -> None:
         self._leaves = {layer.address: self._leaves_of(layer) for layer in inventory.layers}
@@ -264,7 +265,7 @@ def leaves_of(
     chosen = saliency[layer.component] if isinstance(saliency, Mapping) else saliency
     scores = score_layer(find_method(chosen) if isinstance(chosen, str) else chosen, weight, known)
     if pattern is None:
-        leaves = leaving_levels(scores, _removed_by_level(grid, layer))
+        leaves = leaving_levels(scores, grid.removed_by_level(layer.address))
     else:
         leaves = pattern_leaves(scores, layer.kind, pattern)
     # In the weight's memory layout (it may be channels-last), so that masking is one linear pass.
@@ -327,11 +328,16 @@ def choose_place(weights: Mapping[str, Tensor]) -> Place:
     """Where a copy of these weights fits: the nearest place that then keeps half of its free memory."""
     size = sum(weight.nbytes for weight in weights.values())
     on_gpu = [weight.device for weight in weights.values() if weight.device.type == "cuda"]
-    if on_gpu and size <= _SPARE * torch.cuda.mem_get_info(on_gpu[0])[0]:
+    if on_gpu and fits_beside(size, torch.cuda.mem_get_info(on_gpu[0])[0]):
         return "device"
-    if size <= _SPARE * free_host_memory():
+    if fits_beside(size, free_host_memory()):
         return "host"
     return "mapped"
+
+
+def fits_beside(size: int, free: int) -> bool:
+    """Whether a dense master of so many bytes leaves enough of a memory's free bytes for activations."""
+    return size <= _SPARE * free
 
 
 def free_host_memory() -> int:
@@ -366,11 +372,6 @@ def _check_weight(address: str, weight: Tensor) -> None:
         )
     if torch.empty_like(weight, device="meta").stride() != weight.stride():
         raise RaysenseError(f"{address}: its weight is a view with gaps; make it contiguous before pruning")
-
-
-def _removed_by_level(grid: LevelGrid, layer: Layer) -> list[int]:
-    top = grid.top(grid.host(layer.address))
-    return [grid.removed(layer.address, level) for level in range(1, top + 1)]
 
 
 def _flat(tensor: Tensor) -> Tensor:

@@ -268,7 +268,8 @@ def render(summary: Mapping[str, Any], out: str, console: Console) -> None:
             say(console, line)
     say(
         console,
-        f"{summary['evaluations']:,} evaluations, {summary['images']:,} images, {summary['nfe']:,} NFE, "
+        f"{summary['evaluations']:,} evaluations, {summary['images']:,} images, "
+        f"{summary['nfe']:,} NFE (evaluations of the denoiser), "
         f"{summary['seconds']:.0f} s.",
     )
     if stopped := summary["budget"]["stopped_in_words"]:
@@ -283,5 +284,5 @@ def render(summary: Mapping[str, Any], out: str, console: Console) -> None:
         )
         command = f"raysense export {shlex.quote(out)} --allocation ID --out DIR"
         say(console, f"Runners-up that passed: {told}; {command}", whole=True)
-    tables = f"{out}/tables/*/*.parquet (documented in reports/README.md)"
+    tables = f"{out}/tables/*/*.parquet (every column: docs/reference/tables.md)"
     say(console, f"Summary: {out}/summary.json\nTables:  {tables}", whole=True)

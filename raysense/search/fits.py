@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from raysense.evaluation.calibration import needs_of
 from raysense.evaluation.footprint import Footprint
 from raysense.pipelines.foresee import Foreseen
 from raysense.pruning.layers import Inventory
+from raysense.pruning.masks import fits_beside
 from raysense.pruning.obs import hessian_bytes
 from raysense.study import Study, bundled_scorer
 
@@ -26,8 +28,6 @@ GIB = 2**30
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 FREE = 0.1
 """Share of a GPU that is left for CUDA's own context and for memory between blocks: assumed, not measured."""
-
-OFFLOADS = ("none", "model", "sequential")
 
 
 @dataclass(frozen=True)
@@ -177,9 +177,9 @@ def fits(need: Needs, gpu: int) -> list[Fit]:
     """What fits a GPU of so many bytes, for each `offload`."""
     room = int((1 - FREE) * gpu)
     every, one = sum(need.weights.values()), max(need.weights.values(), default=0)
-    beside = need.master <= 0.5 * (gpu - every)  # as `raysense.pruning.masks.choose_place` decides
+    beside = fits_beside(need.master, gpu - every)
     found = []
-    for offload in OFFLOADS:
+    for offload in get_args(names.Offload):
         resting, told = {
             "none": (
                 every + need.levels + need.master * beside,

@@ -101,7 +101,8 @@ def run_study(
         inputs = inputs_of(study, load_prompts(study.prompts), ImageScorer(study), device_of(study))
     if resume and (done := finished_already(study, out, inputs, page=page)) is not None:
         found = f"{done['sparsity_components']:.1%} removed" if done["feasible"] else "nothing passed"
-        say(console, f"Finished already ({found}); nothing to do. Page: {page_of(out)}", whole=True)
+        link = f" Page: {page_of(out)}" if page else ""
+        say(console, f"Finished already ({found}); nothing to do.{link}", whole=True)
         return done
     with Weights(study, out, inputs, lambda text: say(console, text)) as weights:
         inventory = weights.inventory()

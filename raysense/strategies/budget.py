@@ -60,7 +60,7 @@ class BudgetTracker:
 
     Attributes:
         reserve: See above.
-        spent: NFE of all evaluations so far, each counted once.
+        spent: NFE of all evaluations so far that no earlier run measured, each counted once.
         seconds: Their seconds.
         image_cost: NFE of an image, as counted so far: the least, as images may be sampled anew for want of
             memory; None before any was sampled.

@@ -12,11 +12,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.special import ndtri, stdtrit  # `stats` takes half a second to import
+from scipy.special import ndtri
 
 from raysense.errors import RaysenseError
 from raysense.metrics.builtin import SPECS, spec_of
-from raysense.metrics.intervals import LEVEL
+from raysense.metrics.intervals import LEVEL, quantile
 from raysense.metrics.spec import base_of
 from raysense.names import BUNDLED
 from raysense.records import Bound, Measure
@@ -133,8 +133,7 @@ def shows_no_harm(bound: Bound, measure: Measure) -> bool:
 
 def spread_of(measure: Measure, prompts: int) -> float:
     """Standard deviation of what one prompt adds to a measure, from its interval on so many."""
-    quantile = float(stdtrit(prompts - 1, (1 + LEVEL) / 2))
-    return (measure.ci_high - measure.ci_low) / 2 / quantile * math.sqrt(prompts)
+    return (measure.ci_high - measure.ci_low) / 2 / quantile(prompts - 1) * math.sqrt(prompts)
 
 
 def needs(study: Study, spreads: Mapping[str, float]) -> list[Need]:
@@ -147,7 +146,7 @@ def needs(study: Study, spreads: Mapping[str, float]) -> list[Need]:
         for rung, stretch in (("score", 1.0), ("validation", held_out_stretch(study))):
             prompts = getattr(study.rungs, rung).prompts
             spread = stretch * spreads[bound.measure]
-            reach = float(stdtrit(prompts - 1, (1 + LEVEL) / 2)) * spread / math.sqrt(prompts)
+            reach = quantile(prompts - 1) * spread / math.sqrt(prompts)
             two_sided, one_more = ndtri((1 + LEVEL) / 2), ndtri(USUAL)
             least = math.ceil(prompts * (reach / left) ** 2)
             usual = math.ceil(least * ((two_sided + one_more / stretch) / two_sided) ** 2)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from scipy.special import stdtrit  # `stats` takes half a second to import
-
 from raysense.feasibility import Budget
 from raysense.metrics.builtin import spec_of
-from raysense.metrics.intervals import GROUPS, LEVEL, look_levels
+from raysense.metrics.intervals import GROUPS, LEVEL, look_levels, quantile
 from raysense.metrics.spec import MetricSpec
 from raysense.names import JOINT, SOLVER, UNIFORM
 from raysense.records import Bound, StopRule
@@ -42,7 +40,7 @@ def held_out_stretch(study: Study) -> float:
     level = 1 - (1 - LEVEL) / competitors(study)
     # Precision and recall have the fewest degrees of freedom; for the others this is a little too wide.
     freedom = min(study.rungs.validation.prompts, GROUPS) - 1
-    return float(stdtrit(freedom, (1 + level) / 2) / stdtrit(freedom, (1 + LEVEL) / 2))
+    return quantile(freedom, level) / quantile(freedom)
 
 
 def hopeless(bounds: Sequence[Bound], rungs: Rungs, own: Mapping[str, MetricSpec] | None = None) -> StopRule:
@@ -72,4 +70,4 @@ def preview_stretch(rungs: Rungs, bounds: int) -> float:
     alpha = (1 - LEVEL) / max(bounds, 1)
     level = look_levels([fraction] if fraction == 1 else [fraction, 1.0], alpha)[0]
     freedom = rungs.preview.prompts - 1
-    return float(stdtrit(freedom, (1 + level) / 2) / stdtrit(freedom, (1 + LEVEL) / 2))
+    return quantile(freedom, level) / quantile(freedom)

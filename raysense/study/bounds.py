@@ -93,6 +93,10 @@ class _Constraints(Section):
         # A metric that comes later must not change the identity of older studies.
         return without_new(dump(self), info, **dict.fromkeys(BOUNDED))
 
+    def bounded(self) -> dict[str, MetricSpec]:
+        """The metrics of raysense's own that are bounded, by name."""
+        return {name: spec for name, spec in BOUNDED.items() if getattr(self, name) is not None}
+
     def bounds(self) -> list[Bound]:
         """Every single bound, as (measure, direction, limit)."""
         by_metric = {metric: (metric, bound) for metric, bound in self if metric in BOUNDED}

@@ -450,7 +450,7 @@ def _biased(study: Study, doubt: Doubt) -> Iterator[str]:
     Below as many images as features the Fréchet distance rewards features that are drawn together: all of them times
     0.7 on 160 images was measured as 23.9 [10, 38] where the true rise is 87.
     """
-    bounded = {name: spec for name, spec in BOUNDED.items() if getattr(study.constraints, name) is not None}
+    bounded = study.constraints.bounded()
     sound = [n for n, s in BOUNDED.items() if _sees_damage(s)]
     for name, spec in bounded.items():
         needed = _needed(study, spec)
@@ -488,8 +488,7 @@ def _needed(study: Study, spec: MetricSpec) -> int:
 
 def _doubts(study: Study) -> list[str]:
     doubts = []
-    constraints = study.constraints
-    bounded = {name: spec for name, spec in BOUNDED.items() if getattr(constraints, name) is not None}
+    bounded = study.constraints.bounded()
     distances = [name for name, spec in bounded.items() if spec.kind == "set" and spec.relative == "_rise"]
     if distances and not any(spec.kind == "image" for spec in bounded.values()):
         images = ", ".join(name for name, spec in BOUNDED.items() if spec.kind == "image" and spec.always)

@@ -26,7 +26,7 @@ from pydantic import (
 
 from raysense.metrics.builtin import SPECS, higher_is_better, spec_of
 from raysense.metrics.spec import DERIVED, MetricSpec
-from raysense.names import BUNDLED, BUNDLED_PIPELINES, UPDATING
+from raysense.names import BUNDLED, BUNDLED_PIPELINES, UPDATING, Offload
 from raysense.secrets import has_credentials
 from raysense.study import plain_yaml, reading
 from raysense.study.bounds import BOUNDED, Constraints
@@ -484,7 +484,7 @@ class Study(Section, metaclass=_Readable):
     compile: bool = Field(
         False, description="torch.compile the denoiser; pays off over hundreds of evaluations"
     )
-    offload: Literal["none", "model", "sequential"] = Field(
+    offload: Offload = Field(
         "none",
         description="weights wait in the host's memory: whole components (model) or layers (sequential)",
     )

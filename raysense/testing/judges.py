@@ -10,6 +10,7 @@ from torch import Tensor
 
 from raysense.metrics.custom import checked_metric, checked_set_metric, set_intervals
 from raysense.metrics.features import FeatureExtractor
+from raysense.metrics.spec import OfSet
 from raysense.testing.contract import asserted, declared_as, equal, near, other_random_numbers
 
 PROMPTS = ("a red ball", "a house", "two cats", "the sea", "a map", "a cup of tea", "an owl", "night")
@@ -90,7 +91,9 @@ def _check_of_set(metric: Callable[..., Any], name: str, up: bool, harm: Callabl
         shuffled = measure(sound[turned], reference)
         harmed = measure(harm(sound.clone()), reference)
         ids = [str(i) for i in range(len(sound))]
-        value, _ = set_intervals(measure, sound, harm(sound.clone()), reference, ids, higher_is_better=up)
+        value, _ = set_intervals(
+            OfSet(measure), sound, harm(sound.clone()), reference, ids, higher_is_better=up
+        )
     assert equal(sound, kept[0]), f"{name}: changed the features that it was given"
     assert equal(reference, kept[1]), f"{name}: changed the reference that it was given"
     assert first == second, f"{name}: gave {first} and then {second} for the same features"

@@ -45,7 +45,7 @@ def test_a_narrower_set_drops_in_recall() -> None:
         how = SPECS[name].how
         assert isinstance(how, OfSet)
         found[name] = set_intervals(
-            how.value,
+            how,
             dense * 0.2,
             dense,
             reference,

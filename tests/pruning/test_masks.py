@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import weakref
 from itertools import pairwise
 
 import numpy as np
@@ -201,6 +202,18 @@ def test_as_torch_prune_where_that_is_right(components):
     reference.weight.data.copy_(dense)
     prune.l1_unstructured(reference, "weight", amount=grid.removed("unet:mid_block.proj", level))
     assert torch.equal(components["unet"].mid_block["proj"].weight, reference.weight)
+
+
+def test_a_masker_is_gone_with_its_last_name(components):
+    """A method's statistics, and a master that is no longer used, are too large to wait for the next collection."""
+    gc.disable()
+    try:
+        masker = build(components)[2]
+        there = weakref.ref(masker)
+        del masker
+        assert there() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("text", ["2:4", "4:8", "1:4"])

@@ -5,20 +5,8 @@ Kynkäänniemi et al. (2019), see `raysense.metrics.precision_recall`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from raysense.metrics.precision_recall import precision_recall
 from raysense.metrics.spec import MetricSpec, OfSet
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-def precision(features: Tensor, reference: Tensor) -> float:
-    """Precision of (n, d) features against an (m, d) reference."""
-    from raysense.metrics.precision_recall import precision_recall
-
-    return precision_recall(features, reference).precision
-
 
 SPEC = MetricSpec(
     "precision",
@@ -34,5 +22,5 @@ SPEC = MetricSpec(
     needs_images=True,
     needs_full_sample=True,
     caution="it depends strongly on the number of images, so a bound holds for this study's rungs only",
-    how=OfSet(precision),
+    how=OfSet(precision_recall, part="precision"),
 )
