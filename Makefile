@@ -41,7 +41,7 @@ reference: $(READY)  ## run the committed reference study anew, and what is show
 	mkdir reports/reference
 	cp -R reports/runs/reference/study.json reports/runs/reference/manifest.json \
 		reports/runs/reference/summary.json reports/runs/reference/tables reports/reference/
-	$(BIN)/python -m raysense.results.answers reports/reference reports/queries > reports/queries/README.md
+	$(BIN)/python -m raysense.results.query_answers reports/reference reports/queries > reports/queries/README.md
 	$(BIN)/jupyter-execute --inplace reports/analysis.ipynb
 
 setup: $(READY)  ## only install

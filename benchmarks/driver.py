@@ -63,7 +63,7 @@ def pace(moments: Sequence[float]) -> float:
 def measure(evaluations: int) -> dict[str, Any]:
     """Runs the evaluations; the figures."""
     from raysense.execution.executor import EvaluatorSpec
-    from raysense.execution.live import LiveView
+    from raysense.execution.progress_view import LiveView
     from raysense.execution.ray.driver import RayExecutor
     from raysense.store import Store
 

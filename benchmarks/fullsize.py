@@ -99,7 +99,7 @@ class Peaks(threading.Thread):
     def _see(self, process: psutil.Process) -> None:
         command = " ".join(process.cmdline())
         kind = "driver" if process == self._process else part(command)
-        if "raysense.evaluation.weights" in command or "raysense.results.painted" in command:
+        if "raysense.evaluation.weights" in command or "raysense.results.page_with_pictures" in command:
             kind = "helper"
         self.peaks[kind] = max(self.peaks.get(kind, 0), process.memory_info().rss)
 

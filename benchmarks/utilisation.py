@@ -154,7 +154,7 @@ def measure(case: Case) -> dict[str, Any]:
     from ray.cluster_utils import Cluster
 
     from raysense.execution.executor import EvaluatorSpec
-    from raysense.execution.live import LiveView
+    from raysense.execution.progress_view import LiveView
     from raysense.execution.ray.driver import RayExecutor
     from raysense.store import Store
 

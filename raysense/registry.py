@@ -104,7 +104,7 @@ def saliency(
 ) -> Callable[[Plugin], Plugin]:
     """Declare a pruning method of your own: one that scores weights, or one that also updates those that stay.
 
-    A method that scores takes ``(weight, known)``, the tensor and a `raysense.pruning.saliency.Known` with the
+    A method that scores takes ``(weight, stats)``, the tensor and a `raysense.pruning.saliency.LayerStats` with the
     statistics that it `needs`; it returns one finite score a weight, in the weight's shape; the lowest leave first. A
     method that updates takes ``(weight, hessian, zeros, kind)``: the tensor, float32 (groups, columns, columns) E[x·xᵀ]
     of the layer's inputs, how many weights are zero in the end, and the layer's kind. It returns the new weight, of the
@@ -112,8 +112,8 @@ def saliency(
 
     Example:
         >>> @saliency("by_input", needs=["inputs"], kinds=["linear"])
-        ... def by_input(weight, known):
-        ...     return weight.abs() * known.inputs.sqrt().to(weight)
+        ... def by_input(weight, stats):
+        ...     return weight.abs() * stats.inputs.sqrt().to(weight)
 
     Args:
         name: A short name.
@@ -147,14 +147,14 @@ def saliency(
 def strategy(name: str) -> Callable[[Plugin], Plugin]:
     """Declare a search strategy of your own: a generator that proposes allocations and is told how they fared.
 
-    It takes ``(search, known)``, a `raysense.strategies.context.SearchContext` and the candidates that allocation rules
-    led to. It yields an `Allocation` and is sent its `Candidate`, yields a list of allocations and is sent a list, or
-    yields a `TrialSpec` for any rung and is sent its evaluations. It ends when it returns, or when it has spent what
-    `search.rounds` × `search.offspring` candidates cost. It must be deterministic given what it is sent.
+    It takes ``(search, candidates)``, a `raysense.strategies.context.SearchContext` and the candidates that allocation
+    rules led to. It yields an `Allocation` and is sent its `Candidate`, yields a list of allocations and is sent a
+    list, or yields a `TrialSpec` for any rung and is sent its evaluations. It ends when it returns, or when it has
+    spent what `search.rounds` × `search.offspring` candidates cost. It must be deterministic given what it is sent.
 
     Example:
         >>> @strategy("steps")
-        ... def steps(search, known):
+        ... def steps(search, candidates):
         ...     for share in (0.2, 0.4): yield search.grid.uniform(share)
 
     Args:

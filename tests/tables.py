@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from raysense.store import parquet
+from raysense.store.checksummed_json import seal, unseal
 from raysense.store.schema import TABLES
-from raysense.store.sealed import seal, unseal
 from raysense.store.store import Store
 
 

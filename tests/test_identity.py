@@ -31,8 +31,8 @@ from raysense.records import Evaluation
 from raysense.results.page import write_page
 from raysense.results.pictures import paint_comparison
 from raysense.search.job import begin_store
+from raysense.store.checksummed_json import seal
 from raysense.store.disk import Disk
-from raysense.store.sealed import seal
 from raysense.study import Study, load
 
 UNET = "pipeline/unet/diffusion_pytorch_model.safetensors"

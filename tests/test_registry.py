@@ -18,8 +18,8 @@ from raysense.evaluation.identity import dense_identity
 from raysense.evaluation.scoring import ImageScorer
 from raysense.registry import declaration_of, find, installed, located
 from raysense.study import Study, load, parse
-from raysense.study.callables import declared
 from raysense.study.complete import complete
+from raysense.study.plugin_checks import declared
 
 SOURCE = """
 import raysense as rs

@@ -192,7 +192,7 @@ def engine(bench: Bench) -> Figures:
     """An evaluator's start, its peak of memory, and an evaluation beside the bare loop of diffusers."""
     from raysense.evaluation.evaluator import Evaluator
     from raysense.records import EvaluationRequest
-    from raysense.search.fits import BYTES, GIB
+    from raysense.search.gpu_memory import BYTES, GIB
 
     with tempfile.TemporaryDirectory() as store:
         study = shaped_study(bench, shaped_pipeline(bench))

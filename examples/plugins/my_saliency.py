@@ -4,20 +4,20 @@ import torch
 from torch import Tensor
 
 import raysense as rs
-from raysense.pruning.saliency import Known, from_output_rows, output_rows
+from raysense.pruning.saliency import LayerStats, from_output_rows, output_rows
 
 
 @rs.saliency("ria", needs=["inputs"], kinds=["linear"])
-def ria(weight: Tensor, known: Known) -> Tensor:
+def ria(weight: Tensor, stats: LayerStats) -> Tensor:
     """Relative importance times the root of the input's norm.
 
     Source: Zhang et al., "Plug-and-Play: An Efficient Post-training Pruning Method for Large Language Models"
     (ICLR 2024).
     """
-    assert known.inputs is not None
+    assert stats.inputs is not None
     size = weight.detach().float().abs()
     rows, columns = size.sum(dim=1, keepdim=True), size.sum(dim=0, keepdim=True)
-    norms = known.inputs[0].to(size).sqrt()
+    norms = stats.inputs[0].to(size).sqrt()
     return (size / rows.clamp_min(1e-12) + size / columns.clamp_min(1e-12)) * norms.sqrt()
 
 

@@ -12,11 +12,11 @@ from raysense.strategies.context import Candidate, SearchContext, best_of
 
 @rs.strategy("walk")
 def walk(
-    search: SearchContext, known: Sequence[Candidate]
+    search: SearchContext, candidates: Sequence[Candidate]
 ) -> Generator[list[Allocation], list[Candidate], None]:
     """A random walk upwards: from the best so far, a few layers go one level further; two proposals side by side."""
     rng = np.random.default_rng(search.study.seed)
-    start = best_of(known)
+    start = best_of(candidates)
     best, zeros = (start.allocation, start.zeros) if start else (Allocation(), 0)
     while True:
         proposals = [further(best, search.grid, rng) for _ in range(2)]

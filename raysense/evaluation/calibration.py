@@ -1,7 +1,7 @@
 """What a study's method learns from the dense pipeline at work: once a study, kept in the store's cache.
 
 Methods that rank weights by more than the weights need statistics (`raysense.pruning.activations`); methods that
-update what stays need Hessians, of which only the solved slices are kept (`raysense.evaluation.slices`). Both
+update what stays need Hessians, of which only the solved slices are kept (`raysense.evaluation.solved_weights`). Both
 come from the study's own denoising loop over the first search prompts, under a seed that no evaluation uses.
 Every file is named by what its content follows from, so all workers, and all studies of a folder, share it.
 """
@@ -23,7 +23,7 @@ from raysense.evaluation.cache import TensorCache
 from raysense.evaluation.level_files import LevelFiles
 from raysense.evaluation.memory import release_memory
 from raysense.evaluation.method_selection import components_of, heats
-from raysense.evaluation.slices import Slices
+from raysense.evaluation.solved_weights import SolvedWeights
 from raysense.hashing import content_key
 from raysense.names import OWL, UPDATING
 from raysense.pipelines.cost import Cost, assumed
@@ -36,7 +36,7 @@ from raysense.pruning.layers import Inventory, Layer, weight_of
 from raysense.pruning.masks import Masker, Pruner, mask_for_good
 from raysense.pruning.obs import Substituter, check_pattern, find_updater, hessian_passes, solve
 from raysense.pruning.patterns import Pattern
-from raysense.pruning.saliency import Known, find_method
+from raysense.pruning.saliency import LayerStats, find_method
 from raysense.store.disk import Disk
 from raysense.study import Study
 
@@ -169,7 +169,9 @@ class Calibration:
             study.sampling.model_dump(exclude={"batch"}),
             self._seed,
         )
-        self._slices = Slices(disk, {layer.address: self._slice_key(layer) for layer in inventory.layers})
+        self._slices = SolvedWeights(
+            disk, {layer.address: self._slice_key(layer) for layer in inventory.layers}
+        )
         self.images = 0
         self.notes: list[str] = []
 
@@ -231,7 +233,7 @@ class Calibration:
 
     # --- statistics -----------------------------------------------------------------------------------
 
-    def _statistics(self, needs: frozenset[str]) -> dict[str, Known]:
+    def _statistics(self, needs: frozenset[str]) -> dict[str, LayerStats]:
         found: dict[str, dict[str, Tensor]] = {}
         for need in sorted(needs):
             stored = self._stored(need)
@@ -241,7 +243,7 @@ class Calibration:
                     self._cache.put(self._statistic_key(need, block), {a: stored[a] for a in layers})
             found[need] = stored
         return {
-            layer.address: Known(
+            layer.address: LayerStats(
                 layer.address,
                 layer.kind,
                 **{need: tensors[layer.address] for need, tensors in found.items()},

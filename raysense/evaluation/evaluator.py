@@ -16,7 +16,7 @@ from raysense.evaluation.cache import TensorCache, TensorMemory
 from raysense.evaluation.identity import Identity
 from raysense.evaluation.image_sets import ImageSets
 from raysense.evaluation.inputs import device_in_words, stored_prompts, versions
-from raysense.evaluation.live import LivePipeline
+from raysense.evaluation.live_pipeline import LivePipeline
 from raysense.evaluation.rungs.base import Found, Rung
 from raysense.evaluation.rungs.calibration import CalibrationRung
 from raysense.evaluation.rungs.images import ImagesRung, ShardRung

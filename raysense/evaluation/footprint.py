@@ -11,8 +11,8 @@ import torch
 from raysense.evaluation.inputs import taken_away
 from raysense.evaluation.memory import forget_peak
 from raysense.hashing import content_key
+from raysense.store.checksummed_json import seal
 from raysense.store.disk import Disk, read_sealed
-from raysense.store.sealed import seal
 from raysense.study import Study
 
 

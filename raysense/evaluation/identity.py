@@ -13,7 +13,7 @@ from raysense.errors import RaysenseError
 from raysense.evaluation.inputs import inputs_of
 from raysense.evaluation.scoring import ImageScorer
 from raysense.hashing import content_key
-from raysense.pipelines.idle import foreseen_for, idle_in
+from raysense.pipelines.idle_modules import foreseen_for, idle_in
 from raysense.prompts.sets import PromptSets
 from raysense.pruning.layers import Inventory, take_inventory
 from raysense.pruning.patterns import Pattern, pattern_grid

@@ -12,7 +12,7 @@ from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation.cache import TensorCache, TensorMemory
 from raysense.evaluation.identity import Identity
-from raysense.evaluation.live import LivePipeline
+from raysense.evaluation.live_pipeline import LivePipeline
 from raysense.evaluation.sampler import Pairs, Sampler, pairs_of, reference_pairs
 from raysense.evaluation.scoring import ImageScorer, Reference, ScoredImages, joined
 from raysense.evaluation.shards import is_kept, ranges_of, reference_rung

@@ -19,9 +19,9 @@ from raysense.errors import RaysenseError
 from raysense.hashing import DIGITS, content_key, file_hash, files_hash, visible_files
 from raysense.names import BUNDLED_PIPELINES
 from raysense.prompts.sets import Prompt, PromptSets, load_prompts
+from raysense.store.checksummed_json import seal
 from raysense.store.differences import contents_differ
 from raysense.store.disk import Disk, read_sealed
-from raysense.store.sealed import seal
 from raysense.study import Reference, Study, bundled_pipeline
 
 if TYPE_CHECKING:

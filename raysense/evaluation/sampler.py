@@ -12,7 +12,7 @@ from torch import Tensor
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation.footprint import measured_footprint
-from raysense.evaluation.live import LivePipeline
+from raysense.evaluation.live_pipeline import LivePipeline
 from raysense.evaluation.scoring import ImageScorer, ScoredImages, joined
 from raysense.evaluation.shards import REFERENCE_SEEDS, reference_rung
 from raysense.pipelines.sample import call_pipeline, first_seed, refuse_other_scale

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from raysense.apart import Child, Say, Tell, answer
+from raysense.child_process import Child, Say, Tell, answer
 from raysense.errors import RaysenseError
 from raysense.evaluation.cache import TensorCache
 from raysense.evaluation.identity import inventory_of

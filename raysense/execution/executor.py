@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from raysense.errors import RaysenseError
-from raysense.execution.earlier import Earlier
 from raysense.execution.progress import OnProgress, Outcome
+from raysense.execution.reused_rows import ReusedRows
 from raysense.records import Evaluation, EvaluationRequest, TrialSpec
 from raysense.secrets import masked
 from raysense.store.store import Store
@@ -35,7 +35,7 @@ class Executor(Protocol):
         signature: str,
         lookahead: int,
         on_progress: OnProgress | None = None,
-        earlier: Earlier | None = None,
+        earlier: ReusedRows | None = None,
     ) -> Outcome:
         """Ask, measure what the store does not answer, store, tell, until the strategy is done.
 

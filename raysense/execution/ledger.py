@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from raysense.errors import RaysenseError
-from raysense.execution.earlier import Earlier
 from raysense.execution.progress import Snapshot
+from raysense.execution.reused_rows import ReusedRows
 from raysense.records import Evaluation, EvaluationRequest, TrialSpec
 from raysense.strategies.base import Lookahead
 
@@ -58,7 +58,7 @@ class Ledger:
         strategy: Lookahead,
         known: Mapping[str, Evaluation],
         signature: str,
-        earlier: Earlier | None = None,
+        earlier: ReusedRows | None = None,
     ) -> None:
         self._strategy = strategy
         self._known = known

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 from raysense.errors import RaysenseError
 from raysense.execution.compactor import COMPACT_EVERY
-from raysense.execution.earlier import Earlier
 from raysense.execution.executor import ATTEMPTS, Measurer, failure, log, new_life, signed
 from raysense.execution.interrupt import Interrupt
 from raysense.execution.ledger import Ledger
 from raysense.execution.progress import Clock, OnProgress, Outcome, Snapshot
+from raysense.execution.reused_rows import ReusedRows
 from raysense.records import Evaluation, EvaluationRequest, TrialSpec
 from raysense.store.rows import without_samples
 from raysense.store.store import Store
@@ -38,7 +38,7 @@ class LocalExecutor:
         signature: str,
         lookahead: int = 1,
         on_progress: OnProgress | None = None,
-        earlier: Earlier | None = None,
+        earlier: ReusedRows | None = None,
     ) -> Outcome:
         """See `Executor`."""
         clock, life = Clock(0.5), new_life()

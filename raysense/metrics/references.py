@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from raysense import plain_file
+from raysense import user_files
 from raysense.errors import RaysenseError
 from raysense.metrics import gaussians
 from raysense.metrics.features import BATCH, FeatureExtractor
@@ -127,7 +127,7 @@ def rows(path: Path, columns: list[str]) -> Iterator[tuple[Mapping[str, Any], st
         if kind == ".parquet":
             found: Iterable[Mapping[str, Any]] = parquet_rows(path, columns)
         else:
-            found = (rows_of_csv if kind == ".csv" else rows_of_jsonl)(plain_file.read(path, LARGEST_TABLE))
+            found = (rows_of_csv if kind == ".csv" else rows_of_jsonl)(user_files.read(path, LARGEST_TABLE))
         for number, row in enumerate(found, start=1):
             yield row, f"{path}, row {number}"
     except RaysenseError:
@@ -186,7 +186,7 @@ def decode(picture: Picture, size: int) -> Tensor:
 
 
 def _reason(error: Exception) -> str:
-    """Why, in one line; `plain_file` has no number for its reasons."""
+    """Why, in one line; `user_files` has no number for its reasons."""
     return " ".join(str(error).removeprefix("[Errno 0] ").split())[:300] or type(error).__name__
 
 
@@ -196,7 +196,7 @@ def _loaded(image: Path | bytes) -> Image.Image:
     Raises:
         Exception: It is damaged, of another format, or has several frames.
     """
-    content = plain_file.read(image, LARGEST_IMAGE) if isinstance(image, Path) else image
+    content = user_files.read(image, LARGEST_IMAGE) if isinstance(image, Path) else image
     try:
         opened = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from raysense import plain_file
+from raysense import user_files
 from raysense.errors import RaysenseError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def read_rows(path: Path) -> list[Row]:
             f"`prompts` must be `bundled`, `coco-train2017` or a {', '.join(others)} or {last} file, but got `{path}`"
         )
     try:
-        return READERS[suffix](plain_file.read(path, LARGEST_BYTES))
+        return READERS[suffix](user_files.read(path, LARGEST_BYTES))
     except OSError as error:
         raise RaysenseError(f"`prompts`: cannot read `{path}`: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from raysense.errors import RaysenseError
 from raysense.pruning.layers import Inventory, Layer, weight_of
-from raysense.pruning.saliency import Known
+from raysense.pruning.saliency import LayerStats
 
 Run = Callable[[], object]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -295,7 +295,7 @@ def calibrate(
     *,
     seed: int = 0,
     calls: int = 16,
-) -> dict[str, Known]:
+) -> dict[str, LayerStats]:
     """Collect what a method needs (`Method.needs`) by running the real loop, once for each kind of need.
 
     Runs outside inference mode, so that gradients can be taken.
@@ -320,7 +320,7 @@ def calibrate(
         )
         gradients = output_gradients(modules, inventory.layers, recorded, seed)
     return {
-        layer.address: Known(
+        layer.address: LayerStats(
             layer.address, layer.kind, inputs.get(layer.address), gradients.get(layer.address), seed
         )
         for layer in inventory.layers

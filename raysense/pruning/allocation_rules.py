@@ -19,7 +19,7 @@ from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
 from raysense.pruning.layers import Inventory, Layer, weight_of
 from raysense.pruning.ranking import magnitude_counts
-from raysense.pruning.saliency import Known, wanda_tensor
+from raysense.pruning.saliency import LayerStats, wanda_tensor
 
 AllocationRule = Callable[[int], Allocation]
 """Wanted zeros in the selected layers -> allocation."""
@@ -141,7 +141,7 @@ def owl(
 def outlier_ratios(
     inventory: Inventory,
     modules: Mapping[str, nn.Module],
-    statistics: Mapping[str, Known],
+    statistics: Mapping[str, LayerStats],
     times: float = 7.0,
 ) -> dict[str, float]:
     """Layer -> share of weights whose |w|·‖x‖₂ exceeds `times` (M) the layer's mean."""

@@ -23,7 +23,7 @@ from raysense.errors import RaysenseError
 from raysense.pruning.layers import Inventory, Layer, live_weight, weight_of
 from raysense.pruning.patterns import Pattern, pattern_leaves
 from raysense.pruning.ranking import leaving_levels
-from raysense.pruning.saliency import Known, Method, find_method, score_layer
+from raysense.pruning.saliency import LayerStats, Method, find_method, score_layer
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +220,7 @@ class Masker(Pruner):
         inventory: Inventory,
         grid: LevelGrid,
         saliency: str | Method | Mapping[str, str] = "magnitude",
-        statistics: Mapping[str, Known] | None = None,
+        statistics: Mapping[str, LayerStats] | None = None,
         seed: int = 0,
         pattern: Pattern | None = None,
         master: Place | None = None,
@@ -253,7 +253,7 @@ def leaves_of(
     weight: Tensor,
     grid: LevelGrid,
     saliency: str | Method | Mapping[str, str],
-    statistics: Mapping[str, Known],
+    statistics: Mapping[str, LayerStats],
     seed: int,
     pattern: Pattern | None,
 ) -> Tensor:
@@ -261,9 +261,9 @@ def leaves_of(
 
     See `Masker` for the arguments; the weight is dense.
     """
-    known = statistics.get(layer.address, Known(layer.address, layer.kind, seed=seed))
+    stats = statistics.get(layer.address, LayerStats(layer.address, layer.kind, seed=seed))
     chosen = saliency[layer.component] if isinstance(saliency, Mapping) else saliency
-    scores = score_layer(find_method(chosen) if isinstance(chosen, str) else chosen, weight, known)
+    scores = score_layer(find_method(chosen) if isinstance(chosen, str) else chosen, weight, stats)
     if pattern is None:
         leaves = leaving_levels(scores, grid.removed_by_level(layer.address))
     else:
@@ -278,7 +278,7 @@ def mask_for_good(
     grid: LevelGrid,
     allocation: Allocation,
     saliency: str | Method | Mapping[str, str],
-    statistics: Mapping[str, Known],
+    statistics: Mapping[str, LayerStats],
     seed: int,
     pattern: Pattern | None,
 ) -> None:

@@ -1,6 +1,6 @@
 """How much each weight matters: one function per method.
 
-The contract: a method takes a weight and what is `Known` about its layer, and returns one score a weight (float32,
+The contract: a method takes a weight and the `LayerStats` of its layer, and returns one score a weight (float32,
 float16 or bfloat16), in the weight's shape, all finite; the weights with the lowest scores leave first. Equal scores
 are ordered by position. The order of a layer's scores is all that counts.
 """
@@ -21,7 +21,7 @@ from raysense.registry import DOTTED, declaration_of, find
 
 
 @dataclass(frozen=True)
-class Known:
+class LayerStats:
     """What a saliency method may use beside the weight.
 
     Attributes:
@@ -40,7 +40,7 @@ class Known:
     seed: int = 0
 
 
-Score = Callable[[Tensor, Known], Tensor]
+Score = Callable[[Tensor, LayerStats], Tensor]
 
 
 @dataclass(frozen=True)
@@ -60,45 +60,45 @@ class Method:
     kinds: frozenset[str] | None = None
 
 
-def magnitude(weight: Tensor, known: Known | None = None) -> Tensor:
+def magnitude(weight: Tensor, stats: LayerStats | None = None) -> Tensor:
     """|w|, in the weight's own type: scores of 16 bits are ranked some four times as fast."""
     return weight.detach().abs()
 
 
-def random(weight: Tensor, known: Known) -> Tensor:
+def random(weight: Tensor, stats: LayerStats) -> Tensor:
     """Uniform noise from the study's seed and the layer's address: the control."""
-    digest = hashlib.sha256(f"{known.seed}/{known.address}".encode()).digest()
+    digest = hashlib.sha256(f"{stats.seed}/{stats.address}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     return torch.rand(weight.shape, generator=generator).to(weight.device)
 
 
-def wanda(weight: Tensor, known: Known) -> Tensor:
+def wanda(weight: Tensor, stats: LayerStats) -> Tensor:
     """|w|·‖x‖₂, ranked within each output row, so that every row loses the same share.
 
     Source: Sun et al., "A Simple and Effective Pruning Approach for Large Language Models" (ICLR 2024).
     """
-    scores = output_rows(wanda_tensor(weight, known), known.kind)
+    scores = output_rows(wanda_tensor(weight, stats), stats.kind)
     ranks = scores.argsort(dim=1, stable=True).argsort(dim=1)
-    return from_output_rows(ranks.float(), weight.shape, known.kind)
+    return from_output_rows(ranks.float(), weight.shape, stats.kind)
 
 
-def wanda_tensor(weight: Tensor, known: Known) -> Tensor:
+def wanda_tensor(weight: Tensor, stats: LayerStats) -> Tensor:
     """|w|·‖x‖₂, ranked over the whole layer."""
-    inputs = _require(known.inputs, "inputs", known)
-    rows = output_rows(weight.detach().float().abs(), known.kind)
+    inputs = _require(stats.inputs, "inputs", stats)
+    rows = output_rows(weight.detach().float().abs(), stats.kind)
     groups = inputs.numel() // rows.shape[1]
     norms = (
         inputs.to(rows.device).sqrt().reshape(groups, -1).repeat_interleave(rows.shape[0] // groups, dim=0)
     )
-    return from_output_rows(rows * norms, weight.shape, known.kind)
+    return from_output_rows(rows * norms, weight.shape, stats.kind)
 
 
-def taylor(weight: Tensor, known: Known) -> Tensor:
+def taylor(weight: Tensor, stats: LayerStats) -> Tensor:
     """w²·g²: the squared first-order change of the loss when the weight leaves; g² is a mean.
 
     Source: Molchanov et al., "Importance Estimation for Neural Network Pruning" (CVPR 2019), eq. 8.
     """
-    gradients = _require(known.gradients, "gradients", known)
+    gradients = _require(stats.gradients, "gradients", stats)
     return weight.detach().float().square() * gradients.to(weight.device)
 
 
@@ -152,7 +152,7 @@ def own_method(name: str, score: Score) -> Method:
     return Method(name, score, frozenset(said.facts["needs"]), None if kinds is None else frozenset(kinds))
 
 
-def score_layer(method: Method, weight: Tensor, known: Known) -> Tensor:
+def score_layer(method: Method, weight: Tensor, stats: LayerStats) -> Tensor:
     """The method's scores, held to the contract; what is zero already is put first.
 
     Raises:
@@ -160,18 +160,18 @@ def score_layer(method: Method, weight: Tensor, known: Known) -> Tensor:
     """
     if not all_finite(weight):
         raise RaysenseError(
-            f"{known.address}: its weights hold NaN or infinity; mend the checkpoint before pruning"
+            f"{stats.address}: its weights hold NaN or infinity; mend the checkpoint before pruning"
         )
-    if method.kinds is not None and known.kind not in method.kinds:
+    if method.kinds is not None and stats.kind not in method.kinds:
         raise RaysenseError(
-            f"saliency: {method.name} cannot score {known.address}, which is {known.kind}; it handles "
+            f"saliency: {method.name} cannot score {stats.address}, which is {stats.kind}; it handles "
             f"{', '.join(sorted(method.kinds))}: set `prune.kinds` to these, or choose another method"
         )
-    scores = method.score(weight, known)
+    scores = method.score(weight, stats)
     if scores.shape != weight.shape or not all_finite(scores):
         raise RaysenseError(
             f"saliency: {method.name} must give a finite score for each of {tuple(weight.shape)} weights of "
-            f"{known.address}, but gave {int(torch.isfinite(scores).sum())} in shape {tuple(scores.shape)}"
+            f"{stats.address}, but gave {int(torch.isfinite(scores).sum())} in shape {tuple(scores.shape)}"
         )
     if scores.dtype not in (torch.float16, torch.bfloat16):
         scores = scores.float()
@@ -188,9 +188,9 @@ def from_output_rows(rows: Tensor, shape: torch.Size, kind: str) -> Tensor:
     return rows.t() if kind == "transformers_conv1d" else rows.reshape(shape)
 
 
-def _require(statistic: Tensor | None, name: str, known: Known) -> Tensor:
+def _require(statistic: Tensor | None, name: str, stats: LayerStats) -> Tensor:
     if statistic is None:
         raise RaysenseError(
-            f"saliency: {name} of {known.address} were not collected; run the calibration first"
+            f"saliency: {name} of {stats.address} were not collected; run the calibration first"
         )
     return statistic

@@ -24,8 +24,8 @@ from raysense.results import run as results
 from raysense.results.pictures import evaluator_of, noise_of_pictures, thumbnails
 from raysense.search.doctor import Diagnosis
 from raysense.search.doctor import examine as examine_pipeline
-from raysense.search.given import written
 from raysense.search.job import run_study
+from raysense.search.save_live_objects import written
 from raysense.store.disk import Disk
 from raysense.study import Study, examine, revise
 from raysense.study.checks import checked

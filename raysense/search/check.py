@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from raysense.errors import OtherVersion, RaysenseError
 from raysense.evaluation.cache import TensorCache
 from raysense.evaluation.inputs import stored_prompts
-from raysense.evaluation.slices import damage_of
+from raysense.evaluation.solved_weights import damage_of
 from raysense.store.disk import Disk, read_sealed
 from raysense.store.repair import Broken, broken_objects, broken_tables, rebuild_tables
 from raysense.store.store import Store

@@ -20,18 +20,18 @@ from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation import checks
 from raysense.evaluation.checks import Finding, judged
-from raysense.evaluation.live import LivePipeline
+from raysense.evaluation.live_pipeline import LivePipeline
 from raysense.evaluation.rungs.probe import ProbeRung
 from raysense.evaluation.scoring import weights_hash
 from raysense.export.pack import compress, load_compressed
 from raysense.metrics.builtin.probe_error import PROBE_ERROR
 from raysense.pipelines.adapter import NO_GUIDANCE, denoisers_of
-from raysense.pipelines.foresee import watched
-from raysense.pipelines.idle import foreseen_for, heads_of, idle_in
+from raysense.pipelines.idle_modules import foreseen_for, heads_of, idle_in
 from raysense.pipelines.load import empty_components, load_pipeline, modules_of, notes_of
 from raysense.pipelines.offload import at_rest
 from raysense.pipelines.origin import Origin
 from raysense.pipelines.sample import call_pipeline
+from raysense.pipelines.without_weights import watched
 from raysense.prompts.sets import Prompt, PromptSets
 from raysense.pruning.layers import find_layers
 from raysense.study import Study

@@ -21,15 +21,15 @@ from raysense.evaluation.identity import grid_of, signature
 from raysense.evaluation.inputs import inputs_of, keep_code, keep_prompts
 from raysense.evaluation.scoring import ImageScorer
 from raysense.evaluation.weights import Weights
-from raysense.execution.earlier import Earlier
 from raysense.execution.executor import EvaluatorSpec, Executor
-from raysense.execution.live import view
 from raysense.execution.local import LocalExecutor
 from raysense.execution.progress import Snapshot
+from raysense.execution.progress_view import view
 from raysense.execution.ray.driver import RayExecutor
 from raysense.execution.ray.tracking import Tracker, check_track
+from raysense.execution.reused_rows import ReusedRows
 from raysense.names import ITERATIVE, OWL, SOLVER
-from raysense.pipelines.idle import foreseen_for
+from raysense.pipelines.idle_modules import foreseen_for
 from raysense.pipelines.load import empty_components
 from raysense.pipelines.origin import Origin
 from raysense.prompts.sets import load_prompts
@@ -37,20 +37,20 @@ from raysense.pruning.layers import Inventory
 from raysense.results.failures import failures, refuse_if_nothing_was_measured
 from raysense.results.page import NAME as PAGE
 from raysense.results.page import is_finished_page, page_of, write_page
-from raysense.results.painted import write_painted_page
+from raysense.results.page_with_pictures import write_painted_page
 from raysense.results.refresh import PageWhileRunning
 from raysense.results.summary import render, summarise
-from raysense.search.earlier import EarlierRun
-from raysense.search.given import FOLDER
+from raysense.search.earlier_run import EarlierRun
+from raysense.search.save_live_objects import FOLDER
 from raysense.search.starts import Starts, stored_starts
+from raysense.store.checksummed_json import seal
 from raysense.store.disk import Disk, read_sealed
-from raysense.store.sealed import seal
 from raysense.store.store import Store
 from raysense.strategies.context import Findings
-from raysense.strategies.own import own_rules, own_strategies
 from raysense.strategies.rules import check_strategies, closed_forms
 from raysense.strategies.runner import StrategyRunner
 from raysense.strategies.schedule import make_strategy
+from raysense.strategies.user_defined import user_rules, user_strategies
 from raysense.strategies.verdict import quality_budget
 from raysense.study import EXTENSIONS, PLACES, Study
 from raysense.study.complete import complete
@@ -112,8 +112,8 @@ def run_study(
             empty = empty_components(Origin.of(study))
         learning = calibration_cost(study, inventory, grid, empty, foreseen.cost)
         families = closed_forms(inventory, grid, {}, study.search.proportions, weights.counts)
-        families |= own_rules(asked := study.search.strategies, inventory, grid)
-        check_strategies(asked, (*families, OWL, SOLVER, *ITERATIVE[1:], *own_strategies(asked)))
+        families |= user_rules(asked := study.search.strategies, inventory, grid)
+        check_strategies(asked, (*families, OWL, SOLVER, *ITERATIVE[1:], *user_strategies(asked)))
         strategy = make_strategy(study, inventory, grid, families, learning, foreseen.cost)
         store = begin_store(study, out, inventory, grid, inputs, foreseen.order)
         spec = evaluator_spec(study, out, inputs)
@@ -181,7 +181,7 @@ def search(
     lookahead: int,
     starts: Starts,
     console: Console,
-    earlier: Earlier | None = None,
+    earlier: ReusedRows | None = None,
     page: bool = True,
 ) -> None:
     """Let the strategy ask, and the executor measure, until the strategy has its outcome.

@@ -12,11 +12,11 @@ from raysense.evaluation.footprint import Footprint, stored_footprint
 from raysense.evaluation.identity import inventory_and_grid
 from raysense.evaluation.speed import Measured, measure_speed
 from raysense.pipelines.cost import Cost
-from raysense.pipelines.idle import foreseen_for
+from raysense.pipelines.idle_modules import foreseen_for
 from raysense.pipelines.load import empty_components, refuse_foreign
 from raysense.pipelines.origin import Origin
 from raysense.results.forecast import render
-from raysense.search.fits import in_words, needs, verdicts
+from raysense.search.gpu_memory import in_words, needs, verdicts
 from raysense.store.disk import Disk
 from raysense.strategies.dry_run import Estimate, Speed, estimate
 from raysense.strategies.noise import foretold

@@ -13,8 +13,8 @@ from typing import Any
 
 from raysense.errors import RaysenseError
 from raysense.execution.progress import Clock, Snapshot
+from raysense.store.checksummed_json import seal
 from raysense.store.disk import Disk, read_sealed
-from raysense.store.sealed import seal
 
 NAME = "starts.json"
 EVERY_SECONDS = 20.0

@@ -16,11 +16,11 @@ from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import calibration_cost
 from raysense.evaluation.evaluator import Evaluator
 from raysense.names import OWL
-from raysense.pipelines.idle import foreseen_for
+from raysense.pipelines.idle_modules import foreseen_for
 from raysense.pipelines.load import modules_of, notes_of
 from raysense.records import CALIBRATION, EvaluationRequest
-from raysense.strategies.own import own_rules
 from raysense.strategies.rules import check_strategies, closed_forms, outlier_weighed
+from raysense.strategies.user_defined import user_rules
 from raysense.study import Study
 from raysense.study.complete import complete
 
@@ -124,7 +124,7 @@ def allocate(evaluator: Evaluator, share: float) -> tuple[int, Allocation]:
     modules = modules_of(evaluator.pipeline)
     evaluator.stand_at(Allocation())
     families = closed_forms(inventory, grid, modules, study.search.proportions)
-    families |= own_rules(study.search.strategies, inventory, grid)
+    families |= user_rules(study.search.strategies, inventory, grid)
     (strategy,) = study.search.strategies
     check_strategies([strategy], (*families, OWL))
     if strategy == OWL:

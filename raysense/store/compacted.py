@@ -87,7 +87,7 @@ def _plain(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.bytes_]]:
     return keys.astype(np.bytes_)
 
 
-class Known(Mapping[str, Evaluation]):
+class StoredEvaluations(Mapping[str, Evaluation]):
     """Compacted evaluations and objects as one mapping."""
 
     def __init__(self, compacted: Compacted, objects: dict[str, Evaluation]) -> None:

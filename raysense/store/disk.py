@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from raysense.errors import RaysenseError
 from raysense.secrets import has_credentials, refused
 from raysense.store.bucket import ABSENT, Bucket, Moved, Version
-from raysense.store.sealed import unseal
+from raysense.store.checksummed_json import unseal
 
 
 class Disk:
@@ -206,7 +206,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def read_sealed(disk: Disk, name: str, remedy: str) -> dict[str, Any] | None:
-    """The fields of a file that `raysense.store.sealed.seal` made, or None if there is no such file.
+    """The fields of a file that `raysense.store.checksummed_json.seal` made, or None if there is no such file.
 
     Raises:
         RaysenseError: The file is damaged; names the path and `remedy`. Or another raysense wrote it.

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from raysense.feasibility import Budget
 from raysense.records import Evaluation, Measure
+from raysense.store.checksummed_json import seal, unseal
 from raysense.store.schema import EVALUATIONS, LATER, TABLES
-from raysense.store.sealed import seal, unseal
 
 _PLAIN = (
     "key",

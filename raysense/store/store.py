@@ -14,7 +14,7 @@ replaces the manifest, then deletes the objects it has taken in; a reader passes
 is already in a table. Stopped between any two of these steps, the store still reads the same rows. What could not be
 measured stays an object, so that a row in a table is there for good.
 
-Every file is checked when it is read: JSON carries its own checksum (`raysense.store.sealed`), Parquet is named by it.
+Every file is checked when read: JSON has its own checksum (`raysense.store.checksummed_json`), Parquet is named by it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from raysense.errors import RaysenseError
 from raysense.feasibility import Budget
 from raysense.records import Evaluation
 from raysense.store import rows
-from raysense.store.compacted import Compacted, Known
+from raysense.store.compacted import Compacted, StoredEvaluations
 from raysense.store.compaction import take_in
 from raysense.store.derived import budget_of, completed, studies_of, with_zeros
 from raysense.store.disk import Disk
@@ -161,7 +161,7 @@ class Store:
     def known(self) -> Mapping[str, Evaluation]:
         """All evaluations by key, as they are now; made into objects only when looked up."""
         _, compacted, objects = self._everything()
-        return Known(compacted, {e.key: rows.without_samples(e) for e, _ in objects})
+        return StoredEvaluations(compacted, {e.key: rows.without_samples(e) for e, _ in objects})
 
     # --- tables ---------------------------------------------------------------------------------------
 

@@ -11,10 +11,10 @@ import raysense
 from raysense.errors import RaysenseError
 from raysense.feasibility import Budget
 from raysense.store.bucket import ABSENT, Moved, Version
+from raysense.store.checksummed_json import seal
 from raysense.store.differences import refusal
 from raysense.store.disk import Disk, read_sealed_version
 from raysense.store.lock import LockLost
-from raysense.store.sealed import seal
 
 
 class StudyRecord:

@@ -13,10 +13,10 @@ import pyarrow as pa
 from raysense.errors import RaysenseError
 from raysense.store import parquet
 from raysense.store.bucket import Moved, Version
+from raysense.store.checksummed_json import seal
 from raysense.store.disk import Disk, read_sealed_version
 from raysense.store.lock import DriverLock, LockLost
 from raysense.store.schema import LATER, TABLES
-from raysense.store.sealed import seal
 from raysense.store.study_record import StudyRecord
 
 _ORPHAN_SECONDS = 600.0

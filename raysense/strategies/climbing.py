@@ -27,10 +27,10 @@ from raysense.strategies.context import (
 from raysense.strategies.curves import Curve
 from raysense.strategies.evopress import evopress
 from raysense.strategies.joint import JointProposer
-from raysense.strategies.own import propose
 from raysense.strategies.proposers import Proposer
 from raysense.strategies.rules import outlier_weighed, solved
 from raysense.strategies.runner import Coroutine, OutOfBudget, Stage, StrategyRunner
+from raysense.strategies.user_defined import propose
 
 
 def rules_of(

@@ -73,7 +73,7 @@ class SearchContext:
         rules: Allocation rules that need no measurement, by name.
         bounds: The quality budget.
         costs: What requests cost; replaced by what the baseline counts.
-        own: Search strategies of the user's own, by name, see `raysense.strategies.own`.
+        own: Search strategies of the user's own, by name, see `raysense.strategies.user_defined`.
     """
 
     study: Study

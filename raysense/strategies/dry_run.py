@@ -30,9 +30,9 @@ from raysense.records import CALIBRATION, Bound, Evaluation, EvaluationRequest, 
 from raysense.strategies.base import ASKED_PER_EVALUATOR, RUNNING_PER_EVALUATOR, Lookahead
 from raysense.strategies.context import Findings
 from raysense.strategies.curves import SLOPE, removed_energy
-from raysense.strategies.own import own_strategies
 from raysense.strategies.runner import StrategyRunner
 from raysense.strategies.schedule import make_strategy
+from raysense.strategies.user_defined import user_strategies
 from raysense.study import Study
 
 FEASIBLE_SHARE = 0.5
@@ -336,7 +336,7 @@ class _Assumed(Mapping[str, Measure]):
 
 def _without_weights(study: Study) -> Study:
     """The study under names of families that need no measurement of the weights; see `_Uniform`."""
-    kept = (SOLVER, "uniform", *ITERATIVE, *own_strategies(study.search.strategies))
+    kept = (SOLVER, "uniform", *ITERATIVE, *user_strategies(study.search.strategies))
     names = tuple(name if name in kept else f"as {name}" for name in study.search.strategies)
     return study.model_copy(update={"search": study.search.model_copy(update={"strategies": names})})
 

@@ -16,9 +16,9 @@ from raysense.strategies.baseline import baseline
 from raysense.strategies.budget import BudgetTracker
 from raysense.strategies.climbing import climb, rules_of, search_jointly
 from raysense.strategies.context import Findings, SearchContext, best_of
-from raysense.strategies.own import OwnStrategy, own_strategies
 from raysense.strategies.runner import Schedule, StrategyRunner
 from raysense.strategies.sensitivity import sensitivity
+from raysense.strategies.user_defined import UserStrategy, user_strategies
 from raysense.strategies.validation import validate
 from raysense.study import Study
 
@@ -30,7 +30,7 @@ def make_strategy(
     rules: Mapping[str, AllocationRule],
     calibration_cost: int = 0,
     cost: Cost | None = None,
-    own: Mapping[str, OwnStrategy] | None = None,
+    own: Mapping[str, UserStrategy] | None = None,
 ) -> StrategyRunner[Findings]:
     """The study's strategy.
 
@@ -47,7 +47,7 @@ def make_strategy(
         RaysenseError: `budget.max_nfe` does not even cover the dense pipeline; nothing is spent yet.
     """
     costs = RungCosts(study, cost or assumed(study.sampling), calibration_cost)
-    own = own_strategies(study.search.strategies) if own is None else own
+    own = user_strategies(study.search.strategies) if own is None else own
     context = SearchContext(study, inventory, grid, rules, study.constraints.bounds(), costs, own)
     refuse_small_budget(context)
 

@@ -5,7 +5,7 @@
 
 from raysense.study.bounds import Constraints, CustomBound
 from raysense.study.explain import listed
-from raysense.study.live import GIVEN, Live
+from raysense.study.live_objects import GIVEN, LiveObjects
 from raysense.study.load import examine, load, parse, revise
 from raysense.study.reading import Examined
 from raysense.study.schema import (
@@ -52,7 +52,7 @@ __all__ = [
     "Features",
     "ImageRung",
     "LayerRung",
-    "Live",
+    "LiveObjects",
     "Lora",
     "Metrics",
     "ProbeRung",

@@ -21,7 +21,10 @@ from raysense.registry import DOTTED
 from raysense.study import Examined, Study, bundled_pipeline, bundled_scorer
 from raysense.study import weight_files as files
 from raysense.study.bounds import BOUNDED
-from raysense.study.callables import (
+from raysense.study.complete import complete, filled, kind_of_strategy, misfits
+from raysense.study.explain import listed
+from raysense.study.installed_packages import arguments_of, clip_models, extractors, schedulers
+from raysense.study.plugin_checks import (
     ALLOCATION_RULE,
     ANYTHING,
     EXTRACTOR,
@@ -32,9 +35,6 @@ from raysense.study.callables import (
     UPDATE,
     fault,
 )
-from raysense.study.complete import complete, filled, kind_of_strategy, misfits
-from raysense.study.explain import listed
-from raysense.study.known import arguments_of, clip_models, extractors, schedulers
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
 

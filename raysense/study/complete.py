@@ -12,9 +12,9 @@ from typing import Any
 from raysense.errors import RaysenseError
 from raysense.names import EFFICIENTNET, OPEN_CLIP, SALIENCIES, STRATEGIES, UPDATING
 from raysense.registry import DOTTED, Declaration, Kind, located
-from raysense.study.callables import declared
 from raysense.study.explain import listed
-from raysense.study.known import extractors
+from raysense.study.installed_packages import extractors
+from raysense.study.plugin_checks import declared
 from raysense.study.schema import Study
 
 

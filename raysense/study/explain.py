@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from raysense.names import renamed
-from raysense.study.own import A_PATH, A_SECTION
+from raysense.study.custom_metrics import A_PATH, A_SECTION
 from raysense.study.section import Said, shown
 
 Location = tuple[int | str, ...]

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from raysense import plain_file
+from raysense import user_files
 from raysense.errors import RaysenseError
 from raysense.study import paths, plain_yaml
 from raysense.study.explain import Location, listed, mistakes_of, without_key_mark
@@ -96,7 +96,7 @@ def revised(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 def _content(source: Path) -> dict[str, Any]:
     name = f"{str(source)[:200]}"
     try:
-        data = plain_yaml.parse(plain_file.read(source, plain_yaml.LARGEST_BYTES).decode("utf-8-sig"))
+        data = plain_yaml.parse(user_files.read(source, plain_yaml.LARGEST_BYTES).decode("utf-8-sig"))
     except OSError as error:
         raise RaysenseError(
             f"cannot read the study `{name}`: {error.strerror}; give the path of a YAML file"

@@ -30,8 +30,8 @@ from raysense.names import BUNDLED, BUNDLED_PIPELINES, UPDATING, Offload
 from raysense.secrets import has_credentials
 from raysense.study import plain_yaml, reading
 from raysense.study.bounds import BOUNDED, Constraints
-from raysense.study.live import Live, from_python
-from raysense.study.own import Own, OwnMetric, as_own
+from raysense.study.custom_metrics import CustomEntry, CustomMetric, as_custom_metric
+from raysense.study.live_objects import LiveObjects, from_python
 from raysense.study.section import MetricName, Name, Said, Section, shown, without_new
 
 Kind = Literal["linear", "conv1d", "conv2d", "conv3d", "transformers_conv1d"]
@@ -252,15 +252,15 @@ class Metrics(Section):
     features: Features = Field(Features(), description="see below")
     reference: Reference = Field(Reference(), description="see below")
     also: tuple[Extra, ...] = Field((), strict=False, description="metrics that are measured without a bound")
-    custom: dict[Annotated[MetricName, AfterValidator(_of_ones_own)], Own] = Field(
+    custom: dict[Annotated[MetricName, AfterValidator(_of_ones_own)], CustomEntry] = Field(
         default_factory=dict,
         description="name: package.module.function, or a section; see docs/guides/plugins.md",
     )
 
     @property
-    def own(self) -> dict[str, OwnMetric]:
+    def own(self) -> dict[str, CustomMetric]:
         """The metrics of `custom`."""
-        return {name: as_own(entry) for name, entry in self.custom.items()}
+        return {name: as_custom_metric(entry) for name, entry in self.custom.items()}
 
 
 def _taken() -> set[str]:
@@ -454,7 +454,7 @@ class Study(Section, metaclass=_Readable):
 
         def __init__(self, **given: Any) -> None: ...
 
-    _live: Live = PrivateAttr(default_factory=Live)
+    _live: LiveObjects = PrivateAttr(default_factory=LiveObjects)
 
     name: Name = Field(description="of the study, and of its folder")
     pipeline: str = Field(
@@ -557,7 +557,7 @@ class Study(Section, metaclass=_Readable):
         return reading.examine(cls, file, file.parent if path is not None else None, overrides).right()
 
     @property
-    def live(self) -> Live:
+    def live(self) -> LiveObjects:
         """The objects that it was given in place of a pipeline's and a prompt file's names."""
         return self._live
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raysense import plain_file
+from raysense import user_files
 from raysense.errors import RaysenseError
 
 LARGEST_CONFIGURATION = 1 << 24
@@ -34,7 +34,7 @@ def configuration(file: Path) -> dict[str, Any]:
         RaysenseError: It cannot be read, or is no JSON object.
     """
     try:
-        content = json.loads(plain_file.read(file, LARGEST_CONFIGURATION))
+        content = json.loads(user_files.read(file, LARGEST_CONFIGURATION))
     except OSError as error:
         raise RaysenseError(f"`{file}` cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

@@ -13,9 +13,9 @@ Example:
     ```
 """
 
-from raysense.testing.judges import check_extractor, check_metric, noised
-from raysense.testing.proposers import check_allocation_rule, check_strategy
-from raysense.testing.pruners import check_saliency
+from raysense.testing.metrics import check_extractor, check_metric, noised
+from raysense.testing.saliency import check_saliency
+from raysense.testing.strategies import check_allocation_rule, check_strategy
 
 __all__ = [
     "check_allocation_rule",

@@ -16,9 +16,9 @@ from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import calibration_cost
 from raysense.evaluation.evaluator import Evaluator
 from raysense.evaluation.method_selection import CONTEST, heats
-from raysense.evaluation.slices import Slices
+from raysense.evaluation.solved_weights import SolvedWeights
 from raysense.pipelines.load import modules_of
-from raysense.pruning.saliency import Known, Method
+from raysense.pruning.saliency import LayerStats, Method
 from raysense.records import CALIBRATION, OUTLIERS, EvaluationRequest
 from raysense.store.disk import Disk
 from raysense.study import load
@@ -46,7 +46,7 @@ METHODS: dict[str, list[str]] = {
 }
 
 
-def largest_first(weight: Tensor, known: Known) -> Tensor:
+def largest_first(weight: Tensor, stats: LayerStats) -> Tensor:
     """A method of one's own: the worst there is."""
     return -weight.detach().float().abs()
 
@@ -194,7 +194,7 @@ def test_slices_come_back_as_they_were(local: bool, tmp_path: Path, monkeypatch:
     (tmp_path / "cache").mkdir()
     disk = Disk(str(tmp_path))
     disk.local = local
-    slices = Slices(disk, {"unet:a": "abc", "unet:b": "def"})
+    slices = SolvedWeights(disk, {"unet:a": "abc", "unet:b": "def"})
     levels = {level: torch.randn(4, 6).bfloat16() for level in (1, 2)}
     assert not slices.has("unet:a")
     slices.put("unet:a", levels, "damping 0.01 -> 0.1")
@@ -207,7 +207,7 @@ def test_slices_come_back_as_they_were(local: bool, tmp_path: Path, monkeypatch:
 
 
 def test_damaged_slices_are_noticed(tmp_path: Path) -> None:
-    slices = Slices(Disk(str(tmp_path)), {"unet:a": "abc"})
+    slices = SolvedWeights(Disk(str(tmp_path)), {"unet:a": "abc"})
     slices.put("unet:a", {1: torch.ones(64)})
     file = tmp_path / "cache" / "abc.safetensors"
     content = bytearray(file.read_bytes())

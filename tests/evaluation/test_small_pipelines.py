@@ -22,9 +22,9 @@ from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation.evaluator import Evaluator
 from raysense.evaluation.identity import inventory_and_grid
-from raysense.pipelines.foresee import foresee, watched
 from raysense.pipelines.load import empty_components, load_pipeline, modules_of
 from raysense.pipelines.sample import call_pipeline
+from raysense.pipelines.without_weights import foresee, watched
 from raysense.prompts.sets import Prompt
 from raysense.pruning.layers import count_zeros, weight_of
 from raysense.records import EvaluationRequest

@@ -16,7 +16,7 @@ import torch
 
 from raysense.errors import RaysenseError
 from raysense.evaluation.cache import TensorCache
-from raysense.evaluation.slices import Slices
+from raysense.evaluation.solved_weights import SolvedWeights
 from raysense.records import Evaluation, Measure
 from raysense.results.run import Run
 from raysense.store import TABLES, Store
@@ -222,7 +222,7 @@ def _cache(folder: Path) -> None:
     for number, key in enumerate(("0" * 16, "1" * 16)):
         TensorCache(disk).put(key, {name: tensor + number for name, tensor in TENSORS.items()})
     for number, address in enumerate(KEYS):
-        Slices(disk, KEYS).put(
+        SolvedWeights(disk, KEYS).put(
             address, {n: weight + number for n, weight in LEVELS.items()}, f"damping {number}"
         )
 
@@ -239,7 +239,7 @@ def _read_cache(scratch: Path, way: Damage, seed: int) -> None:
             found = TensorCache(disk).get(key)  # None: it is made again
             if found is not None and not all(torch.equal(found[n], t + number) for n, t in TENSORS.items()):
                 raise Changed(f"entry {key} differs")
-        slices, refused = Slices(disk, KEYS), None
+        slices, refused = SolvedWeights(disk, KEYS), None
         for number, address in enumerate(KEYS):
             if not slices.has(address):
                 continue  # it is solved again

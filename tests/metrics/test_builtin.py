@@ -24,7 +24,7 @@ ELSEWHERE = {
     ("cli/resolve.py", "clip_score"): "an example in --help",
     ("cli/search.py", "clip_score"): "likewise",
     ("cli/plan.py", "kid"): "likewise",
-    ("testing/proposers.py", "clip_score"): "the study that plug-ins are tried on",
+    ("testing/strategies.py", "clip_score"): "the study that plug-ins are tried on",
 }
 """File and metric -> why it is named there."""
 

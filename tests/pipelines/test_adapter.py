@@ -18,9 +18,9 @@ from benchmarks.families.builders import FAMILIES, awake
 from raysense.errors import RaysenseError
 from raysense.evaluation.identity import inventory_and_grid
 from raysense.pipelines.adapter import call_arguments, schedulers_of, why_not
-from raysense.pipelines.foresee import foresee, watched
 from raysense.pipelines.load import empty_components, load_pipeline, modules_of
 from raysense.pipelines.sample import call_pipeline
+from raysense.pipelines.without_weights import foresee, watched
 from raysense.prompts.sets import Prompt
 from raysense.study import Sampling, parse
 

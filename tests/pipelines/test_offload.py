@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import needs_of
-from raysense.evaluation.live import LivePipeline
+from raysense.evaluation.live_pipeline import LivePipeline
 from raysense.evaluation.rungs.probe import ProbeRung
 from raysense.pipelines import offload
 from raysense.pipelines.load import load_pipeline, modules_of

@@ -10,15 +10,15 @@ from raysense.errors import RaysenseError
 from raysense.pruning.activations import calibrate
 from raysense.pruning.layers import take_inventory, weight_of
 from raysense.pruning.masks import Masker
-from raysense.pruning.saliency import METHODS, Known, Method, find_method, score_layer
+from raysense.pruning.saliency import METHODS, LayerStats, Method, find_method, score_layer
 
 
-def inverse_magnitude(weight: torch.Tensor, known: Known) -> torch.Tensor:
+def inverse_magnitude(weight: torch.Tensor, stats: LayerStats) -> torch.Tensor:
     """A custom method: the largest weights leave first."""
     return -weight.abs()
 
 
-CUSTOM = Method("constant", lambda weight, known: torch.zeros(weight.shape))
+CUSTOM = Method("constant", lambda weight, stats: torch.zeros(weight.shape))
 
 
 def ready(components):
@@ -102,12 +102,12 @@ def test_wanda_linear_as_in_numpy():
     linear = nn.Linear(10, 6)
     x = torch.randn(3, 5, 10)
     inventory = take_inventory({"unet": linear}, select=["unet"])
-    known = calibrate({"unet": linear}, inventory, frozenset({"inputs"}), lambda: linear(x))["unet:"]
+    stats = calibrate({"unet": linear}, inventory, frozenset({"inputs"}), lambda: linear(x))["unet:"]
     norms = np.sqrt((x.numpy().reshape(-1, 10) ** 2).mean(0))
     expected = np.abs(linear.weight.detach().numpy()) * norms
-    np.testing.assert_allclose(find_method("wanda_tensor").score(linear.weight, known), expected, rtol=1e-5)
+    np.testing.assert_allclose(find_method("wanda_tensor").score(linear.weight, stats), expected, rtol=1e-5)
     ranks = np.argsort(np.argsort(expected, axis=1), axis=1)
-    np.testing.assert_array_equal(find_method("wanda").score(linear.weight, known), ranks)
+    np.testing.assert_array_equal(find_method("wanda").score(linear.weight, stats), ranks)
 
 
 def test_wanda_convolution_as_in_numpy():
@@ -115,11 +115,11 @@ def test_wanda_convolution_as_in_numpy():
     conv = nn.Conv2d(3, 5, 3, padding=1)
     x = torch.randn(2, 3, 6, 7)
     inventory = take_inventory({"unet": conv}, select=["unet"])
-    known = calibrate({"unet": conv}, inventory, frozenset({"inputs"}), lambda: conv(x))["unet:"]
+    stats = calibrate({"unet": conv}, inventory, frozenset({"inputs"}), lambda: conv(x))["unet:"]
     weight = conv.weight.detach().numpy()
     norms = np.sqrt((columns_of(x.numpy(), weight, 1) ** 2).mean(0))
     expected = (np.abs(weight.reshape(5, -1)) * norms).reshape(weight.shape)
-    np.testing.assert_allclose(find_method("wanda_tensor").score(conv.weight, known), expected, rtol=1e-5)
+    np.testing.assert_allclose(find_method("wanda_tensor").score(conv.weight, stats), expected, rtol=1e-5)
 
 
 def test_wanda_prunes_each_row_alike():
@@ -140,23 +140,23 @@ def test_taylor_is_the_gauss_newton_diagonal():
     linear = nn.Linear(10, 6)
     x = torch.randn(1, 10)
     inventory = take_inventory({"unet": linear}, select=["unet"])
-    known = calibrate({"unet": linear}, inventory, frozenset({"gradients"}), lambda: linear(x))["unet:"]
+    stats = calibrate({"unet": linear}, inventory, frozenset({"gradients"}), lambda: linear(x))["unet:"]
     expected = linear.weight.detach().numpy() ** 2 * x.numpy() ** 2
-    np.testing.assert_allclose(find_method("taylor").score(linear.weight, known), expected, rtol=1e-5)
+    np.testing.assert_allclose(find_method("taylor").score(linear.weight, stats), expected, rtol=1e-5)
     assert all(p.grad is None for p in linear.parameters())
 
 
 def test_random_depends_on_seed_and_layer_alone():
     weight = torch.ones(30, 30)
     score = find_method("random").score
-    first = score(weight, Known("unet:a", "linear", seed=1))
-    assert torch.equal(first, score(weight.half(), Known("unet:a", "linear", seed=1)))
-    assert not torch.equal(first, score(weight, Known("unet:b", "linear", seed=1)))
-    assert not torch.equal(first, score(weight, Known("unet:a", "linear", seed=2)))
+    first = score(weight, LayerStats("unet:a", "linear", seed=1))
+    assert torch.equal(first, score(weight.half(), LayerStats("unet:a", "linear", seed=1)))
+    assert not torch.equal(first, score(weight, LayerStats("unet:b", "linear", seed=1)))
+    assert not torch.equal(first, score(weight, LayerStats("unet:a", "linear", seed=2)))
 
 
 def test_bad_input_names_what_there_is():
-    known = Known("unet:a", "linear")
+    stats = LayerStats("unet:a", "linear")
     with pytest.raises(
         RaysenseError, match="saliency: 'sensitivity' is unknown; choose from magnitude, random"
     ):
@@ -167,12 +167,12 @@ def test_bad_input_names_what_there_is():
         find_method("math.pi")
     for name in ("wanda", "taylor"):
         with pytest.raises(RaysenseError, match="of unet:a were not collected"):
-            score_layer(find_method(name), torch.ones(2, 2), known)
-    picky = Method("picky", lambda weight, known: weight, kinds=frozenset({"conv2d"}))
+            score_layer(find_method(name), torch.ones(2, 2), stats)
+    picky = Method("picky", lambda weight, stats: weight, kinds=frozenset({"conv2d"}))
     with pytest.raises(RaysenseError, match="picky cannot score unet:a, which is linear; it handles conv2d"):
-        score_layer(picky, torch.ones(2, 2), known)
-    wrong = Method("wrong", lambda weight, known: weight[0])
+        score_layer(picky, torch.ones(2, 2), stats)
+    wrong = Method("wrong", lambda weight, stats: weight[0])
     with pytest.raises(
         RaysenseError, match=r"wrong must give a finite score for each of \(2, 2\) weights of unet:a"
     ):
-        score_layer(wrong, torch.ones(2, 2), known)
+        score_layer(wrong, torch.ones(2, 2), stats)

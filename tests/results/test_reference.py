@@ -10,7 +10,7 @@ import torch
 
 from raysense.evaluation.evaluator import Evaluator
 from raysense.records import EvaluationRequest
-from raysense.results.answers import answers
+from raysense.results.query_answers import answers
 from raysense.results.run import Run
 from raysense.study import load
 from tests.conftest import REFERENCE, REPORTS

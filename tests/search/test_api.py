@@ -15,12 +15,12 @@ import torch
 from rich.console import Console
 
 import raysense as rs
-from raysense.execution.live import LiveView, NotebookView, in_html, view
 from raysense.execution.progress import Snapshot
+from raysense.execution.progress_view import LiveView, NotebookView, in_html, view
 from raysense.pipelines.load import load_pipeline
 from raysense.search import api
 from raysense.search.api import prepared
-from raysense.search.given import written
+from raysense.search.save_live_objects import written
 from raysense.study import GIVEN
 
 BUDGET = {"clip_score": {"max_drop": 0.02}}
@@ -34,8 +34,8 @@ def test_importing_raysense_loads_neither_torch_nor_ray() -> None:
 
 def test_search_is_the_package_and_the_function_in_either_order() -> None:
     code = (
-        "import raysense, raysense.search.given; assert callable(raysense.search); "
-        "import raysense.search; assert raysense.search.given.FOLDER; "
+        "import raysense, raysense.search.save_live_objects; assert callable(raysense.search); "
+        "import raysense.search; assert raysense.search.save_live_objects.FOLDER; "
         "\ntry: raysense.search('nowhere.yaml', out='x')"
         "\nexcept raysense.RaysenseError as error: print(error)"
     )

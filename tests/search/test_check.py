@@ -17,13 +17,13 @@ from raysense.evaluation import footprint
 from raysense.evaluation.cache import TensorCache
 from raysense.evaluation.footprint import Footprint
 from raysense.evaluation.inputs import keep_prompts
-from raysense.evaluation.slices import Slices
+from raysense.evaluation.solved_weights import SolvedWeights
 from raysense.prompts.sets import Prompt, PromptSets
 from raysense.records import Evaluation
 from raysense.results.run import Run
 from raysense.store import Store
+from raysense.store.checksummed_json import seal
 from raysense.store.disk import Disk
-from raysense.store.sealed import seal
 from raysense.study import parse
 from tests.store.drivers import evaluation
 from tests.tables import edit
@@ -51,7 +51,7 @@ def study(reference: Path) -> Path:
     store.put(measured(3), {layer: 9})
     disk = Disk(str(reference))
     TensorCache(disk).put("0" * 16, {"a": torch.arange(5.0)})
-    Slices(disk, {"unet:a": "f" * 16}).put("unet:a", {1: torch.ones(3)})
+    SolvedWeights(disk, {"unet:a": "f" * 16}).put("unet:a", {1: torch.ones(3)})
     keep_prompts(disk, PromptSets((Prompt("0", "a cat"),), (Prompt("1", "a dog"),)))
     disk.write("plugins.json", seal({"folders": [], "files": {"own.py": "A = 1"}}))
     footprint.keep(disk, parse(Store.open(str(reference)).study["definition"]), Footprint(7, 2, "a GPU"))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from raysense.cli import main
 from raysense.errors import RaysenseError
 from raysense.evaluation import checks
-from raysense.pipelines.idle import foreseen_for
+from raysense.pipelines.idle_modules import foreseen_for
 from raysense.pipelines.origin import Origin
 from raysense.search import doctor
 from raysense.search.doctor import components_to_prune, examine

@@ -27,8 +27,8 @@ from raysense.results.failures import failures, refuse_if_nothing_was_measured
 from raysense.results.page import is_finished_page, write_page
 from raysense.search.job import begin_store, finished_already
 from raysense.search.starts import Starts, stored_starts
+from raysense.store.checksummed_json import seal
 from raysense.store.disk import Disk
-from raysense.store.sealed import seal
 from raysense.study import load
 
 REFERENCE = Path(__file__).parents[2] / "reports" / "reference"

@@ -23,9 +23,9 @@ from raysense.evaluation.inputs import use_code
 from raysense.records import Evaluation
 from raysense.results.run import Run
 from raysense.store import Store
+from raysense.store.checksummed_json import seal, unseal
 from raysense.store.disk import Disk, write_file
 from raysense.store.lock import LockLost
-from raysense.store.sealed import seal, unseal
 from raysense.store.table_files import TableFiles
 from tests.conftest import REFERENCE
 from tests.tables import edit

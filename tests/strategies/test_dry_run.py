@@ -12,9 +12,9 @@ from transformers import CLIPTextConfig
 from raysense.cli import main
 from raysense.evaluation.identity import inventory_and_grid
 from raysense.pipelines.cost import assumed
-from raysense.pipelines.foresee import Foreseen
 from raysense.pipelines.load import empty_components, load_pipeline, modules_of
-from raysense.search.fits import fits, needs
+from raysense.pipelines.without_weights import Foreseen
+from raysense.search.gpu_memory import fits, needs
 from raysense.strategies.dry_run import Estimate, Speed, estimate
 from raysense.study import Study, load, parse
 

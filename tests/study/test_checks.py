@@ -24,7 +24,7 @@ from raysense.pruning.saliency import METHODS
 from raysense.strategies.rules import closed_forms
 from raysense.study import MAX_SEED, bundled_pipeline, bundled_scorer, examine, load
 from raysense.study.checks import look, too_long
-from raysense.study.known import clip_models, extractors
+from raysense.study.installed_packages import clip_models, extractors
 
 
 def _mistakes(*overrides: str, path: Path | None = None) -> list[str]:

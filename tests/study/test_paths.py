@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from raysense.errors import RaysenseError
-from raysense.execution.live import LiveView
 from raysense.execution.progress import Snapshot
+from raysense.execution.progress_view import LiveView
 from raysense.results.summary import render
 from raysense.study import load
 from raysense.terminal import say

@@ -10,7 +10,7 @@ from torch import Tensor
 from raysense.allocation import Allocation
 from raysense.evaluation.cache import TensorMemory
 from raysense.evaluation.identity import Identity
-from raysense.evaluation.live import LivePipeline
+from raysense.evaluation.live_pipeline import LivePipeline
 from raysense.evaluation.method_selection import as_measures, components_of, hold_contest, winners
 from raysense.evaluation.rungs.base import Found
 from raysense.evaluation.rungs.probe import ProbeRung

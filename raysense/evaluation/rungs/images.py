@@ -9,7 +9,7 @@ from torch import Tensor
 
 from raysense.errors import RaysenseError
 from raysense.evaluation.image_sets import ImageSets
-from raysense.evaluation.live import LivePipeline
+from raysense.evaluation.live_pipeline import LivePipeline
 from raysense.evaluation.rungs.base import Found
 from raysense.evaluation.sampler import Pairs
 from raysense.evaluation.scoring import ImageScorer

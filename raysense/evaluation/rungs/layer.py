@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from raysense.allocation import Allocation
-from raysense.evaluation.live import LivePipeline
+from raysense.evaluation.live_pipeline import LivePipeline
 from raysense.evaluation.rungs.base import Found
 from raysense.evaluation.sampler import seed_of
 from raysense.evaluation.scoring import measure

@@ -24,7 +24,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
 
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
-from raysense.evaluation.live import LivePipeline
+from raysense.evaluation.live_pipeline import LivePipeline
 from raysense.evaluation.method_selection import EXTRACTOR
 from raysense.evaluation.rungs.base import Found
 from raysense.evaluation.sampler import seed_of

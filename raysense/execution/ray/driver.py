@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import raysense
 from raysense.errors import RaysenseError
 from raysense.execution.compactor import Compactor
-from raysense.execution.earlier import Earlier
 from raysense.execution.executor import EvaluatorSpec
 from raysense.execution.interrupt import Interrupt, handlers_kept
 from raysense.execution.ledger import Ledger, PendingTrial
@@ -27,6 +26,7 @@ from raysense.execution.ray.book import TrialBook
 from raysense.execution.ray.connection import connected, environment, quiet
 from raysense.execution.ray.pool_handle import PoolHandle
 from raysense.execution.ray.tracking import Tracker
+from raysense.execution.reused_rows import ReusedRows
 from raysense.records import TrialSpec
 from raysense.store.lock import LockLost
 from raysense.store.store import Store
@@ -85,7 +85,7 @@ class RayExecutor:
         signature: str,
         lookahead: int,
         on_progress: OnProgress | None = None,
-        earlier: Earlier | None = None,
+        earlier: ReusedRows | None = None,
     ) -> Outcome:
         """See `Executor`; every node must reach the store, and at least three trials per evaluator keep all busy.
 

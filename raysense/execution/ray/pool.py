@@ -21,8 +21,8 @@ from raysense.errors import RaysenseError
 from raysense.execution.executor import ATTEMPTS, failure
 from raysense.execution.ray.actor import PoolSpec, Reply, evaluator_actor
 from raysense.execution.ray.connection import in_short
-from raysense.execution.ray.limits import TimeLimits
-from raysense.execution.ray.places import FreePlaces, Place
+from raysense.execution.ray.free_evaluators import FreeEvaluators, PooledEvaluator
+from raysense.execution.ray.time_limits import TimeLimits
 from raysense.records import Evaluation, EvaluationRequest, TrialSpec
 from raysense.store.store import Store
 
@@ -79,8 +79,8 @@ class EvaluatorPool:
     def __init__(self, spec: PoolSpec, first: list[Any]) -> None:
         self._spec = spec
         self._first = first
-        self._places: set[Place] = set()
-        self._free = FreePlaces()
+        self._evaluators: set[PooledEvaluator] = set()
+        self._free = FreeEvaluators()
         self._trials: dict[str, tuple[TrialSpec, Costs, dict[int, asyncio.Task[Evaluation | None]]]] = {}
         self._limits = TimeLimits(spec.patience)
         self._measuring: dict[str, asyncio.Task[Evaluation | None]] = {}
@@ -117,14 +117,16 @@ class EvaluatorPool:
 
     async def status(self) -> PoolStatus:
         """How things stand."""
-        unplaced = [time.monotonic() - place.created for place in self._places if not place.started]
-        loaded = sum(place.loaded for place in self._places)
+        unplaced = [
+            time.monotonic() - evaluator.created for evaluator in self._evaluators if not evaluator.started
+        ]
+        loaded = sum(evaluator.loaded for evaluator in self._evaluators)
         notices, self._notices = tuple(self._notices), []
         return PoolStatus(
             wanted=self._wanted,
             evaluators=loaded,
             busy=self._busy,
-            loading=len(self._places) - loaded,
+            loading=len(self._evaluators) - loaded,
             lives=self._lives,
             unplaced_seconds=max(unplaced, default=0.0),
             notices=notices,
@@ -168,18 +170,18 @@ class EvaluatorPool:
     ) -> Evaluation | None:
         why, lives = "", list[str]()
         while len(lives) < ATTEMPTS:
-            place = await self._free.take(trial, lives)
-            if place is None:
+            evaluator = await self._free.take(trial, lives)
+            if evaluator is None:
                 return None
-            life = place.life
+            life = evaluator.life
             self._busy += 1
             try:
                 reply = await self._within(
-                    place, trial_spec, request, trial, self._limits.seconds(request, cost)
+                    evaluator, trial_spec, request, trial, self._limits.seconds(request, cost)
                 )
             except ray.exceptions.RayError as error:
-                self._lost(place)
-                if not await self._is_alive(place.node):
+                self._lost(evaluator)
+                if not await self._is_alive(evaluator.node):
                     self._notices.append(
                         f"the node of evaluator {life} left; its request goes to another one"
                     )
@@ -187,11 +189,11 @@ class EvaluatorPool:
                 reply = Reply(error=f"the evaluator died: {in_short(error)}")
             else:
                 if not reply.sound:
-                    self._lost(place)
+                    self._lost(evaluator)
                 elif reply.evaluation is not None and _climbs(trial_spec, request):
-                    self._free.keep_for(trial, place)
+                    self._free.keep_for(trial, evaluator)
                 else:
-                    self._free.release(place)
+                    self._free.release(evaluator)
             finally:
                 self._busy -= 1
             if reply.evaluation is not None:
@@ -219,24 +221,29 @@ class EvaluatorPool:
     # --- evaluators -----------------------------------------------------------------------------------
 
     async def _within(
-        self, place: Place, trial_spec: TrialSpec, request: EvaluationRequest, trial: str, seconds: float
+        self,
+        evaluator: PooledEvaluator,
+        trial_spec: TrialSpec,
+        request: EvaluationRequest,
+        trial: str,
+        seconds: float,
     ) -> Reply:
         """An evaluator's answer, or that it took too long.
 
         Raises:
             ray.exceptions.RayError: It died.
         """
-        answer = asyncio.ensure_future(_awaited(place.actor.measure.remote(trial_spec, request, trial)))
+        answer = asyncio.ensure_future(_awaited(evaluator.actor.measure.remote(trial_spec, request, trial)))
         done, _ = await asyncio.wait({answer}, timeout=seconds)
         if not done:
             answer.cancel()
             return Reply(error=f"no answer within {seconds:,.0f} s, the evaluator is replaced", sound=False)
         return answer.result()
 
-    def _lost(self, place: Place) -> None:
-        self._places.discard(place)
-        self._free.remove(place)
-        ray.kill(place.actor)
+    def _lost(self, evaluator: PooledEvaluator) -> None:
+        self._evaluators.discard(evaluator)
+        self._free.remove(evaluator)
+        ray.kill(evaluator.actor)
 
     async def _give_up(self, why: str) -> None:
         if not self._fatal:
@@ -248,51 +255,51 @@ class EvaluatorPool:
         while not self._draining:
             nodes: list[dict[str, Any]] = await asyncio.to_thread(ray.nodes)
             self._wanted = self._spec.count or room(nodes, self._spec.cpus, self._spec.gpus)
-            for place in [p for p in self._places if not p.started][
-                : max(0, len(self._places) - self._wanted)
+            for evaluator in [p for p in self._evaluators if not p.started][
+                : max(0, len(self._evaluators) - self._wanted)
             ]:
-                self._lost(place)  # its node left before it began
-            for _ in range(self._wanted - len(self._places)):
+                self._lost(evaluator)  # its node left before it began
+            for _ in range(self._wanted - len(self._evaluators)):
                 self._add(evaluator_actor(self._spec))
-            await asyncio.gather(*(self._check(place) for place in self._free.idle))
+            await asyncio.gather(*(self._check(evaluator) for evaluator in self._free.idle))
             await asyncio.sleep(LOOK_SECONDS)
 
     def _add(self, actor: Any) -> None:
-        place = Place(actor, time.monotonic())
-        self._places.add(place)
-        self._tasks.add(task := asyncio.get_running_loop().create_task(self._bring_up(place)))
+        evaluator = PooledEvaluator(actor, time.monotonic())
+        self._evaluators.add(evaluator)
+        self._tasks.add(task := asyncio.get_running_loop().create_task(self._bring_up(evaluator)))
         task.add_done_callback(self._tasks.discard)
 
-    async def _bring_up(self, place: Place) -> None:
+    async def _bring_up(self, evaluator: PooledEvaluator) -> None:
         patience = LOADS
         try:
-            place.life, place.node = await place.actor.where.remote()
-            place.started = True
+            evaluator.life, evaluator.node = await evaluator.actor.where.remote()
+            evaluator.started = True
             self._lives += 1
-            reply: Reply = await place.actor.load.remote()
+            reply: Reply = await evaluator.actor.load.remote()
         except ray.exceptions.RayError as error:
             # A node that leaves takes all its evaluators with it: that alone is no reason to give up.
             patience = LOADS * max(1, self._wanted)
             reply = Reply(error=f"it died while loading: {in_short(error)}")
-        if place not in self._places:
+        if evaluator not in self._evaluators:
             return
         if not (reply.error or reply.fatal):
             self._failed_loads = 0
-            place.loaded = True
-            self._free.release(place)
+            evaluator.loaded = True
+            self._free.release(evaluator)
             return
-        self._lost(place)
+        self._lost(evaluator)
         self._failed_loads += 1
-        self._notices.append(f"evaluator {place.life} could not be loaded: {reply.error or reply.fatal}")
-        if reply.fatal or (self._failed_loads >= patience and not any(p.loaded for p in self._places)):
+        self._notices.append(f"evaluator {evaluator.life} could not be loaded: {reply.error or reply.fatal}")
+        if reply.fatal or (self._failed_loads >= patience and not any(p.loaded for p in self._evaluators)):
             await self._give_up(reply.fatal or f"no evaluator can be loaded: {reply.error}")
 
-    async def _check(self, place: Place) -> None:
+    async def _check(self, evaluator: PooledEvaluator) -> None:
         """An idle evaluator that died is noticed here; a busy one where its answer is awaited."""
         try:
-            await place.actor.where.remote()
+            await evaluator.actor.where.remote()
         except ray.exceptions.RayError:
-            self._lost(place)
+            self._lost(evaluator)
 
     async def _is_alive(self, node: str) -> bool:
         nodes: list[dict[str, Any]] = await asyncio.to_thread(ray.nodes)

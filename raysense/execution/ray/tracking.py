@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import raysense
 from raysense.errors import RaysenseError
-from raysense.execution.figures import figures
+from raysense.execution.logged_values import figures
 from raysense.names import TRACKERS
 from raysense.records import Evaluation
 from raysense.study import Track

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from raysense.execution.figures import figures
+from raysense.execution.logged_values import figures
 from raysense.records import Evaluation
 
 EVALUATION = "evaluation"

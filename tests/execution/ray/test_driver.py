@@ -22,8 +22,8 @@ from raysense.execution.local import LocalExecutor
 from raysense.execution.progress import Outcome, Snapshot
 from raysense.execution.ray.actor import EvaluatorActor, PoolSpec
 from raysense.execution.ray.driver import RayExecutor
-from raysense.execution.ray.limits import SLOWER, UNKNOWN_SECONDS, TimeLimits
 from raysense.execution.ray.pool import room
+from raysense.execution.ray.time_limits import SLOWER, UNKNOWN_SECONDS, TimeLimits
 from raysense.records import CALIBRATION, Evaluation, EvaluationRequest, TrialSpec
 from raysense.store import Store
 from raysense.strategies.base import Strategy

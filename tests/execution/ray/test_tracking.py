@@ -12,7 +12,7 @@ from ray.tune.experiment import Trial
 
 from raysense.cli import main
 from raysense.execution.executor import EvaluatorSpec
-from raysense.execution.figures import figures
+from raysense.execution.logged_values import figures
 from raysense.execution.ray.driver import RayExecutor, _name_of
 from raysense.execution.ray.tracking import Tracker
 from raysense.records import Evaluation, Measure

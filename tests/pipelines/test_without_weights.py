@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from raysense.pipelines.foresee import _Results, foresee
+from raysense.pipelines.without_weights import _Results, foresee
 from raysense.study import Sampling
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raysense.errors import RaysenseError
-from raysense.execution.earlier import Earlier
+from raysense.execution.reused_rows import ReusedRows
 from raysense.feasibility import IMAGE_RUNGS
 from raysense.names import OWL
 from raysense.plugins import named_by
@@ -56,7 +56,7 @@ class EarlierRun:
         _refuse(uri, definitions_differ(earlier.identity(), study.identity(), FREE, ("there", "here")))
         return cls(uri, earlier)
 
-    def rows(self, study: Study, store: Store, signature: str, inputs: Mapping[str, Any]) -> Earlier:
+    def rows(self, study: Study, store: Store, signature: str, inputs: Mapping[str, Any]) -> ReusedRows:
         """Its rows, to be taken over when they are asked for; what its evaluators made once is there for the new ones.
 
         Args:
@@ -81,7 +81,7 @@ class EarlierRun:
                 return any(name.startswith(OUTLIERS) for name in row.measures)
             return all_measured or row.rung not in IMAGE_RUNGS
 
-        return Earlier(source, store, signature, fits, frozenset(study.measured()))
+        return ReusedRows(source, store, signature, fits, frozenset(study.measured()))
 
 
 def share_cache(source: Disk, into: Disk) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raysense.apart import Child, Say, Tell, answer
+from raysense.child_process import Child, Say, Tell, answer
 from raysense.results.page import write_page
 
 

@@ -10,7 +10,7 @@ from raysense.metrics.spec import MetricSpec
 from raysense.study.section import PluginName, Section
 
 
-class OwnMetric(Section):
+class CustomMetric(Section):
     """A metric of the user's own, and what must be known of it wherever its values are read.
 
     What is missing is filled in from its decorator before a study is run, see `raysense.study.complete`.
@@ -66,15 +66,15 @@ A_PATH, A_SECTION = "a path", "a section"
 
 
 def _which(entry: Any) -> str:
-    return A_SECTION if isinstance(entry, (dict, OwnMetric)) else A_PATH
+    return A_SECTION if isinstance(entry, (dict, CustomMetric)) else A_PATH
 
 
-Own = Annotated[
-    Annotated[PluginName, Tag(A_PATH)] | Annotated[OwnMetric, Tag(A_SECTION)], Discriminator(_which)
+CustomEntry = Annotated[
+    Annotated[PluginName, Tag(A_PATH)] | Annotated[CustomMetric, Tag(A_SECTION)], Discriminator(_which)
 ]
 """An entry of `metrics.custom`."""
 
 
-def as_own(entry: str | OwnMetric) -> OwnMetric:
+def as_custom_metric(entry: str | CustomMetric) -> CustomMetric:
     """An entry of `metrics.custom`, a path alone or more."""
-    return OwnMetric(path=entry) if isinstance(entry, str) else entry
+    return CustomMetric(path=entry) if isinstance(entry, str) else entry

@@ -71,21 +71,21 @@ def _check_scores(
     method: Method, modules: dict[str, nn.Module], inventory: Inventory, run: Callable[[], None]
 ) -> None:
     with torch.no_grad():
-        known = calibrate(modules, inventory, method.needs, run)
+        statistics = calibrate(modules, inventory, method.needs, run)
     for layer in inventory.layers:
         weight = weight_of(modules, layer).data
         before = weight.clone()
         other_random_numbers(1)
-        first = score_layer(method, weight, known[layer.address])
+        first = score_layer(method, weight, statistics[layer.address])
         other_random_numbers(2)
-        second = score_layer(method, weight, known[layer.address])
+        second = score_layer(method, weight, statistics[layer.address])
         assert equal(weight, before), f"{method.name}: changed the weight of {layer.kind} {layer.path}"
         assert equal(first, second), (
             f"{method.name}: gave {layer.kind} {layer.path} other scores the second time"
         )
-        score_layer(method, weight.bfloat16(), known[layer.address])
+        score_layer(method, weight.bfloat16(), statistics[layer.address])
     grid = LevelGrid(inventory.sizes, 0.95)
-    masker = Masker(modules, inventory, grid, method, known)
+    masker = Masker(modules, inventory, grid, method, statistics)
     for share in (0.3, 0.6, 0.95):
         allocation = grid.uniform(share)
         masker.apply(allocation)

@@ -15,7 +15,7 @@ from raysense.store.rows import without_samples
 from raysense.store.store import Store
 
 
-class Earlier:
+class ReusedRows:
     """What an earlier study measured, looked up by request.
 
     Args:

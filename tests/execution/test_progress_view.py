@@ -6,8 +6,8 @@ import io
 
 from rich.console import Console
 
-from raysense.execution.live import LiveView, duration, lines
 from raysense.execution.progress import Snapshot
+from raysense.execution.progress_view import LiveView, duration, lines
 
 SNAPSHOT = Snapshot(
     stage="search", headline="34.2 % zeros, CLIP margin 0.004", done=30, replayed=10, failed=1, wanted=50,

@@ -17,7 +17,7 @@ from raysense.evaluation.inputs import taken_away, versions
 from raysense.evaluation.memory import decode_in_slices, release_memory
 from raysense.evaluation.method_selection import components_of
 from raysense.hashing import content_key
-from raysense.pipelines.idle import foreseen_for
+from raysense.pipelines.idle_modules import foreseen_for
 from raysense.pipelines.load import compile_denoiser, load_for, modules_of
 from raysense.pipelines.offload import place
 from raysense.pipelines.sample import call_pipeline

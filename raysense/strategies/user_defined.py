@@ -17,11 +17,11 @@ from raysense.strategies.context import Candidate, SearchContext, candidate_of
 from raysense.strategies.runner import Coroutine, OutOfBudget
 
 Proposals = Generator[Allocation | Sequence[Allocation] | TrialSpec, Any, object]
-OwnStrategy = Callable[[SearchContext, Sequence[Candidate]], Proposals]
-OwnRule = Callable[[Inventory, LevelGrid, int], Allocation]
+UserStrategy = Callable[[SearchContext, Sequence[Candidate]], Proposals]
+UserRule = Callable[[Inventory, LevelGrid, int], Allocation]
 
 
-def own_strategies(names: Sequence[str]) -> dict[str, OwnStrategy]:
+def user_strategies(names: Sequence[str]) -> dict[str, UserStrategy]:
     """Those entries of `search.strategies` that are strategies of the user's own, imported.
 
     Raises:
@@ -30,7 +30,7 @@ def own_strategies(names: Sequence[str]) -> dict[str, OwnStrategy]:
     return {name: found for name in names if (found := _of_kind(name, "strategy"))}
 
 
-def own_rules(names: Sequence[str], inventory: Inventory, grid: LevelGrid) -> dict[str, AllocationRule]:
+def user_rules(names: Sequence[str], inventory: Inventory, grid: LevelGrid) -> dict[str, AllocationRule]:
     """Those entries of `search.strategies` that are allocation rules of the user's own, imported.
 
     Raises:
@@ -40,7 +40,7 @@ def own_rules(names: Sequence[str], inventory: Inventory, grid: LevelGrid) -> di
     return {name: checked_rule(name, rule, inventory, grid) for name, rule in found.items() if rule}
 
 
-def checked_rule(name: str, rule: OwnRule, inventory: Inventory, grid: LevelGrid) -> AllocationRule:
+def checked_rule(name: str, rule: UserRule, inventory: Inventory, grid: LevelGrid) -> AllocationRule:
     """A rule whose answers are held to the contract: an allocation on the grid."""
 
     def allocate(zeros: int) -> Allocation:
@@ -65,7 +65,7 @@ def checked_allocation(name: str, found: object, grid: LevelGrid) -> Allocation:
 
 
 def propose(
-    context: SearchContext, name: str, strategy: OwnStrategy, known: Sequence[Candidate]
+    context: SearchContext, name: str, strategy: UserStrategy, candidates: Sequence[Candidate]
 ) -> Coroutine:
     """A strategy of the user's own at work; returns its candidates.
 
@@ -75,7 +75,7 @@ def propose(
     search = context.study.search
     allowed = search.rounds * search.offspring * context.costs.climb
     spent, asked, answer = 0, 0, None
-    proposals = started(name, strategy, context, known)
+    proposals = started(name, strategy, context, candidates)
     try:
         while spent < allowed:
             try:
@@ -115,14 +115,14 @@ def propose(
 
 
 def started(
-    name: str, strategy: OwnStrategy, context: SearchContext, known: Sequence[Candidate]
+    name: str, strategy: UserStrategy, context: SearchContext, candidates: Sequence[Candidate]
 ) -> Proposals:
     """The strategy's generator.
 
     Raises:
         RaysenseError: It is none.
     """
-    proposals: object = strategy(context, known)
+    proposals: object = strategy(context, candidates)
     if not isinstance(proposals, Generator):
         raise RaysenseError(
             f"{name}: a strategy is a generator, but gave {type(proposals).__name__}; use `yield`"

@@ -18,7 +18,7 @@ from torch import nn
 from raysense import names
 from raysense.evaluation.calibration import needs_of
 from raysense.evaluation.footprint import Footprint
-from raysense.pipelines.foresee import Foreseen
+from raysense.pipelines.without_weights import Foreseen
 from raysense.pruning.layers import Inventory
 from raysense.pruning.masks import fits_beside
 from raysense.pruning.obs import hessian_bytes

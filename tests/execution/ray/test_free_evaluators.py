@@ -6,17 +6,17 @@ import asyncio
 
 import pytest
 
-from raysense.execution.ray import places
-from raysense.execution.ray.places import FreePlaces, Place
+from raysense.execution.ray import free_evaluators
+from raysense.execution.ray.free_evaluators import FreeEvaluators, PooledEvaluator
 
 
-def place(life: str) -> Place:
-    return Place(actor=None, created=0.0, life=life)
+def evaluator(life: str) -> PooledEvaluator:
+    return PooledEvaluator(actor=None, created=0.0, life=life)
 
 
 def test_whoever_has_waited_longest_gets_the_next_one() -> None:
     async def run() -> list[str]:
-        free, got = FreePlaces(), list[str]()
+        free, got = FreeEvaluators(), list[str]()
 
         async def wait(trial: str) -> None:
             found = await free.take(trial)
@@ -26,7 +26,7 @@ def test_whoever_has_waited_longest_gets_the_next_one() -> None:
         waiting = [asyncio.ensure_future(wait(trial)) for trial in ("a", "b")]
         await asyncio.sleep(0)
         for life in ("one", "two"):
-            free.release(place(life))
+            free.release(evaluator(life))
         await asyncio.gather(*waiting)
         return got
 
@@ -35,9 +35,9 @@ def test_whoever_has_waited_longest_gets_the_next_one() -> None:
 
 def test_a_task_that_failed_goes_elsewhere_if_it_can() -> None:
     async def run() -> list[str]:
-        free = FreePlaces()
+        free = FreeEvaluators()
         for life in ("one", "two"):
-            free.release(place(life))
+            free.release(evaluator(life))
         found = [await free.take("a", not_on=["one"]), await free.take("b", not_on=["one"])]
         return [one.life for one in found if one is not None]
 
@@ -45,10 +45,10 @@ def test_a_task_that_failed_goes_elsewhere_if_it_can() -> None:
 
 
 def test_what_is_kept_for_a_trial_is_its_own_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "KEEP_SECONDS", 0.02)
+    monkeypatch.setattr(free_evaluators, "KEEP_SECONDS", 0.02)
 
     async def run() -> None:
-        free, own, again = FreePlaces(), place("own"), place("again")
+        free, own, again = FreeEvaluators(), evaluator("own"), evaluator("again")
         free.keep_for("a", own)
         assert free.idle == []
         assert await free.take("a") is own
@@ -61,12 +61,12 @@ def test_what_is_kept_for_a_trial_is_its_own_for_a_moment(monkeypatch: pytest.Mo
 
 def test_nobody_gets_one_once_it_drains() -> None:
     async def run() -> None:
-        free = FreePlaces()
+        free = FreeEvaluators()
         waiting = asyncio.ensure_future(free.take("a"))
         await asyncio.sleep(0)
         free.drain()
         assert await waiting is None
-        free.release(place("late"))
+        free.release(evaluator("late"))
         assert await free.take("b") is None
 
     asyncio.run(run())

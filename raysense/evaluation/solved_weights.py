@@ -19,7 +19,7 @@ from raysense.errors import RaysenseError
 from raysense.store.disk import Disk
 
 
-class Slices:
+class SolvedWeights:
     """One file a layer, in which each level is one tensor.
 
     A file is named by what its content follows from. A study on a local folder is mapped in place; from an object

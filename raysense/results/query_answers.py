@@ -1,7 +1,7 @@
 """What every query gives on a study, as one page of Markdown.
 
-``python -m raysense.results.answers reports/reference reports/queries > reports/queries/README.md`` writes the page
-that stands beside the queries.
+``python -m raysense.results.query_answers reports/reference reports/queries > reports/queries/README.md`` writes the
+page that stands beside the queries.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def answers(run: Run, queries: Path, rows: int = ROWS) -> str:
     parts = [
         f"# Ten questions, and what the study `{run.study.name}` answers\n\n"
         "Written by "
-        "`python -m raysense.results.answers reports/reference reports/queries > reports/queries/README.md`; "
+        "`python -m raysense.results.query_answers reports/reference reports/queries > reports/queries/README.md`; "
         "a test keeps it true. On another study: `raysense query RUN reports/queries/NAME.sql`.\n"
     ]
     for path in sorted(queries.glob("*.sql")):

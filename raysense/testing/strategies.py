@@ -15,8 +15,8 @@ from raysense.pruning.layers import Inventory, take_inventory
 from raysense.records import TrialSpec
 from raysense.strategies.context import Candidate, SearchContext
 from raysense.strategies.dry_run import Speed, simulate
-from raysense.strategies.own import OwnStrategy, Proposals, checked_rule, started
 from raysense.strategies.schedule import make_strategy
+from raysense.strategies.user_defined import Proposals, UserStrategy, checked_rule, started
 from raysense.study import Study, parse
 from raysense.testing.contract import asserted, declared_as, other_random_numbers
 
@@ -31,7 +31,7 @@ def small() -> tuple[Inventory, LevelGrid]:
     return inventory, LevelGrid(inventory.sizes, 0.95)
 
 
-def check_strategy(strategy: OwnStrategy, *, seconds: float = SECONDS) -> None:
+def check_strategy(strategy: UserStrategy, *, seconds: float = SECONDS) -> None:
     """Check a search strategy on the simulated cluster that `raysense plan` uses.
 
     That it is a generator, proposes something, proposes only what is on the grid, and comes to its end in time; that it
@@ -59,14 +59,14 @@ def check_strategy(strategy: OwnStrategy, *, seconds: float = SECONDS) -> None:
     )
 
 
-def _proposed(name: str, strategy: OwnStrategy, evaluators: int) -> list[str]:
+def _proposed(name: str, strategy: UserStrategy, evaluators: int) -> list[str]:
     """What a strategy yields in a simulated study, in words."""
     inventory, grid = small()
     study = _study(name)
     said: list[str] = []
 
-    def recorded(search: SearchContext, known: Sequence[Candidate]) -> Proposals:
-        proposals, answer = started(name, strategy, search, known), None
+    def recorded(search: SearchContext, candidates: Sequence[Candidate]) -> Proposals:
+        proposals, answer = started(name, strategy, search, candidates), None
         while True:
             try:
                 wanted = proposals.send(answer)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from raysense.apart import Child
+from raysense.child_process import Child
 from raysense.errors import RaysenseError
 
 PROGRAM = """
 import os, sys, time
-from raysense.apart import answer
+from raysense.child_process import answer
 from raysense.errors import RaysenseError
 
 def work(order, say):
@@ -57,7 +57,7 @@ def test_an_end_without_a_word_is_noticed(program: str) -> None:
 def test_it_never_falls_silent_and_ends_with_its_context(
     program: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raysense.apart.SAID_SECONDS", 0.2)
+    monkeypatch.setattr("raysense.child_process.SAID_SECONDS", 0.2)
     told: list[str] = []
 
     def tell(text: str) -> None:

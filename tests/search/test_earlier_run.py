@@ -15,7 +15,7 @@ from raysense.evaluation.evaluator import Evaluator
 from raysense.execution.local import LocalExecutor
 from raysense.records import Evaluation, EvaluationRequest
 from raysense.results.run import Run
-from raysense.search.earlier import EarlierRun
+from raysense.search.earlier_run import EarlierRun
 from raysense.search.job import begin_store
 from raysense.strategies.context import Findings
 from raysense.strategies.rules import closed_forms

@@ -1,7 +1,7 @@
 """What no image follows from: a vision tower beside a language model, that model's head, a VAE's encoder.
 
 Such weights can all be pruned without any effect, so they are neither prunable nor in a denominator. They are found on
-a run of the pipeline without its weights (`raysense.pipelines.foresee`), so that every process finds the same ones.
+a run of the pipeline without its weights (`raysense.pipelines.without_weights`), so every process finds the same ones.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from raysense.pipelines.adapter import takes_timestep
-from raysense.pipelines.foresee import Foreseen, foresee
 from raysense.pipelines.origin import Origin, pipeline_folder
+from raysense.pipelines.without_weights import Foreseen, foresee
 from raysense.study import Sampling, Study
 
 

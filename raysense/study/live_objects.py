@@ -17,7 +17,7 @@ GIVEN = "given in Python"
 
 
 @dataclass(frozen=True)
-class Live:
+class LiveObjects:
     """Objects given in place of names.
 
     Attributes:
@@ -29,11 +29,11 @@ class Live:
     prompts: tuple[str, ...] | None = None
 
 
-def from_python(given: Mapping[str, Any]) -> tuple[dict[str, Any], Live]:
+def from_python(given: Mapping[str, Any]) -> tuple[dict[str, Any], LiveObjects]:
     """Keyword arguments as plain data, live objects apart; relative paths mean the working folder."""
     data = {key: _plain(value) for key, value in given.items()}
     pipeline, prompts = data.get("pipeline"), data.get("prompts")
-    live = Live(
+    live = LiveObjects(
         pipeline if hasattr(pipeline, "components") and hasattr(pipeline, "save_pretrained") else None,
         tuple(prompts)
         if isinstance(prompts, list | tuple) and all(isinstance(p, str) for p in prompts)
