@@ -178,7 +178,9 @@ def rates(evaluator: Evaluator, allocation: Allocation) -> dict[str, float]:
     """Sparsity of every pruned layer, as the recipe's tool takes it."""
     grid, sizes = evaluator.grid, {layer.address: layer.n for layer in evaluator.inventory.layers}
     return {
-        a: grid.removed(a, allocation[host]) / sizes[a] for host in allocation for a in grid.members(host)
+        a: grid.removed(a, allocation[leader]) / sizes[a]
+        for leader in allocation
+        for a in grid.members(leader)
     }
 
 

@@ -4,7 +4,7 @@
     python -m benchmarks.proxies --quick                       # 12 allocations of few prompts, in a temporary folder
 
 Three bands of total sparsity around the cliff. In each, allocations that are equal in their zeros and differ in
-where these are: closed forms, and mixtures of them jolted at random. Each is measured on every rung; the truth is
+where these are: allocation rules, and mixtures of them jolted at random. Each is measured on every rung; the truth is
 the validation rung's closeness to the dense images. Spearman's rank correlation of each proxy with the truth is
 taken within each band and averaged, beside the truth's own split-half reliability (correlation of the closeness on
 two halves of the prompts, stepped up by Spearman & Brown to the whole): what no proxy can be expected to exceed.
@@ -101,7 +101,8 @@ def allocations(evaluator: Evaluator, each: int, seed: int) -> dict[str, Allocat
             share = rng.dirichlet(np.ones(len(pure)))
             mixture = {
                 address: sum(
-                    s * grid.removed(address, p[grid.host(address)]) for s, p in zip(share, pure, strict=True)
+                    s * grid.removed(address, p[grid.leader(address)])
+                    for s, p in zip(share, pure, strict=True)
                 )
                 for address in sizes
             }
@@ -129,7 +130,7 @@ def descended(evaluator: Evaluator, start: Allocation, zeros: int, rng: np.rando
 
     best, least = start, error(start)
     for _ in range(DESCENT):
-        wish = {a: float(grid.removed(a, best[grid.host(a)])) for a in layers}
+        wish = {a: float(grid.removed(a, best[grid.leader(a)])) for a in layers}
         candidate = grid.nearest(jolted(wish, rng, 0.1, 0.2), zeros)
         found = error(candidate)
         if found < least:

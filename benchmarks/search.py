@@ -15,7 +15,7 @@ study; with a single study there is none. A ratio is a geometric mean.
 
 The cost to reach: the sparsity that the best iterative baseline ended at, validated, is the target. Along the
 evaluations that a strategy stands on, in order, what was spent when its search first judged a total of at least the
-target inside the budget? Shared evaluations are charged to each: the climbs of the closed forms to all that start from
+target inside the budget? Shared evaluations are charged to each: the allocation rules' climbs to all that start from
 them, OWL's calibration to OWL, the curves to the solver and the joint search. The dense baseline, which all need, and
 validation are left out. A baseline is credited with what it starts from.
 """
@@ -164,17 +164,17 @@ def run(study: Study, folder: Path) -> list[dict[str, Any]]:
     from raysense.execution.local import LocalExecutor
     from raysense.pipelines.load import load_for, modules_of
     from raysense.search.job import begin_store
-    from raysense.strategies.rules import closed_forms
+    from raysense.strategies.rules import built_in_rules
     from raysense.strategies.schedule import make_strategy
 
     evaluator = Evaluator(study, str(folder))
     inventory, grid = evaluator.inventory, evaluator.grid
-    # The evaluator's own weights are pruned most of the time; closed forms read dense ones, as a driver does.
+    # The evaluator's own weights are pruned most of the time; rules read dense ones, as a driver does.
     dense = load_for(study)
     modules = modules_of(dense)
     learning = calibration_cost(study, inventory, grid, modules)
-    families = closed_forms(inventory, grid, modules, study.search.proportions)
-    story = make_strategy(study, inventory, grid, families, learning)
+    rules = built_in_rules(inventory, grid, modules, study.search.proportions)
+    story = make_strategy(study, inventory, grid, rules, learning)
     told = Told(story)
     store = begin_store(study, str(folder), inventory, grid, evaluator.inputs)
     LocalExecutor(evaluator).run(told, store, signature=evaluator.signature, lookahead=study.search.lookahead)
@@ -335,7 +335,7 @@ def holds(found: dict[str, Any]) -> bool:
 
 
 SETTINGS = {
-    JOINT: f"starts from the climbs of solver and closed forms; relative sd of a group's factor "
+    JOINT: f"starts from the climbs of solver and allocation rules; relative sd of a group's factor "
     f"{joint.FACTOR_SD:g}, of a utilisation {joint.UTILISATION_SD:g}; totals {proposers.LEAST_GROWTH:.1%} to "
     f"{proposers.MOST_GROWTH:.0%} above the best",
     TPE: "Optuna's TPESampler, defaults, one sparsity a group, utilisation ≤ 1 as a constraint; starts from the closed "

@@ -45,7 +45,7 @@ from raysense.pruning.layers import Inventory, take_inventory
 from raysense.records import SHARD, Evaluation, EvaluationRequest, Measure, TrialSpec
 from raysense.strategies.base import Lookahead
 from raysense.strategies.context import Candidate
-from raysense.strategies.rules import closed_forms
+from raysense.strategies.rules import built_in_rules
 from raysense.strategies.schedule import make_strategy
 from raysense.study import ImageRung, Study, load
 
@@ -181,8 +181,8 @@ class MadeUp:
 def winner_of(ground: Ground, pipeline: MadeUp, seed: int) -> Candidate | None:
     """One study from the baseline to the verdict."""
     study = ground.study.model_copy(update={"seed": seed})
-    families = closed_forms(ground.inventory, ground.grid, ground.modules)
-    story = make_strategy(study, ground.inventory, ground.grid, families)
+    rules = built_in_rules(ground.inventory, ground.grid, ground.modules)
+    story = make_strategy(study, ground.inventory, ground.grid, rules)
     strategy = Lookahead(story, study.search.lookahead)
     while not strategy.done:
         spec = strategy.ask()

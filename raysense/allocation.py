@@ -100,8 +100,8 @@ class _Steps:
 
     def _every_total_reachable(self, base: int) -> bool:
         """Whether the layers with small steps can always make up what a large step leaves open."""
-        hosts = self.find_hosts(base)
-        pairs = sorted((self.step_for(n, base), self.limit(n)) for a, n in self._n.items() if hosts[a] == a)
+        leaders = self.find_leaders(base)
+        pairs = sorted((self.step_for(n, base), self.limit(n)) for a, n in self._n.items() if leaders[a] == a)
         reach = 0
         for step, group in groupby(pairs, key=lambda pair: pair[0]):
             if reach < step - base:
@@ -109,7 +109,7 @@ class _Steps:
             reach += sum(limit // step * step for _, limit in group)
         return True
 
-    def find_hosts(self, base: int) -> dict[str, str]:
+    def find_leaders(self, base: int) -> dict[str, str]:
         """Layer -> the layer whose level moves it."""
         enough = min(FEW_STEPS, (self._max_levels + 1) // 2)
         few = {a for a, n in self._n.items() if self.limit(n) // self.step_for(n, base) < enough}
@@ -163,13 +163,13 @@ class LevelGrid:
         steps = _Steps(self._n, self.max_layer_sparsity, self.max_levels)
         self._limit = steps.limit
         self.base = steps.least_base()
-        self._hosts = steps.find_hosts(self.base)
+        self._leaders = steps.find_leaders(self.base)
         self._units = {
-            host: tuple(a for a in self._n if self._hosts[a] == host)
-            for host in dict.fromkeys(self._hosts[a] for a in self._n)
+            leader: tuple(a for a in self._n if self._leaders[a] == leader)
+            for leader in dict.fromkeys(self._leaders[a] for a in self._n)
         }
-        self._steps = {host: steps.step_for(self._n[host], self.base) for host in self._units}
-        self._tops = {host: self._limit(self._n[host]) // self._steps[host] for host in self._units}
+        self._steps = {leader: steps.step_for(self._n[leader], self.base) for leader in self._units}
+        self._tops = {leader: self._limit(self._n[leader]) // self._steps[leader] for leader in self._units}
 
     @classmethod
     def fixed(cls, layers: Iterable[tuple[str, int]], removed: Mapping[str, int]) -> LevelGrid:
@@ -180,7 +180,7 @@ class LevelGrid:
         """
         grid = cls(layers, 1.0, 1)
         grid._units = {a: (a,) for a in grid._n}
-        grid._hosts = {a: a for a in grid._n}
+        grid._leaders = {a: a for a in grid._n}
         grid._steps = {a: removed[a] for a in grid._n}
         grid._tops = {a: int(removed[a] > 0) for a in grid._n}
         grid.base = min(step for step in grid._steps.values() if step)
@@ -206,10 +206,10 @@ class LevelGrid:
         """Weights of all layers."""
         return sum(self._n.values())
 
-    def host(self, address: str) -> str:
+    def leader(self, address: str) -> str:
         """The layer whose level moves this one: itself, unless it has too few steps."""
         self._require(address)
-        return self._hosts[address]
+        return self._leaders[address]
 
     def members(self, address: str) -> tuple[str, ...]:
         """The layers that this layer's level moves: itself and those that ride with it."""
@@ -231,7 +231,7 @@ class LevelGrid:
         return self._tops.get(address, 0)
 
     def zeros_at(self, address: str, level: int) -> int:
-        """Weights removed with this layer at this level, riders included."""
+        """Weights removed with this layer at this level, followers included."""
         self._check_level(address, level)
         return self.step(address) * level
 
@@ -244,23 +244,23 @@ class LevelGrid:
         return sum(self.zeros_at(address, level) for address, level in allocation.items())
 
     def removed_by_level(self, address: str) -> list[int]:
-        """Weights this one layer loses at each of its host's levels but the lowest, see `removed`."""
-        return [self.removed(address, level) for level in range(1, self.top(self.host(address)) + 1)]
+        """Weights this one layer loses at each of its leader's levels but the lowest, see `removed`."""
+        return [self.removed(address, level) for level in range(1, self.top(self.leader(address)) + 1)]
 
     def removed(self, address: str, level: int) -> int:
-        """Weights this one layer loses when its host stands at `level`.
+        """Weights this one layer loses when its leader stands at `level`.
 
-        Riders take their proportional share one after the other, the host what is left. Taking shares from
+        Followers take their proportional share one after the other, the leader what is left. Taking shares from
         what is left, instead of from the total, lets no layer get a weight back at a higher level.
         """
-        host = self.host(address)
-        self._check_level(host, level)
-        left, n = self._steps[host] * level, self.weights(host)
-        for rider in (a for a in self._units[host] if a != host):
-            share = min(left * self._n[rider] // n, self._limit(self._n[rider]))
-            if rider == address:
+        leader = self.leader(address)
+        self._check_level(leader, level)
+        left, n = self._steps[leader] * level, self.weights(leader)
+        for follower in (a for a in self._units[leader] if a != leader):
+            share = min(left * self._n[follower] // n, self._limit(self._n[follower]))
+            if follower == address:
                 return share
-            left, n = left - share, n - self._n[rider]
+            left, n = left - share, n - self._n[follower]
         return left
 
     def level_for(self, address: str, sparsity: float) -> int:
@@ -272,7 +272,7 @@ class LevelGrid:
 
     def limit(self, address: str) -> int:
         """The most weights that this layer can lose."""
-        return self.removed(address, self.top(self.host(address)))
+        return self.removed(address, self.top(self.leader(address)))
 
     def validate(self, allocation: Mapping[str, int]) -> None:
         """Raise a `RaysenseError` unless every layer is known and every level in range."""
@@ -311,7 +311,7 @@ class LevelGrid:
         of the next larger ones: the price of an exact total.
 
         Args:
-            wanted: Layer -> zeros wished for (any layers, riders too; missing ones count as 0).
+            wanted: Layer -> zeros wished for (any layers, followers too; missing ones count as 0).
             total: Requested zeros in all.
             among: The layers that may be pruned, all by default. Fewer of them meet the total only as
                 closely as their own steps allow.
@@ -319,16 +319,16 @@ class LevelGrid:
         Raises:
             RaysenseError: The total is negative or beyond `max_zeros`.
         """
-        hosts = self.addresses if among is None else tuple(dict.fromkeys(self.host(a) for a in among))
+        leaders = self.addresses if among is None else tuple(dict.fromkeys(self.leader(a) for a in among))
         if not 0 <= total < self.max_zeros + self.base:
             raise RaysenseError(
                 f"zeros: {total:,} cannot be removed; with max_layer_sparsity {self.max_layer_sparsity:g} "
                 f"between 0 and {self.max_zeros:,} of {self.n:,} weights can"
             )
-        wish = {host: sum(float(wanted.get(a, 0.0)) for a in self._units[host]) for host in hosts}
+        wish = {leader: sum(float(wanted.get(a, 0.0)) for a in self._units[leader]) for leader in leaders}
         levels: dict[str, int] = {}
         rest, wished = total, sum(wish.values())
-        room = sum(self._steps[a] * self._tops[a] for a in hosts)
+        room = sum(self._steps[a] * self._tops[a] for a in leaders)
         for step, group in groupby(sorted(wish, key=lambda a: -self._steps[a]), key=lambda a: self._steps[a]):
             peers = list(group)
             wished -= sum(wish[a] for a in peers)
@@ -350,10 +350,10 @@ class LevelGrid:
     def _check_level(self, address: str, level: int) -> None:
         self._require(address)
         if not 0 <= level <= self.top(address):
-            riding = "" if address in self._units else f" (it moves with {self._hosts[address]})"
+            moved = "" if address in self._units else f" (it moves with {self._leaders[address]})"
             raise RaysenseError(
                 f"allocation: level {level} of {address} is out of range; its levels are "
-                f"0 to {self.top(address)}{riding}"
+                f"0 to {self.top(address)}{moved}"
             )
 
     def _require(self, address: str) -> None:

@@ -8,11 +8,11 @@ BUNDLED = "bundled"
 BUNDLED_PIPELINES = {BUNDLED: "pipeline", "bundled-transformer": "transformer"}
 """Pipelines inside the package: what `pipeline` may say -> folder under ``raysense/bundled``."""
 
-CLOSED_FORMS = ("uniform", "per_component", "linear_uniform", "erk", "global", "lamp")
-"""Strategies that need no measurement, see `raysense.strategies.rules`."""
+ALLOCATION_RULES = ("uniform", "per_component", "linear_uniform", "erk", "global", "lamp")
+"""Allocation rules that need the weights alone, see `raysense.strategies.rules`."""
 
 OWL = "owl"
-"""The strategy that needs statistics whatever the method."""
+"""The allocation rule that needs statistics whatever the method."""
 
 UNIFORM = "uniform"
 SOLVER = "solver"
@@ -23,7 +23,7 @@ RANDOM, SWITCHES, TPE, EVOPRESS = "random", "switches", "tpe", "evopress"
 ITERATIVE = (JOINT, RANDOM, SWITCHES, TPE, EVOPRESS)
 """Strategies that learn from one measurement to the next; all but the first are there to be compared with."""
 
-STRATEGIES = (*CLOSED_FORMS, OWL, SOLVER, *ITERATIVE[1:])
+STRATEGIES = (*ALLOCATION_RULES, OWL, SOLVER, *ITERATIVE[1:])
 """What `search.strategies` may list."""
 
 SALIENCIES = ("magnitude", "random", "wanda", "wanda_tensor", "taylor")

@@ -30,7 +30,7 @@ from raysense.evaluation.evaluator import Evaluator
 from raysense.execution.local import LocalExecutor
 from raysense.pipelines.load import load_for, modules_of
 from raysense.search.job import begin_store
-from raysense.strategies.rules import closed_forms
+from raysense.strategies.rules import built_in_rules
 from raysense.strategies.schedule import make_strategy
 from raysense.study import load
 
@@ -91,7 +91,7 @@ def rows(name: str, folder: str) -> Iterator[str]:
     evaluator = Evaluator(study, folder, threads=1)
     inventory, grid = evaluator.inventory, evaluator.grid
     modules = modules_of(load_for(study))
-    rules = closed_forms(inventory, grid, modules, study.search.proportions)
+    rules = built_in_rules(inventory, grid, modules, study.search.proportions)
     learning = calibration_cost(study, inventory, grid, modules)
     strategy = make_strategy(study, inventory, grid, rules, learning)
     store = begin_store(study, folder, inventory, grid, evaluator.inputs)

@@ -114,12 +114,12 @@ def test_a_switch_trades_small_steps_against_a_large_one():
 
 def test_a_layer_with_few_steps_moves_with_the_largest_layer_of_its_block():
     grid = LevelGrid([("unet:b.0.x", 5_000), ("unet:b.0.y", 9_000), ("unet:b.0.tiny", 9), ("vae:q", 4)], 1.0)
-    assert grid.host("unet:b.0.tiny") == "unet:b.0.y"
+    assert grid.leader("unet:b.0.tiny") == "unet:b.0.y"
     assert grid.members("unet:b.0.y") == ("unet:b.0.y", "unet:b.0.tiny")
     assert grid.top("unet:b.0.tiny") == 0
     top = grid.top("unet:b.0.y")
     assert grid.removed("unet:b.0.tiny", top) == 9 * grid.zeros_at("unet:b.0.y", top) // 9009
-    assert grid.host("vae:q") == "vae:q", "its component has no other layer"
+    assert grid.leader("vae:q") == "vae:q", "its component has no other layer"
     with pytest.raises(RaysenseError, match=r"unet:b\.0\.tiny.*moves with unet:b\.0\.y"):
         grid.validate({"unet:b.0.tiny": 1})
 

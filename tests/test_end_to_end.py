@@ -102,13 +102,13 @@ def test_the_tables_hold_every_evaluation_once_answered_by_tune_trials(finished:
     assert (evaluations["ray_trial"] != "in-process").all()
     assert (evaluations["ray_trial"] != "").all()
     dense = evaluations["allocation"] == Allocation().key
-    (method,) = set(evaluations[~dense]["method"])  # the contest has one outcome for all evaluators
+    (method,) = set(evaluations[~dense]["method"])  # the selection has one outcome for all evaluators
     assert re.fullmatch("text_encoder: (wanda|magnitude), unet: (wanda|magnitude)", method)
     (calibration,) = evaluations[evaluations["rung"] == "calibration"].to_dict("records")
     inputs, recorded, probes = 4 * 4 * 2, 4 * (4 + 2) * 2, 2 * 2 * 3 * 4 * 2 * 2
     assert calibration["nfe"] == inputs + recorded + probes
-    contest = pd.read_parquet(finished / "tables" / "measures").query("key == @calibration['key']")
-    assert contest["metric"].str.startswith("contest/").sum() == 2 * 2 * 3
+    compared = pd.read_parquet(finished / "tables" / "measures").query("key == @calibration['key']")
+    assert compared["metric"].str.startswith("contest/").sum() == 2 * 2 * 3
     assert evaluations["nfe"].sum() == summary_of(finished)["nfe"]
     measures = pd.read_parquet(finished / "tables" / "measures")
     assert set(measures["key"]) == set(evaluations["key"])

@@ -28,7 +28,7 @@ from raysense.search.job import begin_store
 from raysense.store.checksummed_json import seal
 from raysense.store.disk import Disk
 from raysense.store.store import Store
-from raysense.strategies.rules import closed_forms
+from raysense.strategies.rules import built_in_rules
 from raysense.strategies.schedule import make_strategy
 from raysense.strategies.user_defined import user_rules
 from raysense.study import Study, load
@@ -75,7 +75,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> str:
     study = study_of()
     evaluator = Evaluator(study, out)
     inventory, grid, modules = evaluator.inventory, evaluator.grid, modules_of(evaluator.pipeline)
-    rules = closed_forms(inventory, grid, modules) | user_rules(study.search.strategies, inventory, grid)
+    rules = built_in_rules(inventory, grid, modules) | user_rules(study.search.strategies, inventory, grid)
     strategy = make_strategy(study, inventory, grid, rules, calibration_cost=1)
     inputs = inputs_of(study, load_prompts(study.prompts), evaluator.scorer, "cpu")
     store = begin_store(study, out, inventory, grid, inputs)

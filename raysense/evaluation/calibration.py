@@ -22,7 +22,7 @@ from raysense.errors import RaysenseError
 from raysense.evaluation.cache import TensorCache
 from raysense.evaluation.level_files import LevelFiles
 from raysense.evaluation.memory import release_memory
-from raysense.evaluation.method_selection import components_of, heats
+from raysense.evaluation.method_selection import compared_allocations, components_of
 from raysense.evaluation.solved_weights import SolvedWeights
 from raysense.hashing import content_key
 from raysense.names import OWL, UPDATING
@@ -105,13 +105,15 @@ def calibration_cost(
                 f"`prune.saliency`: {method.name} cannot score {strange[0].address}, which is {strange[0].kind}, nor "
                 f"{len(strange) - 1} more; it handles {', '.join(sorted(method.kinds))}: set `prune.kinds` to these"
             )
-    contest = 0
+    selection = 0
     if len(methods) > 1:
-        probes = len(methods) * sum(len(heats(grid, component)) for component in components_of(grid))
+        probes = len(methods) * sum(
+            len(compared_allocations(grid, component)) for component in components_of(grid)
+        )
         rung = study.rungs.probe
-        contest = cost.probe(rung, records=True) + (probes - 1) * cost.probe(rung)
+        selection = cost.probe(rung, records=True) + (probes - 1) * cost.probe(rung)
     if not needs:
-        return contest
+        return selection
     available = len(load_prompts(study.prompts).search)
     if calibration.prompts > available:
         raise RaysenseError(
@@ -124,7 +126,7 @@ def calibration_cost(
         limit = int(calibration.memory_gb * 1e9)
         passes += len(hessian_passes(modules, inventory.layers, limit))
     # One more image tells how often a run calls the denoiser.
-    return (passes * calibration.prompts + 1) * cost.image + contest
+    return (passes * calibration.prompts + 1) * cost.image + selection
 
 
 class Calibration:
@@ -209,7 +211,7 @@ class Calibration:
         if self._study.prune.updates:
             self._solve()
             for layer in self._inventory.layers:
-                if level := allocation[self._grid.host(layer.address)]:
+                if level := allocation[self._grid.leader(layer.address)]:
                     weight = weight_of(self._modules, layer).data
                     weight.copy_(self._slices.load(layer.address, level))
             return
@@ -227,7 +229,7 @@ class Calibration:
         """What departed from the plan in the weights of an allocation, or an empty text."""
         if "hessians" not in needs_of(self._study):
             return ""
-        layers = [address for host in allocation for address in self._grid.members(host)]
+        layers = [address for leader in allocation for address in self._grid.members(leader)]
         found = [f"{address} {note}" for address in layers if (note := self._slices.note(address))]
         return f"{len(found)} layers: {', '.join(found[:3])}{' …' * (len(found) > 3)}" if found else ""
 

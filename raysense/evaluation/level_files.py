@@ -1,6 +1,6 @@
 """The bytes of the masks, made once a machine and mapped from then on.
 
-Which weight leaves at which level follows from the weights, the method and what it knows, so the bytes of a layer are a
+The prune level of each weight follows from the weights, the method and what it knows, so the bytes of a layer are a
 file of the machine's temporary folder, named by that: the next evaluator's life, and every other evaluator beside this
 one, maps what the first has made, and all of them share its pages. Pages are given back after each switch; the system's
 file cache keeps them as long as there is room.

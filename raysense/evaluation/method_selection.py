@@ -1,6 +1,6 @@
 """Saliency methods compete: each component is pruned by the method whose masks the probe feels least there.
 
-One contest a study and component, before the search: every method prunes the component alone, by one ratio, at a few
+Once a study, before the search: every method prunes each component alone, by one ratio, at a few
 sparsities, and the probe measures each. All methods remove the same numbers of weights from the same layers.
 """
 
@@ -20,11 +20,12 @@ EXTRACTOR = "denoiser output"
 SHARES = (0.3, 0.5, 0.7)
 """Sparsities of a component at which methods are compared: light, middling, near where most components fall."""
 
-CONTEST = "contest/"
-"""Measures of a calibration: this, a component, a method and a sparsity -> probe error."""
+METHOD_ERRORS = "contest/"
+"""Measures of a calibration, as they are stored: this, a component, a method and a sparsity -> probe error."""
 
-Contest = Mapping[str, Tensor]
-"""Component -> float64 (methods, heats, 4): value, low and high of the probe error, and how many tuples it compares."""
+MethodErrors = Mapping[str, Tensor]
+"""Component -> float64 (methods, compared allocations, 4): value, low and high of the probe error, and how
+many tuples it compares."""
 
 
 def components_of(grid: LevelGrid) -> list[str]:
@@ -32,7 +33,7 @@ def components_of(grid: LevelGrid) -> list[str]:
     return list(dict.fromkeys(address.split(":")[0] for address in grid.addresses))
 
 
-def heats(grid: LevelGrid, component: str) -> list[Allocation]:
+def compared_allocations(grid: LevelGrid, component: str) -> list[Allocation]:
     """What every method is measured at: the component alone, each of its layers at the level nearest to one ratio."""
     mine = [address for address in grid.addresses if address.split(":")[0] == component]
     found = [
@@ -44,26 +45,27 @@ def heats(grid: LevelGrid, component: str) -> list[Allocation]:
     return list(dict.fromkeys(allocation for allocation in found if allocation)) or [full]
 
 
-def hold_contest(
-    methods: Sequence[str], grid: LevelGrid, contend: Callable[[str], Callable[[Allocation], Measure]]
+def compare_methods(
+    methods: Sequence[str], grid: LevelGrid, prune_by: Callable[[str], Callable[[Allocation], Measure]]
 ) -> dict[str, Tensor]:
     """Measure every method on every component, method by method.
 
     Args:
         methods: Their names.
         grid: The layers' levels.
-        contend: Method -> what measures the probe error of allocations under its masks, until the next one contends.
+        prune_by: Method -> what measures the probe error of allocations under its masks, until it is asked for
+            the next method's.
     """
     rows: dict[str, list[list[list[float]]]] = {component: [] for component in components_of(grid)}
     for method in methods:
-        probe = contend(method)
+        probe = prune_by(method)
         for component, of_methods in rows.items():
-            measures = [probe(allocation) for allocation in heats(grid, component)]
+            measures = [probe(allocation) for allocation in compared_allocations(grid, component)]
             of_methods.append([[m.value, m.ci_low, m.ci_high, float(m.n)] for m in measures])
     return {component: torch.tensor(found, dtype=torch.float64) for component, found in rows.items()}
 
 
-def winners(methods: Sequence[str], contest: Contest) -> dict[str, str]:
+def best_methods(methods: Sequence[str], errors_of: MethodErrors) -> dict[str, str]:
     """Component -> the method with the least geometric mean of the probe errors; of equals the first named."""
 
     def loss(errors: Tensor) -> float:
@@ -72,20 +74,22 @@ def winners(methods: Sequence[str], contest: Contest) -> dict[str, str]:
 
     return {
         component: min(zip(methods, found, strict=True), key=lambda pair: loss(pair[1]))[0]
-        for component, found in sorted(contest.items())  # a file keeps no order
+        for component, found in sorted(errors_of.items())  # a file keeps no order
     }
 
 
-def as_measures(methods: Sequence[str], grid: LevelGrid, contest: Contest) -> dict[str, Measure]:
-    """The contest as measures of a calibration, see `CONTEST`."""
-    sizes = dict.fromkeys(contest, 0)
+def as_measures(methods: Sequence[str], grid: LevelGrid, errors_of: MethodErrors) -> dict[str, Measure]:
+    """The probe errors as measures of a calibration, see `METHOD_ERRORS`."""
+    sizes = dict.fromkeys(errors_of, 0)
     for address in grid.addresses:
         sizes[address.split(":")[0]] += grid.weights(address)
     return {
-        f"{CONTEST}{component}/{method}/{grid.zeros(allocation) / sizes[component]:.2f}": Measure(
+        f"{METHOD_ERRORS}{component}/{method}/{grid.zeros(allocation) / sizes[component]:.2f}": Measure(
             value, low, high, int(n), EXTRACTOR
         )
-        for component, found in contest.items()
+        for component, found in errors_of.items()
         for method, errors in zip(methods, found.tolist(), strict=True)
-        for allocation, (value, low, high, n) in zip(heats(grid, component), errors, strict=True)
+        for allocation, (value, low, high, n) in zip(
+            compared_allocations(grid, component), errors, strict=True
+        )
     }

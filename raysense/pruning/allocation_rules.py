@@ -1,6 +1,6 @@
-"""Closed-form allocations: a total goes in, an allocation within one base step of it comes out.
+"""Allocation rules: a total goes in, an allocation within one base step of it comes out.
 
-Each prior says how many zeros every layer should get; `LevelGrid.nearest` turns that into levels. Caps are
+Each rule says how many zeros every layer should get; `LevelGrid.nearest` turns that into levels. Caps are
 respected by projection: what a layer may not take goes to the others.
 """
 
@@ -76,7 +76,9 @@ def in_proportion(
 
     most = grid.max_layer_sparsity / min((share for share in part.values() if share > 0), default=1.0)
     # A layer that moves with others moves them all, hence the bound.
-    total = min(zeros, sum(grid.zeros_at(host, grid.top(host)) for host in {grid.host(a) for a in limits}))
+    total = min(
+        zeros, sum(grid.zeros_at(leader, grid.top(leader)) for leader in {grid.leader(a) for a in limits})
+    )
     return grid.nearest(_solve(wish, total, 0.0, most, falling=False), total, among=limits)
 
 

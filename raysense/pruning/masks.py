@@ -1,7 +1,7 @@
 """Apply an allocation in place, touching only what changed; restore exactly.
 
-A nested method's masks are one byte a weight: the level at which the weight leaves. Together with one dense
-copy of the weights that is all there is to hold; switching a layer to another level is one pass over it.
+A nested method's masks are one byte a weight: its *prune level*, the highest level at which it stays. Together with one
+dense copy of the weights that is all there is to hold; switching a layer to another level is one pass over it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
 from raysense.pruning.layers import Inventory, Layer, live_weight, weight_of
-from raysense.pruning.patterns import Pattern, pattern_leaves
-from raysense.pruning.ranking import leaving_levels
+from raysense.pruning.patterns import Pattern, pattern_prune_levels
+from raysense.pruning.ranking import prune_levels
 from raysense.pruning.saliency import LayerStats, Method, find_method, score_layer
 
 log = logging.getLogger(__name__)
@@ -110,10 +110,10 @@ class Pruner(ABC):
             RaysenseError: An unknown layer or a level out of range; nothing is changed then.
         """
         self._grid.validate(allocation)
-        for host in self._grid.addresses:
-            if allocation[host] != self.current[host]:
-                for address in self._grid.members(host):
-                    self._bring(address, allocation[host])
+        for leader in self._grid.addresses:
+            if allocation[leader] != self.current[leader]:
+                for address in self._grid.members(leader):
+                    self._bring(address, allocation[leader])
         self.current = allocation
 
     def restore(self) -> None:
@@ -142,7 +142,7 @@ class Pruner(ABC):
         for address in self._owners:
             if self._mark(address) == self._written[address]:
                 continue
-            level = self.current[self._grid.host(address)]
+            level = self.current[self._grid.leader(address)]
             live = self._live(address)
             if not torch.equal(live, self._at_level(address, level).to(live)):
                 changed.append(address)
@@ -228,27 +228,27 @@ class Masker(Pruner):
     ) -> None:
         self._keeper = keeper
 
-        def leaves(layer: Layer) -> Tensor:
+        def prune_level(layer: Layer) -> Tensor:
             weight = self._live(layer.address)
-            make = partial(leaves_of, layer, weight, grid, saliency, statistics or {}, seed, pattern)
+            make = partial(prune_levels_of, layer, weight, grid, saliency, statistics or {}, seed, pattern)
             return keeper.of(layer, weight, make) if keeper else make()
 
-        self._leaves_of = leaves
+        self._prune_levels_of = prune_level
         super().__init__(modules, inventory, grid, master)
-        del self._leaves_of  # it holds the statistics, and this object itself
+        del self._prune_levels_of  # it holds the statistics, and this object itself
 
     def _choose(self, inventory: Inventory) -> None:
-        self._leaves = {layer.address: self._leaves_of(layer) for layer in inventory.layers}
+        self._prune_levels = {layer.address: self._prune_levels_of(layer) for layer in inventory.layers}
 
     def _write(self, address: str, target: Tensor, level: int) -> None:
         # Whole components may be elsewhere than when the bytes were made: they are brought to the GPU and back.
-        leaves = self._leaves[address]
-        mask_into(target, self._master[address], leaves.to(target.device), level)
+        prune_level = self._prune_levels[address]
+        mask_into(target, self._master[address], prune_level.to(target.device), level)
         if self._keeper is not None:
-            self._keeper.give_back(leaves)
+            self._keeper.give_back(prune_level)
 
 
-def leaves_of(
+def prune_levels_of(
     layer: Layer,
     weight: Tensor,
     grid: LevelGrid,
@@ -257,7 +257,7 @@ def leaves_of(
     seed: int,
     pattern: Pattern | None,
 ) -> Tensor:
-    """The byte of each weight of a layer: the level at which it leaves; uint8, in the weight's shape and layout.
+    """The byte of each weight of a layer: its prune level; uint8, in the weight's shape and layout.
 
     See `Masker` for the arguments; the weight is dense.
     """
@@ -265,11 +265,11 @@ def leaves_of(
     chosen = saliency[layer.component] if isinstance(saliency, Mapping) else saliency
     scores = score_layer(find_method(chosen) if isinstance(chosen, str) else chosen, weight, stats)
     if pattern is None:
-        leaves = leaving_levels(scores, grid.removed_by_level(layer.address))
+        prune_level = prune_levels(scores, grid.removed_by_level(layer.address))
     else:
-        leaves = pattern_leaves(scores, layer.kind, pattern)
+        prune_level = pattern_prune_levels(scores, layer.kind, pattern)
     # In the weight's memory layout (it may be channels-last), so that masking is one linear pass.
-    return torch.empty_like(weight, dtype=torch.uint8).copy_(leaves)
+    return torch.empty_like(weight, dtype=torch.uint8).copy_(prune_level)
 
 
 def mask_for_good(
@@ -288,22 +288,22 @@ def mask_for_good(
     """
     grid.validate(allocation)
     for layer in inventory.layers:
-        if level := allocation[grid.host(layer.address)]:
+        if level := allocation[grid.leader(layer.address)]:
             weight = weight_of(modules, layer).data
             _check_weight(layer.address, weight)
-            leaves = leaves_of(layer, weight, grid, saliency, statistics, seed, pattern)
-            mask_into(weight, weight, leaves, level)
+            prune_level = prune_levels_of(layer, weight, grid, saliency, statistics, seed, pattern)
+            mask_into(weight, weight, prune_level, level)
 
 
-def mask_into(live: Tensor, master: Tensor, leaves: Tensor, level: int) -> None:
-    """Write the master into the live tensor with zeros where a weight leaves at or before `level`.
+def mask_into(live: Tensor, master: Tensor, prune_level: Tensor, level: int) -> None:
+    """Write the master into the live tensor with zeros where a weight's prune level is below `level`.
 
     The bits are moved as integers: exact for every value. One pass, and on a CPU far faster than `torch.where`.
 
     Args:
         live: The weights in use, 16 or 32 bits each.
         master: Their dense values, same shape, strides and dtype; may lie on another device.
-        leaves: uint8, same shape and strides, on the device of `live`.
+        prune_level: uint8, same shape and strides, on the device of `live`.
         level: 0 for all of the master.
     """
     if level == 0 or master.device != live.device:
@@ -316,9 +316,9 @@ def mask_into(live: Tensor, master: Tensor, leaves: Tensor, level: int) -> None:
     write = torch.ops.aten.threshold_backward.grad_input
     # A GPU widens the bytes as it reads them, and launches cost most there: one operation.
     if live.device.type != "cpu" or live.numel() <= _CHUNK:
-        write(master.view(integer), leaves, level - 1, grad_input=live.view(integer))
+        write(master.view(integer), prune_level, level - 1, grad_input=live.view(integer))
         return
-    target, source, bytes_ = _flat(live).view(integer), _flat(master).view(integer), _flat(leaves)
+    target, source, bytes_ = _flat(live).view(integer), _flat(master).view(integer), _flat(prune_level)
     for start in range(0, target.numel(), _CHUNK):
         part = slice(start, start + _CHUNK)
         write(source[part], bytes_[part], level - 1, grad_input=target[part])

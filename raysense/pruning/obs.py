@@ -149,7 +149,7 @@ def solve_levels(
     layer: Layer, weight: Tensor, factor: Factor, grid: LevelGrid, pattern: Pattern | None = None
 ) -> Iterator[tuple[int, Tensor]]:
     """(level, weights) for each level above 0 of this layer, every one solved from the dense weight."""
-    for level in range(1, grid.top(grid.host(layer.address)) + 1):
+    for level in range(1, grid.top(grid.leader(layer.address)) + 1):
         zeros = grid.removed(layer.address, level)
         yield level, prune_with_update(weight, factor, zeros, layer.kind, pattern=pattern)
 
@@ -217,7 +217,7 @@ def solve(
     if updater.own is None:
         factor = factorise(hessian, damping)
         return dict(solve_levels(layer, weight, factor, grid, pattern)), factor.note
-    levels = range(1, grid.top(grid.host(layer.address)) + 1)
+    levels = range(1, grid.top(grid.leader(layer.address)) + 1)
     wanted = {level: grid.removed(layer.address, level) for level in levels}
     return {level: updated(updater, weight, hessian, zeros, layer) for level, zeros in wanted.items()}, ""
 
@@ -297,7 +297,7 @@ class Substituter(Pruner):
         modules: Component name -> module, holding the dense weights.
         inventory: The selected layers.
         grid: Their levels, at most `LEVELS`.
-        load: (layer address, level of its host) -> the layer's weights at that level.
+        load: (layer address, level of its leader) -> the layer's weights at that level.
         master: Where the dense master lies; chosen from the free memory by default, and logged.
     """
 

@@ -52,12 +52,14 @@ def pattern_grid(inventory: Inventory, pattern: Pattern) -> LevelGrid:
     return LevelGrid.fixed(inventory.sizes, removed)
 
 
-def pattern_leaves(scores: Tensor, kind: str, pattern: Pattern) -> Tensor:
+def pattern_prune_levels(scores: Tensor, kind: str, pattern: Pattern) -> Tensor:
     """The byte of each weight: 0 where the pattern removes it, 255 where it stays. uint8, scores' shape."""
     by_input = scores if kind == "transformers_conv1d" else scores.movedim(1, 0)
     whole = by_input.shape[0] // pattern.of * pattern.of
     sets = by_input[:whole].reshape(whole // pattern.of, pattern.of, math.prod(by_input.shape[1:]))
     ranks = sets.argsort(dim=1, stable=True).argsort(dim=1)
-    leaves = torch.full(by_input.shape, 255, dtype=torch.uint8, device=scores.device)
-    leaves[:whole].masked_fill_((ranks < pattern.of - pattern.keep).reshape(whole, *by_input.shape[1:]), 0)
-    return leaves if kind == "transformers_conv1d" else leaves.movedim(0, 1)
+    prune_level = torch.full(by_input.shape, 255, dtype=torch.uint8, device=scores.device)
+    prune_level[:whole].masked_fill_(
+        (ranks < pattern.of - pattern.keep).reshape(whole, *by_input.shape[1:]), 0
+    )
+    return prune_level if kind == "transformers_conv1d" else prune_level.movedim(0, 1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 NEVER = 255
-"""The byte of a weight that leaves at no level. A weight with byte b is zero at the levels above b."""
+"""The prune level of a weight that no level removes. A weight with prune level p is zero at the levels above p."""
 
 _CHUNK = 1 << 16
 """Weights counted together: small enough that looking for the members of one bucket costs little."""
@@ -28,8 +28,8 @@ Integers = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
 
-def leaving_levels(scores: Tensor, removed: Sequence[int]) -> Tensor:
-    """The byte of each weight: how many levels it survives, or `NEVER`.
+def prune_levels(scores: Tensor, removed: Sequence[int]) -> Tensor:
+    """The prune level of each weight: the highest level at which it stays, or `NEVER`.
 
     Args:
         scores: One a weight, float32, float16 or bfloat16, no NaN; the lowest leave first, equal ones in order

@@ -269,7 +269,7 @@ class Run:
     def layer_sparsity(self, allocation: Allocation) -> pd.DataFrame:
         """One row per layer in network order with the ``zeros`` and the ``sparsity`` that an allocation gives it."""
         layers = self.layers()
-        zeros = [self.grid.removed(layer, allocation[self.grid.host(layer)]) for layer in layers["layer"]]
+        zeros = [self.grid.removed(layer, allocation[self.grid.leader(layer)]) for layer in layers["layer"]]
         layers["zeros"] = zeros
         layers["sparsity"] = layers["zeros"] / layers["weights"]
         return layers

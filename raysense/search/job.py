@@ -47,7 +47,7 @@ from raysense.store.checksummed_json import seal
 from raysense.store.disk import Disk, read_sealed
 from raysense.store.store import Store
 from raysense.strategies.context import Findings
-from raysense.strategies.rules import check_strategies, closed_forms
+from raysense.strategies.rules import built_in_rules, check_strategies
 from raysense.strategies.runner import StrategyRunner
 from raysense.strategies.schedule import make_strategy
 from raysense.strategies.user_defined import user_rules, user_strategies
@@ -111,10 +111,10 @@ def run_study(
             foreseen = foreseen_for(study)
             empty = empty_components(Origin.of(study))
         learning = calibration_cost(study, inventory, grid, empty, foreseen.cost)
-        families = closed_forms(inventory, grid, {}, study.search.proportions, weights.counts)
-        families |= user_rules(asked := study.search.strategies, inventory, grid)
-        check_strategies(asked, (*families, OWL, SOLVER, *ITERATIVE[1:], *user_strategies(asked)))
-        strategy = make_strategy(study, inventory, grid, families, learning, foreseen.cost)
+        rules = built_in_rules(inventory, grid, {}, study.search.proportions, weights.counts)
+        rules |= user_rules(asked := study.search.strategies, inventory, grid)
+        check_strategies(asked, (*rules, OWL, SOLVER, *ITERATIVE[1:], *user_strategies(asked)))
+        strategy = make_strategy(study, inventory, grid, rules, learning, foreseen.cost)
         store = begin_store(study, out, inventory, grid, inputs, foreseen.order)
         spec = evaluator_spec(study, out, inputs)
         executor: Executor = (

@@ -19,7 +19,7 @@ from raysense.names import OWL
 from raysense.pipelines.idle_modules import foreseen_for
 from raysense.pipelines.load import modules_of, notes_of
 from raysense.records import CALIBRATION, EvaluationRequest
-from raysense.strategies.rules import check_strategies, closed_forms, outlier_weighed
+from raysense.strategies.rules import built_in_rules, check_strategies, outlier_weighed
 from raysense.strategies.user_defined import user_rules
 from raysense.study import Study
 from raysense.study.complete import complete
@@ -33,11 +33,11 @@ def with_strategy(study: Study, strategy: str) -> Study:
 
 
 def try_once(study: Study, strategy: str, share: float, rung: str, directory: str) -> str:
-    """Prune to a share of the selected weights by a closed form and measure it.
+    """Prune to a share of the selected weights by an allocation rule and measure it.
 
     Args:
         study: What to prune, and how to measure.
-        strategy: A closed form, or ``owl``.
+        strategy: The rule's name.
         share: Zeros over the selected weights.
         rung: Where to measure.
         directory: The cache of dense references and statistics.
@@ -118,18 +118,18 @@ def allocate(evaluator: Evaluator, share: float) -> tuple[int, Allocation]:
         Zeros that were asked for, and the allocation.
 
     Raises:
-        RaysenseError: The strategy is no closed form, or the caps do not allow so much.
+        RaysenseError: The strategy is no allocation rule, or the caps do not allow so much.
     """
     study, grid, inventory = evaluator.study, evaluator.grid, evaluator.inventory
     modules = modules_of(evaluator.pipeline)
     evaluator.stand_at(Allocation())
-    families = closed_forms(inventory, grid, modules, study.search.proportions)
-    families |= user_rules(study.search.strategies, inventory, grid)
+    rules = built_in_rules(inventory, grid, modules, study.search.proportions)
+    rules |= user_rules(study.search.strategies, inventory, grid)
     (strategy,) = study.search.strategies
-    check_strategies([strategy], (*families, OWL))
+    check_strategies([strategy], (*rules, OWL))
     if strategy == OWL:
         calibration = evaluator.evaluate(EvaluationRequest(Allocation(), CALIBRATION))
-        families[OWL] = outlier_weighed(inventory, grid, calibration)
+        rules[OWL] = outlier_weighed(inventory, grid, calibration)
     asked, most = round(share * grid.n), grid.max_zeros
     # Steps may end a little below the cap: that much is rounding, and both numbers are said.
     if asked > most and share > most / grid.n + 1e-3:
@@ -145,4 +145,4 @@ def allocate(evaluator: Evaluator, share: float) -> tuple[int, Allocation]:
             f"`--sparsity` is {share:g}, {asked:,} zeros, but at most {math.floor(1000 * most / grid.n) / 1000:g} of "
             f"the selected weights can go, {most:,} zeros: ask for less, or {remedy}"
         )
-    return asked, families[strategy](min(asked, most))
+    return asked, rules[strategy](min(asked, most))

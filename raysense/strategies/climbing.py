@@ -66,7 +66,7 @@ def search_jointly(
     runner.headline = "searching jointly: " + headline_of(context, climbed)
     coroutines: list[Coroutine] = []
     for name, proposer in _proposers(context, curves).items():
-        # Everybody starts from what the closed forms gave; the joint search also from the solver's climb.
+        # Everybody starts from what the allocation rules gave; the joint search also from the solver's climb.
         for known in climbed:
             if name == JOINT or known.strategy != SOLVER:
                 proposer.tell(known.allocation, utilisation_of(known, context.bounds))
@@ -100,15 +100,15 @@ def _proposers(context: SearchContext, curves: Sequence[Curve]) -> dict[str, Pro
     return proposers
 
 
-def _climb(context: SearchContext, strategy: str, family: AllocationRule) -> Coroutine:
-    """Bisect for the sparsest total of a family that stays inside the budget; returns all candidates."""
+def _climb(context: SearchContext, strategy: str, rule: AllocationRule) -> Coroutine:
+    """Bisect for the sparsest total of an allocation rule that stays inside the budget; returns all candidates."""
     tried: list[Candidate] = []
     low, high = 0.0, context.grid.max_zeros / context.grid.n
     try:
         for number in range(context.study.search.bisections):
             middle = (low + high) / 2
             candidate = yield from judged(
-                context, strategy, f"{strategy}/{number}", family(context.zeros(middle))
+                context, strategy, f"{strategy}/{number}", rule(context.zeros(middle))
             )
             tried.append(candidate)
             low, high = (middle, high) if candidate.feasible else (low, middle)

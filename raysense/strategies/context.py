@@ -27,7 +27,7 @@ class Candidate:
     """An allocation with its evaluation on the rung that judged it.
 
     Attributes:
-        strategy: The family it comes from.
+        strategy: The strategy or allocation rule it comes from.
         allocation: What is pruned.
         zeros: Zeros in the selected layers by the grid's arithmetic.
         evaluation: Its last evaluation.

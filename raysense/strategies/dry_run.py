@@ -146,8 +146,8 @@ def estimate(
             `raysense.evaluation.calibration.calibration_cost`.
         cost: Of an image.
     """
-    families = _Uniform(inventory, grid)
-    runner = make_strategy(_without_weights(study), inventory, grid, families, calibration_cost, cost)
+    rules = _Uniform(inventory, grid)
+    runner = make_strategy(_without_weights(study), inventory, grid, rules, calibration_cost, cost)
     return simulate(runner, study, inventory, grid, speed, evaluators, cost)
 
 
@@ -335,18 +335,18 @@ class _Assumed(Mapping[str, Measure]):
 
 
 def _without_weights(study: Study) -> Study:
-    """The study under names of families that need no measurement of the weights; see `_Uniform`."""
+    """The study under names of rules that need no measurement of the weights; see `_Uniform`."""
     kept = (SOLVER, "uniform", *ITERATIVE, *user_strategies(study.search.strategies))
     names = tuple(name if name in kept else f"as {name}" for name in study.search.strategies)
     return study.model_copy(update={"search": study.search.model_copy(update={"strategies": names})})
 
 
 class _Uniform(dict[str, AllocationRule]):
-    """Every family by any name, as the uniform one: the others need weights, and cost the same."""
+    """Every rule by any name, as the uniform one: the others need weights, and cost the same."""
 
     def __init__(self, inventory: Inventory, grid: LevelGrid) -> None:
         super().__init__()
-        self._family = lambda zeros: allocation_rules.uniform(inventory, grid, zeros)
+        self._rule = lambda zeros: allocation_rules.uniform(inventory, grid, zeros)
 
     def __missing__(self, name: str) -> AllocationRule:
-        return self._family
+        return self._rule

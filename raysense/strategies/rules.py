@@ -1,4 +1,4 @@
-"""Families of allocations by name: each turns a wanted total into an allocation. The solver is one of them."""
+"""Allocation rules by name: each turns a wanted total into an allocation. The solver's is one of them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from raysense.strategies.curves import Curve
 from raysense.strategies.solver import OBJECTIVES
 
 
-def closed_forms(
+def built_in_rules(
     inventory: Inventory,
     grid: LevelGrid,
     modules: Mapping[str, nn.Module],
     proportions: Mapping[str, float] | None = None,
     counts: Callable[[str], Counts] | None = None,
 ) -> dict[str, AllocationRule]:
-    """The allocations that need no measurement, by name.
+    """The rules that need the weights alone, by name.
 
     Args:
         inventory: The selected layers.
@@ -55,7 +55,7 @@ def closed_forms(
 
 
 def outlier_weighed(inventory: Inventory, grid: LevelGrid, calibration: Evaluation) -> AllocationRule:
-    """OWL's family, from the outlier ratios among the measures of a calibration."""
+    """OWL's rule, from the outlier ratios among the measures of a calibration."""
     outliers = {
         name.removeprefix(OUTLIERS): measure.value
         for name, measure in calibration.measures.items()
@@ -72,11 +72,11 @@ def solved(
     weights: Mapping[str, float] | None = None,
     objective: str = "additive",
 ) -> AllocationRule:
-    """The solver's family: least weighted sum of the groups' damages for every total, or least largest of them."""
+    """The solver's rule: least weighted sum of the groups' damages for every total, or least largest of them."""
     fine = [curve.refined() for curve in curves]
     sizes = {layer.address: layer.n for layer in inventory.layers}
 
-    def family(zeros: int) -> Allocation:
+    def rule(zeros: int) -> Allocation:
         most = sum(max(curve.zeros) for curve in fine)
         solution = OBJECTIVES[objective](fine, min(zeros, most), weights)
         wish = {
@@ -86,11 +86,11 @@ def solved(
         }
         return grid.nearest(wish, min(zeros, most))
 
-    return family
+    return rule
 
 
 def check_strategies(names: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse names that are no family."""
+    """Refuse names that are neither a rule nor a strategy."""
     for name in names:
         if name not in known:
             raise RaysenseError(

@@ -41,7 +41,7 @@ def _contenders(context: SearchContext, tried: Sequence[Candidate]) -> list[Cand
     return [best, *(rival for rival in rivals if rival is not None)]
 
 
-def _validate(context: SearchContext, strategy: str, family: AllocationRule, zeros: int) -> Coroutine:
+def _validate(context: SearchContext, strategy: str, rule: AllocationRule, zeros: int) -> Coroutine:
     """Held-out prompts, least sparse first, stopping at the first failure: no test has to share with the next.
 
     Fixed-sequence testing keeps the error of passing *any* infeasible finalist of a strategy at that of one test
@@ -51,7 +51,7 @@ def _validate(context: SearchContext, strategy: str, family: AllocationRule, zer
     tested: list[Candidate] = []
     try:
         for share in context.safer:
-            allocation = family(int(zeros * share))
+            allocation = rule(int(zeros * share))
             spec = TrialSpec(
                 f"validation/{strategy}/{share}", "validation", (EvaluationRequest(allocation, "validation"),)
             )

@@ -91,7 +91,7 @@ def _check_scores(
         masker.apply(allocation)
         for layer in inventory.layers:
             counted = int((weight_of(modules, layer) == 0).sum())
-            wanted = grid.removed(layer.address, allocation[grid.host(layer.address)])
+            wanted = grid.removed(layer.address, allocation[grid.leader(layer.address)])
             assert counted == wanted, f"{method.name}: {counted} zeros in {layer.path}, wanted {wanted}"
     masker.restore()
 

@@ -15,7 +15,7 @@ from raysense.cli import main
 from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import calibration_cost
 from raysense.evaluation.evaluator import Evaluator
-from raysense.evaluation.method_selection import CONTEST, heats
+from raysense.evaluation.method_selection import METHOD_ERRORS, compared_allocations
 from raysense.evaluation.solved_weights import SolvedWeights
 from raysense.pipelines.load import modules_of
 from raysense.pruning.saliency import LayerStats, Method
@@ -227,15 +227,15 @@ def test_methods_compete_for_each_component(tmp_path: Path) -> None:
     assert held.method == first.live.saliency
     assert 0 < held.nfe <= promised
     found = {
-        tuple(name.removeprefix(CONTEST).split("/")): measure.value
+        tuple(name.removeprefix(METHOD_ERRORS).split("/")): measure.value
         for name, measure in held.measures.items()
-        if name.startswith(CONTEST)
+        if name.startswith(METHOD_ERRORS)
     }
     assert {key[:2] for key in found} == {(c, m) for c in ("text_encoder", "unet") for m in names}
 
     # The same as one method alone measures, on the same component and at the same sparsity.
     alone = evaluator(tmp_path, "prune.saliency=wanda")
-    for allocation in heats(first.grid, "unet"):
+    for allocation in compared_allocations(first.grid, "unet"):
         error = alone.evaluate(EvaluationRequest(allocation, "probe")).measures["probe_error"].value
         assert error == pytest.approx(
             min((found[k] for k in found if k[:2] == ("unet", "wanda")), key=lambda e: abs(e - error)),
@@ -266,7 +266,7 @@ def test_methods_compete_for_each_component(tmp_path: Path) -> None:
         assert torch.equal(
             ours.get_submodule(layer.path).weight == 0, theirs.get_submodule(layer.path).weight == 0
         )
-    # Held without being asked for, the contest leaves nothing behind.
+    # Methods compared without being asked for: nothing is left behind.
     third = evaluator(tmp_path / "new", f"prune.saliency=[{', '.join(names)}]")
     dense = evaluator(tmp_path / "new")
     third.stand_at(third.grid.uniform(0.5))

@@ -13,7 +13,7 @@ from raysense.evaluation.inputs import taken_away, versions
 from raysense.evaluation.weights import Weights
 from raysense.pipelines.load import load_pipeline, modules_of
 from raysense.pruning.allocation_rules import counts_below
-from raysense.strategies.rules import closed_forms
+from raysense.strategies.rules import built_in_rules
 from raysense.study import Study, load
 
 
@@ -25,10 +25,10 @@ def test_as_the_loaded_pipeline_says_and_once_only(tmp_path: Path, monkeypatch: 
     study, told = load(overrides=["dtype=bfloat16", "search.strategies=[uniform, lamp, global]"]), list[str]()
     pipeline = load_pipeline("bundled", dtype="bfloat16")
     inventory, grid = inventory_and_grid(study, pipeline.components)
-    inner = closed_forms(inventory, grid, modules_of(pipeline))
+    inner = built_in_rules(inventory, grid, modules_of(pipeline))
     with weights_of(study, tmp_path, told) as weights:
         assert weights.inventory() == inventory
-        outer = closed_forms(inventory, grid, {}, counts=weights.counts)
+        outer = built_in_rules(inventory, grid, {}, counts=weights.counts)
         for rule in ("lamp", "global"):
             assert np.array_equal(weights.counts(rule), counts_below(rule, inventory, modules_of(pipeline)))
             for share in (0.0, 0.1, 0.5, 0.9, 1.0):

@@ -14,7 +14,7 @@ from raysense.pruning.activations import calibrate
 from raysense.pruning.layers import take_inventory, weight_of
 from raysense.pruning.masks import Masker
 
-CLOSED_FORMS = {
+ALLOCATION_RULES = {
     "uniform": lambda inventory, grid, zeros, modules: allocation_rules.uniform(inventory, grid, zeros),
     "erk": lambda inventory, grid, zeros, modules: allocation_rules.erk(inventory, grid, zeros),
     "global_magnitude": lambda inventory, grid, zeros, modules: allocation_rules.global_magnitude(
@@ -40,19 +40,19 @@ def setting(modules, cap: float = 1.0):
     return inventory, LevelGrid(inventory.sizes, cap)
 
 
-@pytest.mark.parametrize("name", CLOSED_FORMS)
+@pytest.mark.parametrize("name", ALLOCATION_RULES)
 @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 1), cap=st.floats(0.3, 1.0))
 def test_requested_is_counted_within_one_base_step(components, name: str, share: float, cap: float):
     inventory = take_inventory(components, select=["unet", "text_encoder"])
     grid = LevelGrid(inventory.sizes, cap)
     zeros = round(share * grid.max_zeros)
-    allocation = CLOSED_FORMS[name](inventory, grid, zeros, components)
+    allocation = ALLOCATION_RULES[name](inventory, grid, zeros, components)
     masker = Masker(components, inventory, grid)
     masker.apply(allocation)
     assert 0 <= zeros - masker.count_zeros() < grid.base
     for address, n in inventory.sizes:
-        assert grid.removed(address, allocation[grid.host(address)]) <= cap * n + 1e-6
+        assert grid.removed(address, allocation[grid.leader(address)]) <= cap * n + 1e-6
     masker.restore()
 
 

@@ -20,7 +20,7 @@ from raysense.pruning import masks
 from raysense.pruning.layers import count_zeros, take_inventory, weight_of
 from raysense.pruning.masks import Masker, mask_for_good, mask_into
 from raysense.pruning.patterns import Pattern, pattern_grid
-from raysense.pruning.ranking import NEVER, leaving_levels
+from raysense.pruning.ranking import NEVER, prune_levels
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BITS = {2: torch.int16, 4: torch.int32}
@@ -58,11 +58,11 @@ def test_exactly_k_weights_leave_for_any_k(data, n: int, kind: str, dtype: torch
     zeros_before = int((master == 0).sum())
     k = data.draw(st.integers(0, n))
     scores = master.float().abs().masked_fill(master == 0, -torch.inf)
-    leaves = leaving_levels(scores, [k])
+    prune_level = prune_levels(scores, [k])
     live = torch.empty_like(master)
-    mask_into(live, master, leaves, 1)
+    mask_into(live, master, prune_level, 1)
     assert int((live == 0).sum()) == max(k, zeros_before)
-    stay = leaves == NEVER
+    stay = prune_level == NEVER
     assert torch.equal(
         live[stay].view(BITS[live.element_size()]), master[stay].view(BITS[live.element_size()])
     )
@@ -73,8 +73,8 @@ def test_exactly_k_weights_leave_for_any_k(data, n: int, kind: str, dtype: torch
 @given(st.integers(1, 400), st.lists(st.integers(0, 400), min_size=1, max_size=255), st.integers(0, 99))
 def test_a_higher_level_contains_a_lower_one(n: int, removed: list[int], seed: int):
     removed = sorted(min(r, n) for r in removed)
-    leaves = leaving_levels(torch.rand(n, generator=torch.Generator().manual_seed(seed)), removed)
-    gone = [set((leaves < level).nonzero().flatten().tolist()) for level in range(1, len(removed) + 1)]
+    prune_level = prune_levels(torch.rand(n, generator=torch.Generator().manual_seed(seed)), removed)
+    gone = [set((prune_level < level).nonzero().flatten().tolist()) for level in range(1, len(removed) + 1)]
     assert [len(g) for g in gone] == removed
     assert all(low <= high for low, high in pairwise(gone))
 
@@ -161,7 +161,7 @@ def test_channels_last_weights_keep_their_layout(components):
     _, grid, masker = build(components)
     allocation = grid.uniform(0.5)
     masker.apply(allocation)
-    k = grid.removed("unet:conv_in", allocation[grid.host("unet:conv_in")])
+    k = grid.removed("unet:conv_in", allocation[grid.leader("unet:conv_in")])
     threshold = dense.abs().flatten().sort().values[k]
     assert torch.equal(weight.detach(), dense * (dense.abs() >= threshold))
     assert weight.stride() == strides

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysense.pruning import allocation_rules, ranking
-from raysense.pruning.ranking import NEVER, leaving_levels, magnitude_counts, sortable
+from raysense.pruning.ranking import NEVER, magnitude_counts, prune_levels, sortable
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 N = 200_000
@@ -46,14 +46,14 @@ def scores_of(kind: str, dtype: torch.dtype, n: int = N) -> torch.Tensor:
 def test_as_by_sorting(kind: str, dtype: torch.dtype):
     scores = scores_of(kind, dtype)
     for removed in ([N * level // 270 for level in range(1, 256)], [N // 3], [0, 5, 5, N], [N], []):
-        assert torch.equal(leaving_levels(scores, removed), by_sorting(scores, removed))
+        assert torch.equal(prune_levels(scores, removed), by_sorting(scores, removed))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_shape_and_order_are_those_of_a_weight_in_any_layout(dtype: torch.dtype):
     weight = torch.randn(64, 64, 5, 5, generator=torch.Generator().manual_seed(2)).to(dtype)
     removed = [weight.numel() * level // 20 for level in range(1, 19)]
-    levels = leaving_levels(weight.contiguous(memory_format=torch.channels_last), removed)
+    levels = prune_levels(weight.contiguous(memory_format=torch.channels_last), removed)
     assert torch.equal(levels, by_sorting(weight, removed))
 
 

@@ -19,7 +19,7 @@ from raysense.results.near_miss import at_max_layer_sparsity, at_max_layer_spars
 from raysense.results.summary import render, summarise
 from raysense.search.job import denominators
 from raysense.store.store import Store
-from raysense.strategies.rules import closed_forms
+from raysense.strategies.rules import built_in_rules
 from raysense.strategies.schedule import make_strategy
 from raysense.study import parse
 from tests.strategies.test_schedule import SIGNATURE, Landscape, made_up
@@ -59,7 +59,7 @@ def ended(
     study = parse(
         {**plain.model_dump(mode="json"), "constraints": constraints, "budget": {"max_hours": hours}}
     )
-    story = make_strategy(study, inventory, grid, closed_forms(inventory, grid, {}))
+    story = make_strategy(study, inventory, grid, built_in_rules(inventory, grid, {}))
     landscape = Judged(inventory, grid)
     for name, value in kind.items():
         setattr(landscape, name, value)

@@ -18,7 +18,7 @@ from raysense.results.run import Run
 from raysense.search.earlier_run import EarlierRun
 from raysense.search.job import begin_store
 from raysense.strategies.context import Findings
-from raysense.strategies.rules import closed_forms
+from raysense.strategies.rules import built_in_rules
 from raysense.strategies.schedule import make_strategy
 from raysense.study import Study, load
 
@@ -57,7 +57,7 @@ def searched(out: Path, study: Study, source: Path | None = None) -> Searched:
     earlier = EarlierRun.of(str(source), study, str(out)) if source else None
     evaluator = Counting(study, str(out), threads=1)
     inventory, grid = evaluator.inventory, evaluator.grid
-    rules = closed_forms(inventory, grid, {}, {})
+    rules = built_in_rules(inventory, grid, {}, {})
     strategy = make_strategy(study, inventory, grid, rules, calibration_cost(study, inventory, grid, {}))
     store = begin_store(study, str(out), inventory, grid, evaluator.inputs)
     taken = None

@@ -19,7 +19,7 @@ from raysense.records import Bound, Evaluation, EvaluationRequest, Measure
 from raysense.store.store import Store
 from raysense.strategies.baseline import refuse_impossible
 from raysense.strategies.noise import foretold, foretold_short, given_spreads, needs, spread_of, typical_of
-from raysense.strategies.rules import closed_forms
+from raysense.strategies.rules import built_in_rules
 from raysense.strategies.schedule import make_strategy
 from raysense.study import load, parse
 from tests.strategies.test_schedule import SIGNATURE, Landscape, made_up
@@ -47,7 +47,7 @@ def refused(folder: Path, limit: float, constraints: dict[str, Any] | None = Non
     definition = plain.model_dump(mode="json")
     definition["metrics"]["custom"] = {"sharp": "own_metrics.sharp"}
     study = parse({**definition, "constraints": constraints or {"clip_score": {"max_drop": limit}}})
-    story = make_strategy(study, inventory, grid, closed_forms(inventory, grid, {}))
+    story = make_strategy(study, inventory, grid, built_in_rules(inventory, grid, {}))
     landscape = Noisy(inventory, grid, noise=0.0)
     for name, value in kind.items():
         setattr(landscape, name, value)

@@ -19,7 +19,7 @@ from raysense.pruning.patterns import Pattern, pattern_grid
 from raysense.records import CALIBRATION, OUTLIERS, SHARD, Evaluation, EvaluationRequest, Measure, TrialSpec
 from raysense.store.store import Store
 from raysense.strategies.context import Findings
-from raysense.strategies.rules import closed_forms
+from raysense.strategies.rules import built_in_rules
 from raysense.strategies.runner import StrategyRunner
 from raysense.strategies.schedule import make_strategy
 from raysense.study import Budget, Study, parse
@@ -82,8 +82,8 @@ def made_up(
     modules = {"unet": nn.Sequential(*(nn.Linear(32, 32 + 8 * (i % 3)) for i in range(LAYERS)))}
     inventory = take_inventory(modules, select=["unet"])
     grid = LevelGrid(inventory.sizes, study.prune.max_layer_sparsity)
-    families = closed_forms(inventory, grid, modules)
-    return study, inventory, grid, make_strategy(study, inventory, grid, families)
+    rules = built_in_rules(inventory, grid, modules)
+    return study, inventory, grid, make_strategy(study, inventory, grid, rules)
 
 
 def run(
@@ -250,7 +250,7 @@ class Learner(Landscape):
 
 def test_owl_allocates_by_what_the_calibration_found(tmp_path: Path) -> None:
     study, inventory, grid, _ = made_up(strategies=["owl"], bisections=2, rounds=0)
-    story = make_strategy(study, inventory, grid, closed_forms(inventory, grid, {}), calibration_cost=60)
+    story = make_strategy(study, inventory, grid, built_in_rules(inventory, grid, {}), calibration_cost=60)
     landscape = Learner(inventory, grid)
     store = Store.open(str(tmp_path), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
@@ -267,7 +267,7 @@ def test_owl_allocates_by_what_the_calibration_found(tmp_path: Path) -> None:
 def test_a_pattern_study_chooses_the_layers_that_follow_it(tmp_path: Path) -> None:
     study, inventory, _, _ = made_up(bisections=3, rounds=1, offspring=2)
     grid = pattern_grid(inventory, Pattern(2, 4))
-    story = make_strategy(study, inventory, grid, closed_forms(inventory, grid, {}))
+    story = make_strategy(study, inventory, grid, built_in_rules(inventory, grid, {}))
     store = Store.open(str(tmp_path), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
     LocalExecutor(Landscape(inventory, grid)).run(story, store, signature=SIGNATURE, lookahead=4)
@@ -297,7 +297,7 @@ def spend(
     """A study with a budget, on a pipeline whose NFE cost what the plan reckons, timed."""
     study, inventory, grid, plain = made_up(per_part)
     limited = study.model_copy(update={"budget": Budget.model_validate(budget)})
-    story = make_strategy(limited, inventory, grid, closed_forms(inventory, grid, {}))
+    story = make_strategy(limited, inventory, grid, built_in_rules(inventory, grid, {}))
     landscape = Timed(inventory, grid, plain, seconds)
     store = Store.open(str(folder), create=True)
     store.begin(limited.model_dump(mode="json"), signature=SIGNATURE, extensions=("budget",))
@@ -343,7 +343,7 @@ def test_a_budget_below_the_dense_pipeline_is_refused_before_anything_is_spent(
     study, inventory, grid, _ = made_up(per_part)
     limited = study.model_copy(update={"budget": Budget(max_nfe=1000)})
     with pytest.raises(RaysenseError, match=rf"is 1,000 NFE, but measuring the dense pipeline takes {least}"):
-        make_strategy(limited, inventory, grid, closed_forms(inventory, grid, {}))
+        make_strategy(limited, inventory, grid, built_in_rules(inventory, grid, {}))
 
 
 @pytest.mark.parametrize("per_part", [128, 10])
@@ -353,12 +353,12 @@ def test_a_budget_that_is_called_enough_ends_with_an_answer(
 ) -> None:
     """Also where an image costs 1.75 times what was foreseen: that is counted on the dense pipeline's images."""
     study, inventory, grid, _ = made_up(per_part)
-    families = closed_forms(inventory, grid, {})
+    rules = built_in_rules(inventory, grid, {})
     truth = Cost(counted, 12, "counted")
 
     def story_of(limit: int, cost: Cost | None) -> StrategyRunner[Findings]:
         limited = study.model_copy(update={"budget": Budget(max_nfe=limit)})
-        return make_strategy(limited, inventory, grid, families, cost=cost)
+        return make_strategy(limited, inventory, grid, rules, cost=cost)
 
     with pytest.raises(RaysenseError, match=r"validated answer some [\d,]+") as refused:
         story_of(1, None)

@@ -21,7 +21,7 @@ from raysense.evaluation.identity import inventory_and_grid
 from raysense.evaluation.scoring import ImageScorer
 from raysense.pipelines.load import empty_components, load_pipeline, modules_of
 from raysense.pruning.saliency import METHODS
-from raysense.strategies.rules import closed_forms
+from raysense.strategies.rules import built_in_rules
 from raysense.study import MAX_SEED, bundled_pipeline, bundled_scorer, examine, load
 from raysense.study.checks import look, too_long
 from raysense.study.installed_packages import clip_models, extractors
@@ -140,8 +140,8 @@ def test_what_follows_from_another_mistake_is_not_said() -> None:
 
 def test_names_are_those_of_the_code() -> None:
     pipeline = load_pipeline("bundled")
-    forms = closed_forms(*inventory_and_grid(load(), pipeline.components), modules_of(pipeline))
-    assert tuple(forms) == names.CLOSED_FORMS
+    forms = built_in_rules(*inventory_and_grid(load(), pipeline.components), modules_of(pipeline))
+    assert tuple(forms) == names.ALLOCATION_RULES
     assert tuple(METHODS) == names.SALIENCIES
     assert set(extractors()) <= set(FEATURE_EXTRACTORS_REGISTRY)
     assert "inception-v3-compat" in extractors()

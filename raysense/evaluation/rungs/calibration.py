@@ -11,7 +11,7 @@ from raysense.allocation import Allocation
 from raysense.evaluation.cache import TensorMemory
 from raysense.evaluation.identity import Identity
 from raysense.evaluation.live_pipeline import LivePipeline
-from raysense.evaluation.method_selection import as_measures, components_of, hold_contest, winners
+from raysense.evaluation.method_selection import as_measures, best_methods, compare_methods, components_of
 from raysense.evaluation.rungs.base import Found
 from raysense.evaluation.rungs.probe import ProbeRung
 from raysense.hashing import content_key
@@ -42,7 +42,7 @@ class CalibrationRung:
         names, measures = live.study.prune.methods, dict[str, Measure]()
         if len(names) > 1:
             live.methods = self.methods()
-            measures = as_measures(names, live.grid, self._contest())
+            measures = as_measures(names, live.grid, self._method_errors())
         live.notes += live.calibration.notes
         if OWL in live.study.search.strategies:
             n = len(live.prompts.search[: live.study.prune.calibration.prompts])
@@ -55,9 +55,9 @@ class CalibrationRung:
 
     def methods(self) -> dict[str, str]:
         """Component -> the method that prunes it."""
-        return self._live.methods or winners(self._live.study.prune.methods, self._contest())
+        return self._live.methods or best_methods(self._live.study.prune.methods, self._method_errors())
 
-    def _contest(self) -> dict[str, Tensor]:
+    def _method_errors(self) -> dict[str, Tensor]:
         """How the study's methods fare: from the cache, or measured now; the pipeline is dense afterwards."""
         live = self._live
 
@@ -65,13 +65,13 @@ class CalibrationRung:
             try:
                 # Text embeddings are remembered by allocation, and here several methods share one.
                 with torch.inference_mode(), live.texts.bypassed():
-                    return hold_contest(live.study.prune.methods, live.grid, self._contend)
+                    return compare_methods(live.study.prune.methods, live.grid, self._prune_by)
             finally:
                 live.give_up_masks()
 
         return self._memory.remembered(content_key("contest", self._keys.signature), hold)
 
-    def _contend(self, method: str) -> Callable[[Allocation], Measure]:
+    def _prune_by(self, method: str) -> Callable[[Allocation], Measure]:
         """Let one method prune everything; gives what measures its allocations."""
         self._live.prune_with(dict.fromkeys(components_of(self._live.grid), method))
         return lambda allocation: self._probe.errors(allocation)[PROBE_ERROR]

@@ -44,7 +44,7 @@ class LayerRung:
         if self._layers is None:
             self._layers = self._record()
         live.stand_at(request.allocation)
-        pruned = {a for host in request.allocation for a in live.grid.members(host)}
+        pruned = {a for leader in request.allocation for a in live.grid.members(leader)}
         errors = self._layers.errors(pruned)
         share = sum(layer.n for layer in live.inventory.layers if layer.address in pruned) / live.grid.n
         measures = {LAYER_ERROR: measure(mean_interval(errors.numpy()), "layer outputs")}
