@@ -105,13 +105,7 @@ def calibration_cost(
                 f"`prune.saliency`: {method.name} cannot score {strange[0].address}, which is {strange[0].kind}, nor "
                 f"{len(strange) - 1} more; it handles {', '.join(sorted(method.kinds))}: set `prune.kinds` to these"
             )
-    selection = 0
-    if len(methods) > 1:
-        probes = len(methods) * sum(
-            len(compared_allocations(grid, component)) for component in components_of(grid)
-        )
-        rung = study.rungs.probe
-        selection = cost.probe(rung, records=True) + (probes - 1) * cost.probe(rung)
+    selection = _selection_cost(study, grid, cost) if len(methods) > 1 else 0
     if not needs:
         return selection
     available = len(load_prompts(study.prompts).search)
@@ -127,6 +121,13 @@ def calibration_cost(
         passes += len(hessian_passes(modules, inventory.layers, limit))
     # One more image tells how often a run calls the denoiser.
     return (passes * calibration.prompts + 1) * cost.image + selection
+
+
+def _selection_cost(study: Study, grid: LevelGrid, cost: Cost) -> int:
+    """NFE of comparing the study's methods."""
+    compared = sum(len(compared_allocations(grid, component)) for component in components_of(grid))
+    probes, rung = len(study.prune.methods) * compared, study.rungs.probe
+    return cost.probe(rung, records=True) + (probes - 1) * cost.probe(rung)
 
 
 class Calibration:
