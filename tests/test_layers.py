@@ -26,6 +26,7 @@ ROOMS = (
         "hub",
         "child_process",
         "user_files",
+        "temporary_folders",
         "terminal",
         "allocation",
         "records",

@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     study = _study(args.pipeline, args.set)
     warn([settle(study)])
     from raysense.search.doctor import components_to_prune, examine
+    from raysense.store.disk import write_file
 
     if not args.pipeline.endswith(ENDINGS) and not any(s.startswith("prune.components=") for s in args.set):
         from raysense.pipelines.origin import Origin
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         study = study.model_copy(update={"prune": study.prune.model_copy(update={"components": chosen})})
     found = examine(study, lambda one: print(f"{one.verdict:15} {one.check:28} {one.told}", flush=True))
     if args.json is not None:
-        args.json.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_file(args.json, f"{json.dumps(found.to_dict(), indent=2)}\n".encode(), "--json")
     count = sum(one.verdict == "wrong" for one in found.findings)
     print(
         f"{found.kind}: {'all of it holds' if found.is_well else f'{count} of {len(found.findings)} are wrong'}"

@@ -31,14 +31,12 @@ def run(args: argparse.Namespace) -> int:
     )
     warn([settle(study)])
     from raysense.search.template import study_for
+    from raysense.store.disk import write_file
 
     text = study_for(study)
     if args.out is None:
         print(text, end="")
         return 0
-    try:
-        args.out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RaysenseError(f"`--out {args.out}` cannot be written: {error.strerror}") from None
+    write_file(args.out, text.encode())
     print(args.out)
     return 0

@@ -14,7 +14,6 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 
 from raysense.pruning.layers import Layer
+from raysense.temporary_folders import own_folder
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ SMALLEST = 1 << 16
 SPARE = 0.1
 """Share of the disk that is left free."""
 
+_ENDING = ".levels"
 _DIGEST = 32
 _DONTNEED = 4
 """``MADV_DONTNEED`` of Linux: for a shared mapping of a file the content stays in the system's cache."""
@@ -54,15 +55,13 @@ class LevelFiles:
     """
 
     def __init__(self, key: Callable[[Layer], str], folder: Path | None = None) -> None:
-        own = os.environ.get(FOLDER)
         self._key = key
-        self._folder = folder or Path(own or Path(tempfile.gettempdir()) / f"raysense-levels-{os.getuid()}")
         self._areas: dict[int, Tensor] = {}  # where a layer's bytes begin -> the mapped file
         self._usable = True
         try:
+            named = folder or os.environ.get(FOLDER)
+            self._folder = Path(named) if named else own_folder("raysense-levels")
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if self._folder.stat().st_uid != os.getuid():
-                raise OSError(f"{self._folder} belongs to somebody else")
             self._sweep()
         except OSError as error:
             self._give_up(error)
@@ -77,7 +76,7 @@ class LevelFiles:
         """
         if not self._usable or layer.n < SMALLEST:
             return make()
-        path = self._folder / self._key(layer)
+        path = self._folder / f"{self._key(layer)}{_ENDING}"
         found = self._mapped(path, like)
         if found is None:
             made = make()
@@ -114,7 +113,7 @@ class LevelFiles:
     def _write(self, path: Path, levels: Tensor) -> bool:
         """Whole or not at all."""
         data = levels.cpu().as_strided((levels.numel(),), (1,)).numpy().data
-        partial = self._folder / f".{uuid.uuid4().hex}"
+        partial = self._folder / f".{uuid.uuid4().hex}{_ENDING}"
         try:
             usage = shutil.disk_usage(self._folder)
             if usage.free - len(data) < SPARE * usage.total:
@@ -131,8 +130,8 @@ class LevelFiles:
         return True
 
     def _sweep(self) -> None:
-        """Remove what nobody has used for a day."""
-        for file in self._folder.iterdir():
+        """Remove what nobody has used for a day; of these files only, whatever else the folder holds."""
+        for file in self._folder.glob(f"*{_ENDING}"):
             with suppress(OSError):
                 if time.time() - file.stat().st_mtime > UNUSED:
                     file.unlink()

@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-import uuid
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +13,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from raysense.errors import RaysenseError
-from raysense.store.disk import Disk
+from raysense.temporary_folders import own_folder
+from raysense.store.disk import Disk, write_whole
 
 
 class SolvedWeights:
@@ -101,16 +99,17 @@ class SolvedWeights:
         if self._disk.local:
             path = self._disk.path(name)
             return path if os.path.exists(path) else None
-        folder = Path(tempfile.gettempdir()) / f"raysense-slices-{os.getuid()}"
-        here = folder / os.path.basename(name)
-        if not here.exists():
-            content = self._disk.read(name)
-            if content is None:
-                return None
-            folder.mkdir(mode=0o700, exist_ok=True)
-            partial = folder / uuid.uuid4().hex
-            partial.write_bytes(content)
-            os.replace(partial, here)
+        try:
+            here = own_folder("raysense-slices") / os.path.basename(name)
+            if not here.exists():
+                content = self._disk.read(name)
+                if content is None:
+                    return None
+                write_whole(here, content)
+        except OSError as error:
+            raise RaysenseError(
+                f"slices: {address}: no copy can be kept on this machine ({error}); set TMPDIR to a folder with room"
+            ) from error
         return str(here)
 
 

@@ -7,6 +7,7 @@ dense copy of the weights that is all there is to hold; switching a layer to ano
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -359,9 +360,22 @@ def _keep(weight: Tensor, place: Place) -> Tensor:
         return torch.empty_like(weight, device="cpu").copy_(weight)
     with tempfile.NamedTemporaryFile(prefix="raysense-master-") as file:
         # The mapping outlives the file's name, so nothing is left behind however the process ends.
-        file.truncate(weight.nbytes)
+        _reserve(file.fileno(), weight.nbytes)
         flat = torch.from_file(file.name, shared=True, size=weight.numel(), dtype=weight.dtype)
     return flat.as_strided(weight.shape, weight.stride()).copy_(weight)
+
+
+def _reserve(file: int, size: int) -> None:
+    """Room for a file that is then written through a mapping, where a full disk would kill the process."""
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file, 0, size)
+        os.truncate(file, size)
+    except OSError as error:
+        raise RaysenseError(
+            f"the dense copy of the weights fits neither into memory nor into `{tempfile.gettempdir()}` "
+            f"({error.strerror}); set TMPDIR to a folder on a disk with room"
+        ) from error
 
 
 def _check_weight(address: str, weight: Tensor) -> None:

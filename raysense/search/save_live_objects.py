@@ -9,6 +9,7 @@ from typing import Any
 
 from raysense.errors import RaysenseError
 from raysense.hashing import content_key, files_hash, visible_files
+from raysense.store.disk import write_whole
 from raysense.study import Study
 
 FOLDER = "given"
@@ -57,5 +58,5 @@ def _saved_pipeline(pipeline: Any, place: Path) -> Path:
 def _saved_prompts(prompts: tuple[str, ...], place: Path) -> Path:
     file = place / f"prompts-{content_key(prompts)}.jsonl"
     rows = [{"prompt": text} for text in prompts]
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     return file

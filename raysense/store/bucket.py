@@ -33,6 +33,9 @@ ABSENT: Version = {}
 PATIENCE_SECONDS = 120.0
 """How long a storage that has answered before may be out of reach: a network comes back."""
 
+FIRST_WAIT_SECONDS = 0.5
+"""Before a storage that is out of reach is asked again; then twice as long each time, up to ten seconds."""
+
 SCHEMES = ("s3", "gs", "az")
 
 _PARALLEL = 16
@@ -203,7 +206,7 @@ class Bucket:
         """
         from obstore.exceptions import BaseError, GenericError
 
-        began, wait = time.monotonic(), 0.5
+        began, wait = time.monotonic(), FIRST_WAIT_SECONDS
         while True:
             try:
                 done = operation()

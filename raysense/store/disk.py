@@ -182,8 +182,8 @@ def _modified(entry: os.DirEntry[str]) -> float:
     return float("inf")  # gone meanwhile: old to nobody
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Writes a file that a user named: whole, or not at all.
+def write_file(path: Path, content: bytes, option: str = "--out") -> None:
+    """Writes a file that a user named with an option: whole, or not at all.
 
     Raises:
         RaysenseError: It cannot be written.
@@ -193,16 +193,26 @@ def write_file(path: Path, content: bytes) -> None:
         if path.exists() and not path.is_file():  # a device or a pipe is written to, not replaced
             path.write_bytes(content)
             return
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            partial.write_bytes(content)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, content)
     except OSError as error:
         raise RaysenseError(
-            f"`--out {path}` cannot be written: {error.strerror or error}; choose a place with room"
+            f"`{option} {path}` cannot be written: {error.strerror or error}; choose a place with room"
         ) from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a local file: whole, or not at all.
+
+    Raises:
+        OSError: It cannot be written; nothing is left of it.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def read_sealed(disk: Disk, name: str, remedy: str) -> dict[str, Any] | None:

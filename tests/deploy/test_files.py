@@ -217,6 +217,20 @@ def test_one_ray_and_one_raysense_everywhere() -> None:
         assert "raysense-*.whl" in commands
 
 
+def test_the_driver_of_googles_image_is_new_enough_for_the_locked_torch() -> None:
+    (cuda,) = re.findall(r"^nvidia-cuda-runtime==(\d+)\.", LOCK, re.MULTILINE)
+    least = {"12": 525, "13": 580}[cuda]  # NVIDIA's table of CUDA's minor version compatibility, Linux
+    drivers = re.findall(r"sourceImage: \S+-nvidia-(\d+)$", (ROOT / "deploy/gcp.yaml").read_text(), re.MULTILINE)
+    assert len(drivers) == 2
+    assert all(int(driver) >= least for driver in drivers)
+
+
+def test_whoever_makes_a_token_is_told_to_shut_it() -> None:
+    for name in (*RAY_FILES, "docs/guides/cluster.md"):
+        text = (ROOT / name).read_text()
+        assert text.count("get-auth-token --generate") == text.count("chmod 600 ~/.ray/auth_token"), name
+
+
 def test_the_lock_of_the_cluster_agrees_with_the_tested_one() -> None:
     tested = dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
     cluster = dict(re.findall(r"^([\w.-]+)==(\S+)", LOCK, re.MULTILINE))

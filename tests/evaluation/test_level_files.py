@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -46,9 +48,9 @@ def test_the_next_life_finds_what_this_one_made(tmp_path: Path) -> None:
 def test_what_is_damaged_is_made_again(tmp_path: Path, damage: str) -> None:
     weight, levels = made(LARGE)
     LevelFiles(key, tmp_path).of(LARGE, weight, lambda: levels)
-    data = bytearray((tmp_path / "a").read_bytes())
+    data = bytearray((tmp_path / "a.levels").read_bytes())
     data[5] ^= 1
-    (tmp_path / "a").write_bytes(data if damage == "byte" else data[:-1])
+    (tmp_path / "a.levels").write_bytes(data if damage == "byte" else data[:-1])
     assert torch.equal(LevelFiles(key, tmp_path).of(LARGE, weight, lambda: levels), levels)
     assert torch.equal(LevelFiles(key, tmp_path).of(LARGE, weight, never), levels)
 
@@ -61,3 +63,22 @@ def test_small_layers_and_full_disks_stay_in_memory(tmp_path: Path, monkeypatch:
     weight, levels = made(LARGE)
     assert LevelFiles(key, tmp_path).of(LARGE, weight, lambda: levels) is levels
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_others_put_into_the_folder_is_not_swept_nor_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The temporary folder is everybody's; a folder that a user names may hold other files."""
+    thesis, unused, damp = tmp_path / "thesis.tex", tmp_path / "a.levels", tmp_path / "b.levels"
+    for file in (thesis, unused, damp):
+        file.write_bytes(b"years of work")
+    for file in (thesis, unused):
+        os.utime(file, (0, 0))
+    LevelFiles(key, tmp_path)
+    assert sorted(tmp_path.iterdir()) == [damp, thesis]
+    weight, levels = made(LARGE)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / f"raysense-levels-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    assert LevelFiles(key).of(LARGE, weight, lambda: levels) is levels  # in memory
+    assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -6,19 +6,35 @@ import contextlib
 import logging
 import os
 import re
+import secrets
 import socket
+import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from raysense.errors import RaysenseError
 from raysense.execution.interrupt import handlers_kept, leave_soon
+from raysense.temporary_folders import own_folder
 
 ANSWER_SECONDS = 10.0
 
-# A local Ray would run its workers at nice 15, starved by whatever else the machine does.
-_LOCAL_ENVIRONMENT = {"RAY_worker_niceness": "0"}
+_LOCAL_ENVIRONMENT: dict[str, str | None] = {
+    # A local Ray would run its workers at nice 15, starved by whatever else the machine does.
+    "RAY_worker_niceness": "0",
+    # As on macOS and Windows: a Ray of one machine listens on 127.0.0.1 only. Elsewhere Ray turns that address into
+    # the machine's outer one, and every process of it listens on all interfaces.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # With no mode given, Ray asks for a token wherever `ray.init` starts it (since 2.59). This one is in no file, where
+    # Ray's own would be readable by all, and later turn authentication on for other clusters.
+    "RAY_AUTH_MODE": None,
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+}
+
+TOKEN_FILE = Path("~/.ray/auth_token")
+"""Where Ray looks for a cluster's token when the environment names none."""
 
 _SOCKET_BYTES = 107
 """What a path of a socket may have, on Linux; macOS has 103."""
@@ -79,10 +95,43 @@ def _leave_uv_alone() -> None:
         setattr(constants, name, False)
 
 
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """See `_LOCAL_ENVIRONMENT`; Ray has read that variable when it was imported."""
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _forget_token() -> None:
+    """Ray keeps the token that it has read first, also for another cluster."""
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # not in its stubs
+
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _warn_of_open_token() -> None:
+    """A token that everybody on the machine may read opens the cluster to everybody."""
+    place = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN_FILE).expanduser()
+    with contextlib.suppress(OSError):
+        mode = stat.S_IMODE(place.stat().st_mode)
+        if mode & 0o077 and os.name == "posix":
+            log.warning(
+                "the cluster's token may be read by others (%s has mode %o): chmod 600 %s", place, mode, place
+            )
+
+
 def _join(address: str, quiet: dict[str, Any]) -> None:
     import ray
 
     try:
+        _warn_of_open_token()
+        _forget_token()
         if problem := _silence(address):
             raise ConnectionError(problem)
         ray.init(address=address, **quiet)
@@ -134,11 +183,11 @@ def _start_local(quiet: dict[str, Any]) -> None:
 
     place = temporary_folder()
     try:
-        with environment(_LOCAL_ENVIRONMENT):
-            # 127.0.0.2 is loopback too; Ray would turn 127.0.0.1 into the machine's outer address.
+        with environment(_LOCAL_ENVIRONMENT), _on_loopback():
+            _forget_token()
             ray.init(
                 address="local",
-                _node_ip_address="127.0.0.2",
+                _node_ip_address="127.0.0.1",
                 include_dashboard=False,
                 _temp_dir=place,
                 **quiet,
@@ -160,8 +209,8 @@ def temporary_folder() -> str | None:
     if len(os.fsencode(own + _SOCKET_NAME)) <= _SOCKET_BYTES:
         return None
     for folder in ("/tmp", "/var/tmp", "/dev/shm"):
-        if os.access(folder, os.W_OK | os.X_OK):
-            place = f"{folder}/ray-{os.getuid()}"
+        with contextlib.suppress(OSError):
+            place = str(own_folder("raysense", folder) / "ray")  # Ray opens its own folder to everybody
             log.warning("TMPDIR (%s) is too long for Ray's sockets; Ray's session is below %s", own, place)
             return place
     raise RaysenseError(
@@ -210,15 +259,19 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def environment(wanted: dict[str, str]) -> Iterator[None]:
-    """Have environment variables set while this is open."""
+def environment(wanted: Mapping[str, str | None]) -> Iterator[None]:
+    """Have environment variables set, or unset (None), while this is open."""
     before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    _put(wanted)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _put(before)
+
+
+def _put(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
