@@ -124,7 +124,15 @@ def answer(work: Callable[[dict[str, Any], Say], None]) -> None:
     def say(what: str, value: Any) -> None:
         print(json.dumps({what: value}), flush=True)
 
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     try:
         work(json.load(sys.stdin), say)
     except RaysenseError as error:
         say(_ERROR, str(error))
+
+
+def _leave_with(parent: int) -> None:
+    """Nobody waits for the answer any more once whoever gave the order was killed."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

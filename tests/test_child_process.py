@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from raysense.child_process import Child
@@ -22,7 +25,9 @@ def work(order, say):
         raise RaysenseError("`x` is wrong")
     if order["what"] == "die":
         os._exit(7)
-    if order["what"] == "hang":
+    if order["what"] == "orphan":
+        print(os.getpid(), file=open(order["file"], "w"))
+    if order["what"] in ("hang", "orphan"):
         time.sleep(600)
     say("doubled", 2 * order["number"])
 
@@ -70,3 +75,20 @@ def test_it_never_falls_silent_and_ends_with_its_context(
         child.awaited("doubled", tell, "starting")
     assert time.monotonic() - began < 60
     assert child._process.returncode is not None
+
+
+def test_it_leaves_when_whoever_ordered_is_killed(program: str, tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    order = {"what": "orphan", "file": str(file)}
+    parent = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from raysense.child_process import Child;"
+    parent += f"Child({program!r}, {order!r}).awaited('doubled', print, 'starting')"
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.DEVNULL) as process:
+        until = time.monotonic() + 60
+        while not (file.exists() and file.read_text().strip()):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        process.kill()
+    child = int(file.read_text())
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until
+        time.sleep(0.05)

@@ -104,6 +104,7 @@ def test_the_tables_hold_every_evaluation_once_answered_by_tune_trials(finished:
     dense = evaluations["allocation"] == Allocation().key
     (method,) = set(evaluations[~dense]["method"])  # the selection has one outcome for all evaluators
     assert re.fullmatch("text_encoder: (wanda|magnitude), unet: (wanda|magnitude)", method)
+    assert set(evaluations[dense]["method"]) == {"wanda or magnitude"}  # whoever measured it, and when
     (calibration,) = evaluations[evaluations["rung"] == "calibration"].to_dict("records")
     inputs, recorded, probes = 4 * 4 * 2, 4 * (4 + 2) * 2, 2 * 2 * 3 * 4 * 2 * 2
     assert calibration["nfe"] == inputs + recorded + probes

@@ -145,7 +145,9 @@ class Evaluator:
             nfe=cost,
             seconds=seconds,
             collapsed=found.collapsed,
-            method=" ".join(part for part in (live.saliency, self.study.prune.pattern) if part),
+            method=" ".join(
+                part for part in (live.saliency(request.allocation), self.study.prune.pattern) if part
+            ),
             notes="; ".join(filter(None, notes)),
             samples=found.samples,
             **self._ran_on,

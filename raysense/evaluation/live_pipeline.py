@@ -159,13 +159,15 @@ class LivePipeline:
         """Zeros among the selected layers' weights, counted."""
         return self.inventory.zeros_before if self._masker is None else self._masker.count_zeros()
 
-    @property
-    def saliency(self) -> str:
-        """What prunes: ``wanda``; where methods compete, each component's, or all before that is decided."""
+    def saliency(self, allocation: Allocation) -> str:
+        """What prunes: ``wanda``; where methods compete, each component's, or all where nothing is pruned.
+
+        The dense pipeline's rows are the same whether the choice between methods has been made or not.
+        """
         names = self.study.prune.methods
         if len(names) == 1:
             return names[0]
-        if not self.methods:
+        if not allocation or not self.methods:
             return " or ".join(names)
         return ", ".join(f"{component}: {name}" for component, name in self.methods.items())
 

@@ -13,8 +13,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from raysense.errors import RaysenseError
-from raysense.temporary_folders import own_folder
 from raysense.store.disk import Disk, write_whole
+from raysense.temporary_folders import own_folder
 
 
 class SolvedWeights:

@@ -145,7 +145,7 @@ def _record(
         "signature": run.record["signature"],
         "pipeline": run.study.pipeline,
         "revision": run.study.revision,
-        "saliency": evaluator.live.saliency,
+        "saliency": evaluator.live.saliency(allocation),
         "pattern": run.study.prune.pattern,
         "allocation": allocation.key,
         "levels": dict(allocation),

@@ -220,7 +220,9 @@ def test_one_ray_and_one_raysense_everywhere() -> None:
 def test_the_driver_of_googles_image_is_new_enough_for_the_locked_torch() -> None:
     (cuda,) = re.findall(r"^nvidia-cuda-runtime==(\d+)\.", LOCK, re.MULTILINE)
     least = {"12": 525, "13": 580}[cuda]  # NVIDIA's table of CUDA's minor version compatibility, Linux
-    drivers = re.findall(r"sourceImage: \S+-nvidia-(\d+)$", (ROOT / "deploy/gcp.yaml").read_text(), re.MULTILINE)
+    drivers = re.findall(
+        r"sourceImage: \S+-nvidia-(\d+)$", (ROOT / "deploy/gcp.yaml").read_text(), re.MULTILINE
+    )
     assert len(drivers) == 2
     assert all(int(driver) >= least for driver in drivers)
 
