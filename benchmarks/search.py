@@ -127,34 +127,34 @@ def prompts_of(seed: int, seeds: int, folder: Path) -> Path:
 
 
 class Told:
-    """A story that remembers what it was told, and in which order.
+    """A strategy that remembers what it was told, and in which order.
 
     Attributes:
         answers: Trials with their evaluations. The order does not depend on what a store answered.
     """
 
-    def __init__(self, story: StrategyRunner[Findings]) -> None:
-        self.story = story
+    def __init__(self, runner: StrategyRunner[Findings]) -> None:
+        self.runner = runner
         self.answers: list[tuple[TrialSpec, Sequence[Evaluation]]] = []
 
     @property
     def done(self) -> bool:
         """See `StrategyRunner`."""
-        return self.story.done
+        return self.runner.done
 
     @property
     def headline(self) -> str:
         """See `StrategyRunner`."""
-        return self.story.headline
+        return self.runner.headline
 
     def ask(self) -> TrialSpec | None:
         """See `StrategyRunner`."""
-        return self.story.ask()
+        return self.runner.ask()
 
     def tell(self, spec: TrialSpec, evaluations: Sequence[Evaluation]) -> None:
         """See `StrategyRunner`."""
         self.answers.append((spec, evaluations))
-        self.story.tell(spec, evaluations)
+        self.runner.tell(spec, evaluations)
 
 
 def run(study: Study, folder: Path) -> list[dict[str, Any]]:
@@ -174,15 +174,15 @@ def run(study: Study, folder: Path) -> list[dict[str, Any]]:
     modules = modules_of(dense)
     learning = calibration_cost(study, inventory, grid, modules)
     rules = built_in_rules(inventory, grid, modules, study.search.proportions)
-    story = make_strategy(study, inventory, grid, rules, learning)
-    told = Told(story)
+    runner = make_strategy(study, inventory, grid, rules, learning)
+    told = Told(runner)
     store = begin_store(study, str(folder), inventory, grid, evaluator.inputs)
     LocalExecutor(evaluator).run(told, store, signature=evaluator.signature, lookahead=study.search.lookahead)
-    if story.error is not None:
-        raise story.error
-    if story.outcome is None:
+    if runner.error is not None:
+        raise runner.error
+    if runner.outcome is None:
         raise KeyboardInterrupt
-    return rows_of(study, story.outcome, told.answers, inventory.n_components)
+    return rows_of(study, runner.outcome, told.answers, inventory.n_components)
 
 
 def rows_of(

@@ -182,17 +182,17 @@ def winner_of(ground: Ground, pipeline: MadeUp, seed: int) -> Candidate | None:
     """One study from the baseline to the verdict."""
     study = ground.study.model_copy(update={"seed": seed})
     rules = built_in_rules(ground.inventory, ground.grid, ground.modules)
-    story = make_strategy(study, ground.inventory, ground.grid, rules)
-    strategy = Lookahead(story, study.search.lookahead)
+    runner = make_strategy(study, ground.inventory, ground.grid, rules)
+    strategy = Lookahead(runner, study.search.lookahead)
     while not strategy.done:
         spec = strategy.ask()
         if spec is None:
             break
         strategy.tell(spec, answers(pipeline, spec))
-    if story.error is not None:
-        raise story.error
-    assert story.outcome is not None
-    return story.outcome.winner
+    if runner.error is not None:
+        raise runner.error
+    assert runner.outcome is not None
+    return runner.outcome.winner
 
 
 def answers(pipeline: MadeUp, spec: TrialSpec) -> list[Evaluation]:

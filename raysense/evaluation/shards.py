@@ -1,4 +1,4 @@
-"""Which parts a large set of images is sampled in, each by whichever evaluator is free."""
+"""Which shards a large set of images is sampled in, each by whichever evaluator is free."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def reference_rung(rung: str) -> str:
 
 
 def ranges(n: int, most: int) -> list[range]:
-    """`n` images in as few parts of at most `most` as there can be, all of about the same size.
+    """`n` images in as few shards of at most `most` as there can be, all of about the same size.
 
     Example:
         >>> ranges(10, 4)
@@ -41,16 +41,16 @@ def is_split(study: Study, rung: str, reference: bool = False) -> bool:
 
 
 def ranges_of(study: Study, rung: str, reference: bool = False) -> list[range]:
-    """The parts of a rung's images, or of its reference's; one where it is not split.
+    """The shards of a rung's images, or of its reference's; one where it is not split.
 
-    The score rung begins with the preview's parts: a candidate that climbs has them already.
+    The score rung begins with the preview's shards: a candidate that climbs has them already.
     """
     n, most = images_of(study, rung, reference), study.cluster.images_per_shard
     if n <= most:
         return [range(n)]
     head = [] if reference else _head(study, rung)
     start = head[-1].stop if head else 0
-    return head + [range(start + part.start, start + part.stop) for part in ranges(n - start, most)]
+    return head + [range(start + shard.start, start + shard.stop) for shard in ranges(n - start, most)]
 
 
 def is_kept(study: Study, rung: str) -> bool:
@@ -82,7 +82,7 @@ def shards_of(study: Study, allocation: Allocation, rung: str) -> list[Evaluatio
 
 
 def _head(study: Study, rung: str) -> list[range]:
-    """The preview's parts, where these are the first of the rung's images."""
+    """The preview's shards, where these are the first of the rung's images."""
     preview, score = study.rungs.preview, study.rungs.score
     leads = preview.seeds == 1 and preview.prompts < score.prompts
     return ranges_of(study, "preview") if rung == "score" and leads else []

@@ -48,7 +48,7 @@ class ReusedRows:
         found = self._known.get(request.key(self._theirs))
         if found is None or found.failed or not self._fits(found):
             return False
-        # A part's images lie in the earlier study's cache; they are of use only as the evaluation that they led to.
+        # A shard's images lie in the earlier study's cache; they are of use only as the evaluation that they led to.
         return request.shard is None or self.has(
             EvaluationRequest(request.allocation, request.shard.rung, request.replicate)
         )

@@ -1,6 +1,6 @@
 """Allocation rules: a total goes in, an allocation within one base step of it comes out.
 
-Each rule says how many zeros every layer should get; `LevelGrid.nearest` turns that into levels. Caps are
+Each rule says how many zeros every layer should get; `LevelGrid.nearest` turns that into levels. Limits are
 respected by projection: what a layer may not take goes to the others.
 """
 
@@ -193,7 +193,7 @@ def counts_below(
 
 
 def one_threshold(inventory: Inventory, grid: LevelGrid, counts: Callable[[], Counts]) -> AllocationRule:
-    """The zeros of each layer below the one threshold that gives the total, each layer up to its cap.
+    """The zeros of each layer below the one threshold that gives the total, each layer up to its limit.
 
     Args:
         inventory: The selected layers.

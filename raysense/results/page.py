@@ -25,9 +25,9 @@ from raysense.errors import RaysenseError
 from raysense.metrics.spec import base_of
 from raysense.records import Bound
 from raysense.results.charts.allocation_bars import allocation_bars
+from raysense.results.charts.common import Spec
 from raysense.results.charts.curves import curves
 from raysense.results.charts.pareto import pareto
-from raysense.results.charts.parts import Spec
 from raysense.results.charts.quality import quality
 from raysense.results.charts.sensitivity_map import sensitivity_map
 from raysense.results.near_miss import at_max_layer_sparsity_in_words, miss_in_words

@@ -1,4 +1,4 @@
-"""Another budget, fewer components, a lower cap: answered from stored evaluations, without a new image."""
+"""Another budget, fewer components, less sparse layers: answered from stored evaluations, without a new image."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class _Prediction:
 
     Attributes:
         learned: What it has learnt from candidates.
-        most: Zeros that the components and the cap allow.
+        most: Zeros that the components and `prune.max_layer_sparsity` allow.
     """
 
     def __init__(self, stored: _Stored) -> None:

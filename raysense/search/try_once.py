@@ -118,7 +118,7 @@ def allocate(evaluator: Evaluator, share: float) -> tuple[int, Allocation]:
         Zeros that were asked for, and the allocation.
 
     Raises:
-        RaysenseError: The strategy is no allocation rule, or the caps do not allow so much.
+        RaysenseError: The strategy is no allocation rule, or the limits of layers do not allow so much.
     """
     study, grid, inventory = evaluator.study, evaluator.grid, evaluator.inventory
     modules = modules_of(evaluator.pipeline)
@@ -131,7 +131,7 @@ def allocate(evaluator: Evaluator, share: float) -> tuple[int, Allocation]:
         calibration = evaluator.evaluate(EvaluationRequest(Allocation(), CALIBRATION))
         rules[OWL] = outlier_weighed(inventory, grid, calibration)
     asked, most = round(share * grid.n), grid.max_zeros
-    # Steps may end a little below the cap: that much is rounding, and both numbers are said.
+    # Steps may end a little below the limit: that much is rounding, and both numbers are said.
     if asked > most and share > most / grid.n + 1e-3:
         pattern, cap = study.prune.pattern, study.prune.max_layer_sparsity
         remedy = (

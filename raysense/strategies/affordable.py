@@ -73,9 +73,9 @@ class Expectation:
 
 
 def _with_parts(study: Study, allocation: Allocation, rungs: Sequence[str]) -> set[EvaluationRequest]:
-    """The requests of some evaluations, with those of their parts."""
-    parts = {part for rung in rungs for part in shards_of(study, allocation, rung)}
-    return {*(EvaluationRequest(allocation, rung) for rung in rungs), *parts}
+    """The requests of some evaluations, with those of their shards."""
+    shards = {shard for rung in rungs for shard in shards_of(study, allocation, rung)}
+    return {*(EvaluationRequest(allocation, rung) for rung in rungs), *shards}
 
 
 def _baseline_requests(context: SearchContext) -> set[EvaluationRequest]:

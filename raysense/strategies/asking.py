@@ -21,23 +21,25 @@ def asked_for(context: SearchContext, spec: TrialSpec) -> Coroutine:
     asked: set[EvaluationRequest] = set()
     runs: list[
         tuple[list[EvaluationRequest], list[EvaluationRequest]]
-    ] = []  # parts, and the requests that they are for
+    ] = []  # shards, and the requests that they are for
     for request in spec.requests:
-        parts = [
-            part for part in shards_of(context.study, request.allocation, request.rung) if part not in asked
+        shards = [
+            shard
+            for shard in shards_of(context.study, request.allocation, request.rung)
+            if shard not in asked
         ]
-        asked.update(parts)
-        if not runs or (parts and spec.stop is not None):
+        asked.update(shards)
+        if not runs or (shards and spec.stop is not None):
             runs.append(([], []))
-        runs[-1][0].extend(parts)
+        runs[-1][0].extend(shards)
         runs[-1][1].append(request)
     found: list[Evaluation] = []
-    for parts, requests in runs:
+    for shards, requests in runs:
         name = f"{spec.name}/{len(found)}" if found else spec.name
-        if parts:
+        if shards:
             yield [
-                TrialSpec(f"{name}/shard {number}: {part.shard}", spec.stage, (part,))
-                for number, part in enumerate(parts, 1)
+                TrialSpec(f"{name}/shard {number}: {shard.shard}", spec.stage, (shard,))
+                for number, shard in enumerate(shards, 1)
             ]
         evaluations = yield replace(spec, name=name, requests=tuple(requests))
         found += evaluations
@@ -63,15 +65,15 @@ def judged_together(
     climbing = list(range(len(allocations)))
     for rung in ("preview", "score"):
         asked: set[EvaluationRequest] = set()
-        parts: list[TrialSpec] = []
+        shards: list[TrialSpec] = []
         for number in climbing:
-            for part in shards_of(context.study, allocations[number], rung):
-                if part not in asked:
-                    asked.add(part)
-                    name = f"search/{names[number]}/{rung}/shard {len(parts)}: {part.shard}"
-                    parts.append(TrialSpec(name, "search", (part,)))
-        if parts:
-            yield parts
+            for shard in shards_of(context.study, allocations[number], rung):
+                if shard not in asked:
+                    asked.add(shard)
+                    name = f"search/{names[number]}/{rung}/shard {len(shards)}: {shard.shard}"
+                    shards.append(TrialSpec(name, "search", (shard,)))
+        if shards:
+            yield shards
         if climbing:
             found = yield [
                 TrialSpec(f"search/{names[n]}/{rung}", "search", (EvaluationRequest(allocations[n], rung),))

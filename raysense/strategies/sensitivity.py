@@ -37,10 +37,10 @@ def sensitivity(runner: StrategyRunner[Findings], context: SearchContext) -> Sta
 
 
 def _curve(context: SearchContext, group: str, members: Sequence[str]) -> Coroutine:
-    """One group's curve from few points: the cap, a lighter one, then wherever it is least certain.
+    """One group's curve from few points: the largest sparsity, a lighter one, then wherever it is least certain.
 
-    It ends where nothing happens (the cap does no harm), where the probe says that nothing is left of the group's
-    work, where the curve is known well enough, or at `search.levels` points.
+    It ends where nothing happens (the largest sparsity does no harm), where the probe says that nothing is left of the
+    group's work, where the curve is known well enough, or at `search.levels` points.
     """
     grid, most = context.grid, context.study.search.levels
     size = sum(grid.weights(address) for address in members)

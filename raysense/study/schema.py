@@ -386,7 +386,7 @@ class Cluster(Section):
     images_per_shard: int = Field(
         128,
         ge=1,
-        description="evaluations with more images are sampled in parts, by whichever evaluator is free",
+        description="evaluations with more images are sampled in shards, by whichever evaluator is free",
     )
     patience: float = Field(
         1800.0, gt=0, description="seconds that nodes may take to come before a study gives up"

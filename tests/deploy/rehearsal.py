@@ -54,7 +54,7 @@ STUDY = {
     "rungs.validation.prompts": "12",
     "sampling.steps": "4",
     "constraints": "{clip_score: {max_drop: 0.5}}",
-    # Two cores an evaluator, of which each machine shows two: one evaluator a machine. Both sample a part of whatever
+    # Two cores an evaluator, of which each machine shows two: one evaluator a machine. Both sample a shard of whatever
     # has more than 8 images.
     "cluster": "{evaluators: 2, cpus_per_evaluator: 2, images_per_shard: 8}",
 }
@@ -175,7 +175,7 @@ class Laptop:
 
 
 def rehearse(folder: Path) -> None:
-    """The whole story, as docs/guides/cluster.md tells it."""
+    """The whole guide, as docs/guides/cluster.md says it."""
     network()
     laptop = Laptop(folder)
     (laptop.home / "ray").mkdir()
@@ -298,7 +298,7 @@ def check_results(results: Path) -> None:
     assert hosts == {"head", "worker"}, hosts
     sampled = [row for row in rows if row["rung"] == "shard"]
     assert {row["evaluator"].rsplit("-", 2)[0] for row in sampled} == hosts, (
-        "parts of one evaluation on one machine"
+        "shards of one evaluation on one machine"
     )
     assert all(row["images"] == 0 for row in rows if row["rung"] in ("score", "validation"))
     pages = [path.name for path in results.glob("*.html")]

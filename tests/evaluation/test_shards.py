@@ -1,4 +1,4 @@
-"""Large sets of images in parts: every image once, and the same measures as in one piece, whoever sampled what."""
+"""Large sets of images in shards: every image once, and the same measures as in one piece, whoever sampled what."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def study(most: int) -> Study:
 @given(st.integers(1, 5000), st.integers(1, 700))
 def test_every_image_is_in_one_part_and_parts_are_as_few_and_as_even_as_can_be(n: int, most: int) -> None:
     found = ranges(n, most)
-    assert [i for part in found for i in part] == list(range(n))
-    sizes = {len(part) for part in found}
+    assert [i for shard in found for i in shard] == list(range(n))
+    sizes = {len(shard) for shard in found}
     assert max(sizes) <= most
     assert max(sizes) - min(sizes) <= 1
     assert (len(found) - 1) * most < n
@@ -59,7 +59,7 @@ def test_a_set_that_fits_has_no_parts() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("parts")
+    return tmp_path_factory.mktemp("shards")
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +78,9 @@ def test_parts_by_two_evaluators_give_what_one_evaluator_gives(
     request = EvaluationRequest(pruned(evaluators[0]), "validation")
     sampled: list[Evaluation] = []
     for wanted in (EvaluationRequest(Allocation(), "validation"), request):
-        parts = shards_of(evaluators[0].study, wanted.allocation, wanted.rung)
-        for number, part in enumerate(parts):
-            sampled.append(evaluators[number % 2].evaluate(part))
+        shards = shards_of(evaluators[0].study, wanted.allocation, wanted.rung)
+        for number, shard in enumerate(shards):
+            sampled.append(evaluators[number % 2].evaluate(shard))
     first, last = (
         evaluators[1].evaluate(EvaluationRequest(Allocation(), "validation")),
         evaluators[0].evaluate(request),
@@ -119,7 +119,7 @@ def test_an_evaluation_that_ended_in_the_middle_goes_on_at_its_last_part(
     monkeypatch.setattr(one.sampler, "scored", dying)
     with pytest.raises(KeyboardInterrupt):
         one.evaluate(request)
-    assert other.evaluate(request).images == 2  # of parts of 4, 4 and 2
+    assert other.evaluate(request).images == 2  # of shards of 4, 4 and 2
 
 
 def test_what_the_preview_has_sampled_the_score_rung_has_already(evaluators: list[Evaluator]) -> None:
@@ -160,8 +160,8 @@ def test_a_damaged_part_is_sampled_again(evaluators: list[Evaluator], folder: Pa
     first, *rest = shards_of(one.study, request.allocation, "validation")
     one.evaluate(first)
     (entry,) = set((folder / "shared" / "cache").iterdir()) - before
-    for part in rest:
-        one.evaluate(part)
+    for shard in rest:
+        one.evaluate(shard)
     entry.write_bytes(entry.read_bytes()[:-3])
     found = other.evaluate(request)
     assert found.images == len(ranges_of(one.study, "validation")[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from raysense.names import STRATEGIES
-from raysense.results.charts.parts import COLOURS, block_starts, colour_of, strategy_colours
+from raysense.results.charts.common import COLOURS, block_starts, colour_of, strategy_colours
 from raysense.results.charts.sensitivity_map import CLASSES, DAMAGE, class_of
 from raysense.results.run import Run
 

@@ -59,16 +59,16 @@ def ended(
     study = parse(
         {**plain.model_dump(mode="json"), "constraints": constraints, "budget": {"max_hours": hours}}
     )
-    story = make_strategy(study, inventory, grid, built_in_rules(inventory, grid, {}))
+    runner = make_strategy(study, inventory, grid, built_in_rules(inventory, grid, {}))
     landscape = Judged(inventory, grid)
     for name, value in kind.items():
         setattr(landscape, name, value)
     store = Store.open(str(folder), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE, denominators=denominators(inventory))
-    LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=4)
-    assert story.error is None
-    assert story.outcome is not None
-    summary = summarise(study, inventory, grid, story.outcome, store, 1.0, story.tracker)
+    LocalExecutor(landscape).run(runner, store, signature=SIGNATURE, lookahead=4)
+    assert runner.error is None
+    assert runner.outcome is not None
+    summary = summarise(study, inventory, grid, runner.outcome, store, 1.0, runner.tracker)
     console = Console(file=io.StringIO(), width=200)
     render(summary, "out", console)
     return summary, console.file.getvalue()  # type: ignore[attr-defined]

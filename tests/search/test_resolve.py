@@ -22,13 +22,13 @@ from tests.strategies.test_schedule import SIGNATURE, Landscape, made_up
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Landscape]:
     folder = tmp_path_factory.mktemp("stored")
-    study, inventory, grid, story = made_up(rounds=1, offspring=6)
+    study, inventory, grid, runner = made_up(rounds=1, offspring=6)
     landscape = Landscape(inventory, grid)
     store = Store.open(str(folder), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE, denominators=denominators(inventory))
     store.write_table("layers", layer_rows(inventory, grid, study.search.granularity))
-    LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=4)
-    assert story.error is None
+    LocalExecutor(landscape).run(runner, store, signature=SIGNATURE, lookahead=4)
+    assert runner.error is None
     return folder, landscape
 
 
@@ -63,14 +63,14 @@ class Misjudged(Landscape):
 
 
 def ran(folder: Path, **kind: float) -> str:
-    study, inventory, grid, story = made_up(rounds=1, offspring=6)
+    study, inventory, grid, runner = made_up(rounds=1, offspring=6)
     landscape = Misjudged(inventory, grid)
     for name, value in kind.items():
         setattr(landscape, name, value)
     store = Store.open(str(folder), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE, denominators=denominators(inventory))
     store.write_table("layers", layer_rows(inventory, grid, study.search.granularity))
-    LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=4)
+    LocalExecutor(landscape).run(runner, store, signature=SIGNATURE, lookahead=4)
     return str(folder)
 
 

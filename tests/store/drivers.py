@@ -1,7 +1,7 @@
 """Drivers on one bucket, interleaved request by request: the real code, a scheduler that decides who goes on.
 
 Every driver, every lease's renewal and every reader is a greenlet that stops before each request to the storage until
-the scheduler lets it go on, so that a seed decides the whole story. Time is the scheduler's too: each process has a
+the scheduler lets it go on, so that a seed decides the whole run. Time is the scheduler's too: each process has a
 clock of its own, with its own offset and speed. A process may be suspended with everything it has under way, may be
 killed, may have an answer lost although the request arrived, or a request that never does. All have the same host name
 and process number, as two containers may.
@@ -28,7 +28,7 @@ from raysense.store.lock import RENEW_SECONDS, Holders, Lease, LockLost
 
 SIGNATURE = "a"
 CALM = 0.6
-"""The share of stories in which nothing is lost on the way, nobody killed."""
+"""The share of interleavings in which nothing is lost on the way, nobody killed."""
 
 
 class Killed(BaseException):
@@ -55,8 +55,8 @@ class Process:
 class Actor:
     """A thread of a process that runs only between two calls of the scheduler: a greenlet."""
 
-    def __init__(self, world: World, process: Process, story: Callable[[Actor], None]) -> None:
-        self.world, self.process, self.story = world, process, story
+    def __init__(self, world: World, process: Process, script: Callable[[Actor], None]) -> None:
+        self.world, self.process, self.script = world, process, script
         self.wake = 0.0
         self.risky = False  # about to do what another driver may have made wrong
         self.thread = greenlet(self._run)
@@ -69,7 +69,7 @@ class Actor:
     def _run(self) -> None:
         try:
             if not self.process.dead:
-                self.story(self)
+                self.script(self)
         except Killed:
             pass
         except BaseException as error:
@@ -238,7 +238,7 @@ def evaluation(number: int, failed: str = "") -> Evaluation:
 
 @dataclass
 class World:
-    """One story of two drivers.
+    """One run of two drivers.
 
     Attributes:
         seed: Decides everything.
@@ -269,7 +269,7 @@ class World:
         self.uri = f"s3://studies/{self.seed}"
 
     def run(self, steps: int = 900) -> None:
-        """Tell the story, then look at what is left of it.
+        """Run it, then look at what is left of it.
 
         Raises:
             AssertionError: A row is lost or there twice, or two drivers wrote at once.
@@ -305,7 +305,7 @@ class World:
             self.counts["suspended"] += 1
             actor.process.until = self.now + self.rng.choice([1, 30, 100, 100, 400])
             return True
-        if not self.calm and self.rng.random() < 0.004 and actor.story != self._read:
+        if not self.calm and self.rng.random() < 0.004 and actor.script != self._read:
             self.counts["killed"] += 1
             actor.process.dead = True
             self._driver()  # somebody starts it again
@@ -405,7 +405,7 @@ class World:
         for who, tokens in (("manifest", self.switches), ("lease", self.leases)):
             blocks = [t for n, t in enumerate(tokens) if n == 0 or tokens[n - 1] != t]
             assert len(blocks) == len(set(blocks)), f"seed {self.seed}: two writers of the {who}"
-        self.counts["stories"] += 1
+        self.counts["interleavings"] += 1
         self.counts["rows"] += len(self.acknowledged)
         self.counts["switches"] += len(self.switches)
         self.counts["drivers that held the lease"] += len(set(self.leases))

@@ -34,7 +34,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     pa.set_cpu_count(threads)
 
 
-def stories(seeds: range, steps: int, make: Callable[[int], Bucket]) -> Counter[str]:
+def interleavings(seeds: range, steps: int, make: Callable[[int], Bucket]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for seed in seeds:
         world = World(seed, make(seed))
@@ -45,33 +45,33 @@ def stories(seeds: range, steps: int, make: Callable[[int], Bucket]) -> Counter[
 
 
 def test_stories_of_two_drivers() -> None:
-    counts = stories(range(25), 200, lambda seed: Memory())
-    assert counts["stories"] == 25
+    counts = interleavings(range(25), 200, lambda seed: Memory())
+    assert counts["interleavings"] == 25
     assert counts["suspended"] > 10
     assert counts["drivers that held the lease"] > 25
 
 
 def test_stories_over_http(bucket: str) -> None:
-    counts = stories(range(1000, 1003), 120, lambda seed: Bucket.at(bucket.format(f"s{seed}")))
-    assert counts["stories"] == 3
+    counts = interleavings(range(1000, 1003), 120, lambda seed: Bucket.at(bucket.format(f"s{seed}")))
+    assert counts["interleavings"] == 3
 
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_ten_thousand_stories_of_two_drivers() -> None:
-    counts = stories(range(10_000), 160, lambda seed: Memory())
-    assert counts["stories"] == 10_000
+    counts = interleavings(range(10_000), 160, lambda seed: Memory())
+    assert counts["interleavings"] == 10_000
 
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
 def test_many_stories_over_http(bucket: str) -> None:
-    counts = stories(range(100_000, 100_300), 400, lambda seed: Bucket.at(bucket.format(f"s{seed}")))
-    assert counts["stories"] == 300
+    counts = interleavings(range(100_000, 100_300), 400, lambda seed: Bucket.at(bucket.format(f"s{seed}")))
+    assert counts["interleavings"] == 300
 
 
 def test_memory_and_a_server_answer_conditional_writes_alike(bucket: str) -> None:
-    """So that stories over the one hold for the other."""
+    """So that interleavings over the one hold for the other."""
 
     def answers(of: Bucket) -> list[object]:
         found: list[object] = [of.read("k")]

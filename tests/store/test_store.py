@@ -359,7 +359,7 @@ def test_stopped_between_any_two_steps_nothing_is_lost_or_doubled(
     monkeypatch.setattr(store_module.Disk, "write", counted_write)
     monkeypatch.setattr(store_module.Disk, "delete", counted_delete)
 
-    def story(uri: str) -> list[int]:
+    def several_runs(uri: str) -> list[int]:
         store = Store.open(uri, create=True)
         with store.lock():
             return told(store)
@@ -376,7 +376,7 @@ def test_stopped_between_any_two_steps_nothing_is_lost_or_doubled(
             store.compact()
         return stored
 
-    wanted = set(story(str(tmp_path / "undisturbed")))
+    wanted = set(several_runs(str(tmp_path / "undisturbed")))
     whole = Store.open(str(tmp_path / "undisturbed"))
     total = steps
     assert total > 40
@@ -384,12 +384,12 @@ def test_stopped_between_any_two_steps_nothing_is_lost_or_doubled(
         uri = str(tmp_path / f"killed-{killed_after}")
         steps, limit = 0, killed_after
         with pytest.raises(Killed):
-            story(uri)
+            several_runs(uri)
         steps, limit = 0, 10**9
         seen = [e.zeros for e in Store.open(uri, create=True).evaluations()]
         assert len(seen) == len(set(seen))
         assert set(seen) <= wanted
-        story(uri)
+        several_runs(uri)
         resumed = Store.open(uri)
         for name in ("evaluations", "measures", "samples", "allocations", "layers"):
             columns = [(column, "ascending") for column in TABLES[name].names]

@@ -29,7 +29,7 @@ class Case:
     evaluate: Evaluate
 
 
-def story(**search: object) -> Case:
+def default_schedule(**search: object) -> Case:
     search = {"bisections": 3, "rounds": 1, "offspring": 2, "levels": 4, **search}
 
     def make() -> Strategy:
@@ -43,8 +43,8 @@ def story(**search: object) -> Case:
 STRATEGIES: dict[str, Callable[[], Case]] = {
     "curves": lambda: Case(lambda: Curves(6, 5, stop_above=3.0), Sleeper().evaluate),
     "chain": lambda: Case(lambda: Chain(20, width=2), Sleeper().evaluate),
-    "study": story,
-    "study without solver": lambda: story(strategies=["uniform", "lamp", "erk"]),
+    "study": default_schedule,
+    "study without solver": lambda: default_schedule(strategies=["uniform", "lamp", "erk"]),
 }
 
 

@@ -38,7 +38,7 @@ def test_counts_by_hand() -> None:
     counted = {name: (stage.evaluations, stage.images) for name, stage in found.stages.items()}
     # Dense on three rungs, with two reference images a prompt of the largest of each set; three candidates on two
     # rungs, the second of which samples what the first has not; three finalists. What has more than 128 images has
-    # parts: 160 of each reference of the search, 160 and 320 held-out ones.
+    # shards: 160 of each reference of the search, 160 and 320 held-out ones.
     assert counted == {
         "baseline": (3 + 2 + 2 + 3, (80 + 160) + 2 * (80 + 160)),
         "search": (6 + 3, 3 * 80 + 3 * 24),  # and three light candidates' previews at most, for the noise

@@ -47,19 +47,19 @@ def refused(folder: Path, limit: float, constraints: dict[str, Any] | None = Non
     definition = plain.model_dump(mode="json")
     definition["metrics"]["custom"] = {"sharp": "own_metrics.sharp"}
     study = parse({**definition, "constraints": constraints or {"clip_score": {"max_drop": limit}}})
-    story = make_strategy(study, inventory, grid, built_in_rules(inventory, grid, {}))
+    runner = make_strategy(study, inventory, grid, built_in_rules(inventory, grid, {}))
     landscape = Noisy(inventory, grid, noise=0.0)
     for name, value in kind.items():
         setattr(landscape, name, value)
     store = Store.open(str(folder), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
-    LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=4)
-    if story.error is not None:
+    LocalExecutor(landscape).run(runner, store, signature=SIGNATURE, lookahead=4)
+    if runner.error is not None:
         assert {request.rung for request in landscape.requests} <= {"preview", "score", "validation", "shard"}
         assert sum(bool(request.allocation) for request in landscape.requests) == 1, (
             "one preview is all it took"
         )
-    return str(story.error or "")
+    return str(runner.error or "")
 
 
 def test_a_bound_below_the_noise_is_refused_with_the_number_it_takes(tmp_path: Path) -> None:

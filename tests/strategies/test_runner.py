@@ -27,54 +27,54 @@ def counting(name: str, times: int) -> Coroutine:
     return total
 
 
-def run(story: StrategyRunner[int], width: int = 3) -> list[str]:
+def run(runner: StrategyRunner[int], width: int = 3) -> list[str]:
     asked: list[str] = []
     outstanding: list[TrialSpec] = []
-    while not story.done or outstanding:
-        while len(outstanding) < width and (following := story.ask()) is not None:
+    while not runner.done or outstanding:
+        while len(outstanding) < width and (following := runner.ask()) is not None:
             asked.append(following.name)
             outstanding.append(following)
         if not outstanding:
             break
-        story.tell(outstanding.pop(0), answer(1))
+        runner.tell(outstanding.pop(0), answer(1))
     return asked
 
 
-def two_stages(story: StrategyRunner[int]) -> Schedule[int]:
+def two_stages(runner: StrategyRunner[int]) -> Schedule[int]:
     first: Sequence[int] = yield [counting("a", 2), counting("b", 1)]
     second: Sequence[int] = yield [counting("c", sum(first))]
     return second[0]
 
 
 def test_inquiries_of_a_stage_go_on_side_by_side_and_stages_in_order() -> None:
-    story = StrategyRunner(two_stages, lambda q: 1)
-    assert run(story) == ["a0", "b0", "a1", "c0", "c1", "c2"]
-    assert story.done
-    assert story.outcome == 3
-    assert story.tracker.spent == 6
+    runner = StrategyRunner(two_stages, lambda q: 1)
+    assert run(runner) == ["a0", "b0", "a1", "c0", "c1", "c2"]
+    assert runner.done
+    assert runner.outcome == 3
+    assert runner.tracker.spent == 6
 
 
 def test_a_stage_without_inquiries_is_passed() -> None:
-    def plan(story: StrategyRunner[int]) -> Schedule[int]:
+    def plan(runner: StrategyRunner[int]) -> Schedule[int]:
         nothing = yield []
         assert nothing == []
         return 7
 
-    story = StrategyRunner(plan, lambda q: 1)
-    assert story.done
-    assert story.outcome == 7
+    runner = StrategyRunner(plan, lambda q: 1)
+    assert runner.done
+    assert runner.outcome == 7
 
 
 def test_budget_is_hard_and_leaves_the_best_so_far() -> None:
-    story = StrategyRunner(two_stages, lambda q: 1, BudgetTracker(Budget(max_nfe=2), lambda q: 1))
-    assert len(run(story)) == 2
-    assert story.done
-    assert story.tracker.spent <= 2
-    assert story.outcome == 0
+    runner = StrategyRunner(two_stages, lambda q: 1, BudgetTracker(Budget(max_nfe=2), lambda q: 1))
+    assert len(run(runner)) == 2
+    assert runner.done
+    assert runner.tracker.spent <= 2
+    assert runner.outcome == 0
 
 
 def test_reserve_is_kept_for_validation() -> None:
-    def plan(story: StrategyRunner[int]) -> Schedule[int]:
+    def plan(runner: StrategyRunner[int]) -> Schedule[int]:
         yield [counting("a", 10)]
 
         def validate() -> Coroutine:
@@ -84,21 +84,21 @@ def test_reserve_is_kept_for_validation() -> None:
         found = yield [validate()]
         return found[0]
 
-    story = StrategyRunner(plan, lambda q: 1, BudgetTracker(Budget(max_nfe=4), lambda q: 1, {"search": 1}))
-    assert run(story) == ["a0", "a1", "a2", "v"]
-    assert story.outcome == 1
+    runner = StrategyRunner(plan, lambda q: 1, BudgetTracker(Budget(max_nfe=4), lambda q: 1, {"search": 1}))
+    assert run(runner) == ["a0", "a1", "a2", "v"]
+    assert runner.outcome == 1
 
 
 def test_an_error_ends_the_story() -> None:
-    def plan(story: StrategyRunner[int]) -> Schedule[int]:
+    def plan(runner: StrategyRunner[int]) -> Schedule[int]:
         yield [counting("a", 1)]
         raise RaysenseError("impossible")
 
-    story = StrategyRunner(plan, lambda q: 1)
-    run(story)
-    assert story.done
-    assert str(story.error) == "impossible"
-    assert story.error.__context__ is None  # that the coroutine before it had ended is nobody's business
+    runner = StrategyRunner(plan, lambda q: 1)
+    run(runner)
+    assert runner.done
+    assert str(runner.error) == "impossible"
+    assert runner.error.__context__ is None  # that the coroutine before it had ended is nobody's business
 
 
 def several(name: str, width: int) -> Coroutine:
@@ -110,40 +110,40 @@ def several(name: str, width: int) -> Coroutine:
 
 
 def test_an_inquiry_may_ask_several_trials_side_by_side() -> None:
-    def plan(story: StrategyRunner[object]) -> Schedule[object]:
+    def plan(runner: StrategyRunner[object]) -> Schedule[object]:
         return (yield [several("a", 3), counting("b", 2)])
 
-    story: StrategyRunner[object] = StrategyRunner(plan, lambda q: len(q.requests))
-    asked = [story.ask() for _ in range(5)]
+    runner: StrategyRunner[object] = StrategyRunner(plan, lambda q: len(q.requests))
+    asked = [runner.ask() for _ in range(5)]
     assert [q.name for q in asked if q] == ["a0", "a1", "a2", "b0"]
     for value, number in ((7, 2), (5, 0), (6, 1)):  # whoever is done first
         finished = asked[number]
         assert finished is not None
-        story.tell(finished, answer(value))
-    assert run_rest(story, asked[3]) == ["b1"]
-    assert story.outcome == [[5, 6, 7], 2]
+        runner.tell(finished, answer(value))
+    assert run_rest(runner, asked[3]) == ["b1"]
+    assert runner.outcome == [[5, 6, 7], 2]
 
 
 def test_several_trials_are_paid_for_together_or_not_asked() -> None:
-    def plan(story: StrategyRunner[object]) -> Schedule[object]:
+    def plan(runner: StrategyRunner[object]) -> Schedule[object]:
         return (yield [several("a", 3), counting("b", 2)])
 
     def cost(asked: TrialSpec) -> int:
         return len(asked.requests)
 
-    story: StrategyRunner[object] = StrategyRunner(plan, cost, BudgetTracker(Budget(max_nfe=2), cost))
-    first = story.ask()
+    runner: StrategyRunner[object] = StrategyRunner(plan, cost, BudgetTracker(Budget(max_nfe=2), cost))
+    first = runner.ask()
     assert first is not None
     assert first.name == "b0"
-    assert run_rest(story, first) == ["b1"]
-    assert story.outcome == [-1, 2]
+    assert run_rest(runner, first) == ["b1"]
+    assert runner.outcome == [-1, 2]
 
 
-def run_rest(story: StrategyRunner[object], outstanding: TrialSpec | None) -> list[str]:
+def run_rest(runner: StrategyRunner[object], outstanding: TrialSpec | None) -> list[str]:
     """Answers what is outstanding and whatever is asked then."""
     names: list[str] = []
     while outstanding is not None:
-        story.tell(outstanding, answer(1))
-        outstanding = story.ask()
+        runner.tell(outstanding, answer(1))
+        outstanding = runner.ask()
         names += [outstanding.name] if outstanding else []
     return names

@@ -63,7 +63,7 @@ class Landscape:
 
 
 def made_up(
-    per_part: int = 128, **search: object
+    per_shard: int = 128, **search: object
 ) -> tuple[Study, Inventory, LevelGrid, StrategyRunner[Findings]]:
     study = parse(
         {
@@ -76,7 +76,7 @@ def made_up(
                 "validation": {"prompts": 32},
             },
             "search": {"strategies": ["uniform", "solver"], "bisections": 7, **search},
-            "cluster": {"images_per_shard": per_part},
+            "cluster": {"images_per_shard": per_shard},
         }
     )
     modules = {"unet": nn.Sequential(*(nn.Linear(32, 32 + 8 * (i % 3)) for i in range(LAYERS)))}
@@ -87,16 +87,16 @@ def made_up(
 
 
 def run(
-    folder: Path, lookahead: int = 4, per_part: int = 128, **search: object
+    folder: Path, lookahead: int = 4, per_shard: int = 128, **search: object
 ) -> tuple[Findings, Landscape]:
-    study, inventory, grid, story = made_up(per_part, **search)
+    study, inventory, grid, runner = made_up(per_shard, **search)
     landscape = Landscape(inventory, grid)
     store = Store.open(str(folder), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
-    LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=lookahead)
-    assert story.error is None
-    assert story.outcome is not None
-    return story.outcome, landscape
+    LocalExecutor(landscape).run(runner, store, signature=SIGNATURE, lookahead=lookahead)
+    assert runner.error is None
+    assert runner.outcome is not None
+    return runner.outcome, landscape
 
 
 def test_the_winner_is_inside_the_budget_and_far_sparser_than_uniform(tmp_path: Path) -> None:
@@ -132,22 +132,22 @@ class HeldOut(Landscape):
 @pytest.mark.parametrize("left", [0.0, 0.85], ids=["none of the contender's", "only its least sparse"])
 def test_whatever_passed_competes_and_the_sparsest_wins(tmp_path: Path, left: float) -> None:
     """The best on the search's prompts need not be the best that passes."""
-    study, inventory, grid, story = made_up(strategies=["uniform", "erk"], compare=False, rounds=0)
+    study, inventory, grid, runner = made_up(strategies=["uniform", "erk"], compare=False, rounds=0)
     looked, _ = run(tmp_path / "free", strategies=["uniform", "erk"], rounds=0)
     best = max((c for c in looked.tried if c.feasible), key=lambda c: c.zeros)
     assert best.strategy == "erk"
     store = Store.open(str(tmp_path / "study"), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
     landscape = HeldOut(inventory, grid, int(left * best.zeros))
-    LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=4)
-    assert story.outcome is not None
-    passed = [c for c in story.outcome.validated if c.feasible]
+    LocalExecutor(landscape).run(runner, store, signature=SIGNATURE, lookahead=4)
+    assert runner.outcome is not None
+    passed = [c for c in runner.outcome.validated if c.feasible]
     assert ({c.strategy for c in passed} == {"uniform"}) is (left == 0.0)
-    winner = story.outcome.winner
+    winner = runner.outcome.winner
     assert winner is not None
     assert winner.strategy == "uniform"
     assert winner.zeros == max(c.zeros for c in passed)
-    assert story.outcome.uniform == winner
+    assert runner.outcome.uniform == winner
 
 
 def test_a_curve_stops_where_nothing_is_left(tmp_path: Path) -> None:
@@ -175,22 +175,22 @@ def test_resumed_in_the_middle_gives_the_same_answer(tmp_path: Path) -> None:
     assert len(rest.requests) == len(keys) - len({t.key(SIGNATURE) for t in everything.requests[:60]})
 
 
-@pytest.mark.parametrize("per_part", [128, 10])
-def test_each_evaluation_is_made_once(tmp_path: Path, per_part: int) -> None:
-    _, landscape = run(tmp_path, per_part=per_part)
+@pytest.mark.parametrize("per_shard", [128, 10])
+def test_each_evaluation_is_made_once(tmp_path: Path, per_shard: int) -> None:
+    _, landscape = run(tmp_path, per_shard=per_shard)
     keys = [request.key(SIGNATURE) for request in landscape.requests]
     assert len(keys) == len(set(keys))
 
 
-def test_large_evaluations_are_sampled_in_parts_first_and_decide_the_same(tmp_path: Path) -> None:
+def test_large_evaluations_are_sampled_in_shards_first_and_decide_the_same(tmp_path: Path) -> None:
     names = ["uniform", "solver", "evopress"]
     whole, _ = run(tmp_path / "whole", strategies=names, rounds=1, offspring=4)
-    parted, landscape = run(tmp_path / "parted", strategies=names, rounds=1, offspring=4, per_part=10)
+    parted, landscape = run(tmp_path / "parted", strategies=names, rounds=1, offspring=4, per_shard=10)
     assert parted.winner is not None
     assert whole.winner is not None
     assert parted.winner.allocation == whole.winner.allocation
     assert [c.allocation for c in parted.tried] == [c.allocation for c in whole.tried]
-    study = made_up(per_part=10)[0]
+    study = made_up(per_shard=10)[0]
     seen: set[EvaluationRequest] = set()
     for request in landscape.requests:
         assert seen.issuperset(shards_of(study, request.allocation, request.rung)), request
@@ -207,9 +207,9 @@ def test_large_evaluations_are_sampled_in_parts_first_and_decide_the_same(tmp_pa
 
 
 def test_parts_go_side_by_side() -> None:
-    _, _, _, story = made_up(per_part=10)
+    _, _, _, runner = made_up(per_shard=10)
     asked: list[TrialSpec] = []
-    while (spec := story.ask()) is not None:
+    while (spec := runner.ask()) is not None:
         asked.append(spec)
     # Score: what the preview has not, and four of the reference; validation: four and seven.
     assert [q.requests[0].rung for q in asked] == [SHARD] * (1 + 4 + 4 + 7)
@@ -250,15 +250,15 @@ class Learner(Landscape):
 
 def test_owl_allocates_by_what_the_calibration_found(tmp_path: Path) -> None:
     study, inventory, grid, _ = made_up(strategies=["owl"], bisections=2, rounds=0)
-    story = make_strategy(study, inventory, grid, built_in_rules(inventory, grid, {}), calibration_cost=60)
+    runner = make_strategy(study, inventory, grid, built_in_rules(inventory, grid, {}), calibration_cost=60)
     landscape = Learner(inventory, grid)
     store = Store.open(str(tmp_path), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
-    LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=4)
-    assert story.error is None
+    LocalExecutor(landscape).run(runner, store, signature=SIGNATURE, lookahead=4)
+    assert runner.error is None
     assert landscape.requests[0] == EvaluationRequest(Allocation(), CALIBRATION)
-    assert story.outcome is not None
-    (first, *_) = story.outcome.tried
+    assert runner.outcome is not None
+    (first, *_) = runner.outcome.tried
     assert first.strategy == "owl"
     share = [grid.zeros_at(a, first.allocation[a]) / n for a, n in inventory.sizes]
     assert min(share[::2]) > max(share[1::2]), "layers with outliers are pruned less"
@@ -267,13 +267,13 @@ def test_owl_allocates_by_what_the_calibration_found(tmp_path: Path) -> None:
 def test_a_pattern_study_chooses_the_layers_that_follow_it(tmp_path: Path) -> None:
     study, inventory, _, _ = made_up(bisections=3, rounds=1, offspring=2)
     grid = pattern_grid(inventory, Pattern(2, 4))
-    story = make_strategy(study, inventory, grid, built_in_rules(inventory, grid, {}))
+    runner = make_strategy(study, inventory, grid, built_in_rules(inventory, grid, {}))
     store = Store.open(str(tmp_path), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
-    LocalExecutor(Landscape(inventory, grid)).run(story, store, signature=SIGNATURE, lookahead=4)
-    assert story.error is None
-    assert story.outcome is not None
-    winner = story.outcome.winner
+    LocalExecutor(Landscape(inventory, grid)).run(runner, store, signature=SIGNATURE, lookahead=4)
+    assert runner.error is None
+    assert runner.outcome is not None
+    winner = runner.outcome.winner
     assert winner is not None
     assert 0 < len(winner.allocation) < LAYERS
     assert set(winner.allocation.values()) == {1}
@@ -281,78 +281,78 @@ def test_a_pattern_study_chooses_the_layers_that_follow_it(tmp_path: Path) -> No
 
 
 def test_impossible_bound_is_refused_with_the_dense_value(tmp_path: Path) -> None:
-    study, inventory, grid, story = made_up()
+    study, inventory, grid, runner = made_up()
     landscape = Landscape(inventory, grid, noise=0.5)
     store = Store.open(str(tmp_path), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
-    LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=4)
-    assert story.error is not None
-    assert "`constraints.clip_score.max_drop` is 0.2, but the dense pipeline itself has" in str(story.error)
+    LocalExecutor(landscape).run(runner, store, signature=SIGNATURE, lookahead=4)
+    assert runner.error is not None
+    assert "`constraints.clip_score.max_drop` is 0.2, but the dense pipeline itself has" in str(runner.error)
     assert all(not request.allocation for request in landscape.requests)
 
 
 def spend(
-    folder: Path, seconds: float = 0.0, per_part: int = 128, **budget: float
+    folder: Path, seconds: float = 0.0, per_shard: int = 128, **budget: float
 ) -> tuple[StrategyRunner[Findings], Landscape]:
     """A study with a budget, on a pipeline whose NFE cost what the plan reckons, timed."""
-    study, inventory, grid, plain = made_up(per_part)
+    study, inventory, grid, plain = made_up(per_shard)
     limited = study.model_copy(update={"budget": Budget.model_validate(budget)})
-    story = make_strategy(limited, inventory, grid, built_in_rules(inventory, grid, {}))
+    runner = make_strategy(limited, inventory, grid, built_in_rules(inventory, grid, {}))
     landscape = Timed(inventory, grid, plain, seconds)
     store = Store.open(str(folder), create=True)
     store.begin(limited.model_dump(mode="json"), signature=SIGNATURE, extensions=("budget",))
-    LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=4)
-    assert story.done
-    assert story.error is None
-    return story, landscape
+    LocalExecutor(landscape).run(runner, store, signature=SIGNATURE, lookahead=4)
+    assert runner.done
+    assert runner.error is None
+    return runner, landscape
 
 
 class Timed(Landscape):
     def __init__(
-        self, inventory: Inventory, grid: LevelGrid, story: StrategyRunner[Findings], seconds: float
+        self, inventory: Inventory, grid: LevelGrid, runner: StrategyRunner[Findings], seconds: float
     ) -> None:
         super().__init__(inventory, grid)
-        self.story, self.seconds, self.story_image = story, seconds, 24
+        self.runner, self.seconds, self.runner_image = runner, seconds, 24
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
-        cost = self.story.cost_of(TrialSpec("", "", (request,)))
+        cost = self.runner.cost_of(TrialSpec("", "", (request,)))
         slower = 1 + 0.2 * (int(request.allocation.key, 16) % 3 - 1)
-        images = 0 if request.rung == "probe" else cost // self.story_image
+        images = 0 if request.rung == "probe" else cost // self.runner_image
         return replace(
             super().evaluate(request), images=images, nfe=cost, seconds=cost * self.seconds * slower
         )
 
 
-@pytest.mark.parametrize("per_part", [128, 10])
+@pytest.mark.parametrize("per_shard", [128, 10])
 @pytest.mark.parametrize("budget", [5_000, 8_000, 12_000, 16_000, 20_000])
-def test_budget_is_never_exceeded(tmp_path: Path, budget: int, per_part: int) -> None:
-    story, _ = spend(tmp_path, max_nfe=budget, per_part=per_part)
-    assert story.tracker.spent <= budget
-    assert story.tracker.refusal is not None
-    assert f"`budget.max_nfe` is {budget:,} NFE" in str(story.tracker.refusal)
-    assert story.outcome is not None
+def test_budget_is_never_exceeded(tmp_path: Path, budget: int, per_shard: int) -> None:
+    runner, _ = spend(tmp_path, max_nfe=budget, per_shard=per_shard)
+    assert runner.tracker.spent <= budget
+    assert runner.tracker.refusal is not None
+    assert f"`budget.max_nfe` is {budget:,} NFE" in str(runner.tracker.refusal)
+    assert runner.outcome is not None
     if budget >= 16_000:
-        assert story.outcome.winner is not None, "the best so far, validated"
+        assert runner.outcome.winner is not None, "the best so far, validated"
 
 
-@pytest.mark.parametrize(("per_part", "least"), [(128, "4,032"), (10, "3,456")])
+@pytest.mark.parametrize(("per_shard", "least"), [(128, "4,032"), (10, "3,456")])
 def test_a_budget_below_the_dense_pipeline_is_refused_before_anything_is_spent(
-    per_part: int, least: str
+    per_shard: int, least: str
 ) -> None:
-    # Of 24 NFE an image, at most three times 8, 16 and 32; in parts it is known: three times 16 and 32.
-    study, inventory, grid, _ = made_up(per_part)
+    # Of 24 NFE an image, at most three times 8, 16 and 32; in shards it is known: three times 16 and 32.
+    study, inventory, grid, _ = made_up(per_shard)
     limited = study.model_copy(update={"budget": Budget(max_nfe=1000)})
     with pytest.raises(RaysenseError, match=rf"is 1,000 NFE, but measuring the dense pipeline takes {least}"):
         make_strategy(limited, inventory, grid, built_in_rules(inventory, grid, {}))
 
 
-@pytest.mark.parametrize("per_part", [128, 10])
+@pytest.mark.parametrize("per_shard", [128, 10])
 @pytest.mark.parametrize("counted", [24, 42])
 def test_a_budget_that_is_called_enough_ends_with_an_answer(
-    tmp_path: Path, per_part: int, counted: int
+    tmp_path: Path, per_shard: int, counted: int
 ) -> None:
     """Also where an image costs 1.75 times what was foreseen: that is counted on the dense pipeline's images."""
-    study, inventory, grid, _ = made_up(per_part)
+    study, inventory, grid, _ = made_up(per_shard)
     rules = built_in_rules(inventory, grid, {})
     truth = Cost(counted, 12, "counted")
 
@@ -366,31 +366,31 @@ def test_a_budget_that_is_called_enough_ends_with_an_answer(
     store = Store.open(str(tmp_path), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE, extensions=("budget",))
     landscape = Timed(inventory, grid, story_of(10**9, truth), 0.0)
-    landscape.story_image = counted
+    landscape.runner_image = counted
     for _ in range(2):
-        story = story_of(enough, None)
-        LocalExecutor(landscape).run(story, store, signature=SIGNATURE, lookahead=4)
-        assert story.tracker.spent <= enough
-        if story.error is None:
+        runner = story_of(enough, None)
+        LocalExecutor(landscape).run(runner, store, signature=SIGNATURE, lookahead=4)
+        assert runner.tracker.spent <= enough
+        if runner.error is None:
             break
         # It says what is missing as soon as the dense pipeline is counted; that much is enough then.
-        assert f"an image of this pipeline takes {counted} of them" in str(story.error)
+        assert f"an image of this pipeline takes {counted} of them" in str(runner.error)
         assert {request.allocation for request in landscape.requests} == {Allocation()}
-        enough = int(re.findall(r"set it to ([\d,]+)", str(story.error))[0].replace(",", ""))
-    assert story.error is None
-    assert story.outcome is not None
-    assert story.outcome.winner is not None
+        enough = int(re.findall(r"set it to ([\d,]+)", str(runner.error))[0].replace(",", ""))
+    assert runner.error is None
+    assert runner.outcome is not None
+    assert runner.outcome.winner is not None
 
 
-@pytest.mark.parametrize("per_part", [128, 10])
-def test_what_the_plan_expects_is_about_what_it_spends(tmp_path: Path, per_part: int) -> None:
-    story, landscape = spend(tmp_path, per_part=per_part)
-    plan = made_up(per_part)[3]
+@pytest.mark.parametrize("per_shard", [128, 10])
+def test_what_the_plan_expects_is_about_what_it_spends(tmp_path: Path, per_shard: int) -> None:
+    runner, landscape = spend(tmp_path, per_shard=per_shard)
+    plan = made_up(per_shard)[3]
     assert (
-        story.tracker.spent < plan.wanted_nfe < 2.5 * story.tracker.spent
+        runner.tracker.spent < plan.wanted_nfe < 2.5 * runner.tracker.spent
     )  # a preview that ends a climb saves the rest
-    assert story.tracker.spent <= story.wanted_nfe < 1.5 * story.tracker.spent  # as of the last stage
-    assert len(landscape.requests) <= story.wanted * 1.1
+    assert runner.tracker.spent <= runner.wanted_nfe < 1.5 * runner.tracker.spent  # as of the last stage
+    assert len(landscape.requests) <= runner.wanted * 1.1
 
 
 def test_hours_and_money_are_hard_and_depend_on_stored_seconds_alone(tmp_path: Path) -> None:
@@ -438,8 +438,8 @@ def test_decisions_are_the_same_whoever_finishes_first(tmp_path: Path) -> None:
     from raysense.strategies.base import Lookahead
 
     def asked(workers: int, seed: int) -> list[str]:
-        _, inventory, grid, story = made_up(strategies=["uniform", "solver", "switches"], bisections=4)
-        landscape, lookahead = Landscape(inventory, grid), Lookahead(story, 8)
+        _, inventory, grid, runner = made_up(strategies=["uniform", "solver", "switches"], bisections=4)
+        landscape, lookahead = Landscape(inventory, grid), Lookahead(runner, 8)
         rng, names, running = random.Random(seed), list[str](), list[TrialSpec]()
         while not lookahead.done:
             while len(running) < workers and (spec := lookahead.ask()) is not None:

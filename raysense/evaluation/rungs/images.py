@@ -57,7 +57,9 @@ class ShardRung:
     def measure(self, request: EvaluationRequest) -> Found:
         """See `Rung`; there are no measures."""
         if request.shard is None:
-            raise RaysenseError(f"rung {request.rung!r}: the request names no part of an evaluation's images")
+            raise RaysenseError(
+                f"rung {request.rung!r}: the request names no shard of an evaluation's images"
+            )
         self._sets.sample_shard(request.allocation, request.shard, request.replicate)
         self._live.stand_at(request.allocation)  # for its zeros, should the shard have been there
         return Found()

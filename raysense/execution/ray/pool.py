@@ -3,7 +3,7 @@
 Trials come and go in seconds; an evaluator stays as long as its GPU. The pool keeps as many evaluators
 as the cluster has room for, replaces those that die, uses nodes that join, waits for none that left, and gives
 the next waiting request to whichever evaluator is free. A candidate that climbs to its next rung stays where it is: the
-evaluator has sampled a part of that rung's images already. An evaluator that raised, or took far longer than foreseen,
+evaluator has sampled some of that rung's images already. An evaluator that raised, or took far longer than foreseen,
 is not trusted again: a broken GPU context fails every request that it is given.
 """
 

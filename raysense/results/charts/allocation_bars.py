@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
-from raysense.results.charts.parts import (
+from raysense.results.charts.common import (
     COMPONENTS,
     UNIT,
     Spec,

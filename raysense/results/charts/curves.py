@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import altair as alt
 
-from raysense.results.charts.parts import (
+from raysense.results.charts.common import (
     OUTSIDE,
     PICKED,
     UNIT,
@@ -80,7 +80,7 @@ def curves(run: Run) -> Spec | None:
 def _cliff_marks() -> list[alt.Chart]:
     """The line at `TOLERABLE`, with what it means."""
     mark = alt.Chart(
-        alt.InlineData([{"y": TOLERABLE, "text": "the cliff: above this line a part is broken"}])
+        alt.InlineData([{"y": TOLERABLE, "text": "the cliff: above this line a group is broken"}])
     )
     rule = mark.mark_rule(color=OUTSIDE, strokeDash=[6, 4], strokeWidth=1.5).encode(y="y:Q")
     text = mark.mark_text(align="left", dx=4, dy=-7, color=OUTSIDE, fontWeight="bold").encode(

@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from raysense.results.charts.parts import (
+from raysense.results.charts.common import (
     FRONT,
     INSIDE,
     OUTSIDE,

@@ -10,7 +10,7 @@ import altair as alt
 import pandas as pd
 
 from raysense.records import Bound
-from raysense.results.charts.parts import (
+from raysense.results.charts.common import (
     INSIDE,
     TOOLTIP,
     Spec,

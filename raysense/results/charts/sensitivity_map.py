@@ -7,7 +7,7 @@ import math
 import altair as alt
 import pandas as pd
 
-from raysense.results.charts.parts import (
+from raysense.results.charts.common import (
     UNIT,
     Spec,
     component_marks,

@@ -235,7 +235,7 @@ def test_trial_processes_are_kept_for_the_next_trial(tmp_path: Path) -> None:
 
 
 def test_a_candidate_climbs_to_its_next_rung_on_the_same_evaluator(tmp_path: Path) -> None:
-    """It has sampled a part of that rung's images; the trials that wait for an evaluator wait a moment longer."""
+    """It has sampled some of that rung's images; the trials that wait for an evaluator wait a moment longer."""
     run(Climbs(12), tmp_path, seconds=0.1)
     evaluators: dict[str, set[str]] = {}
     for row in rows(tmp_path):
