@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import atexit
+import contextlib
 import importlib
 import importlib.util
 import logging
@@ -65,6 +66,19 @@ def named_by(study: Study) -> list[str]:
     if not extractor.startswith("open_clip:"):
         names.append(extractor)
     return sorted({name for name in names if DOTTED.fullmatch(name)})
+
+
+def code_of(study: Study) -> list[str]:
+    """Whose code runs where this study does, in words: its plug-ins with their places, and weights that are pickled."""
+    found = []
+    for name in named_by(study):
+        module = name.replace(":", ".").partition(".")[0]
+        with contextlib.suppress(ImportError, ValueError):
+            spec = importlib.util.find_spec(module)
+            found.append(f"{name} ({spec.origin})" if spec is not None and spec.origin else name)
+    if study.pickled:
+        found.append(f"pickled weights of {study.pipeline}")
+    return found
 
 
 def sources(path: str) -> Sources:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from raysense import plugins
 from raysense.study import Study, examine
 from raysense.study.remote import settle
 
@@ -47,10 +48,19 @@ def checked(args: argparse.Namespace, *, needs_weights: bool = True) -> tuple[St
 
 
 def ready(args: argparse.Namespace, *, needs_weights: bool = True) -> Study:
-    """The study that a command is given, to be worked on now: doubts are said, and so is a hub that is out of reach."""
+    """The study that a command is given, to be worked on now.
+
+    Doubts are said, and so are a hub that is out of reach and whose code will run.
+    """
     study, doubts = checked(args, needs_weights=needs_weights)
-    warn([*doubts, settle(study)])
+    warn([*doubts, settle(study), named_code(study)])
     return study
+
+
+def named_code(study: Study) -> str:
+    """What is said before a study's own code runs, or an empty text."""
+    code = plugins.code_of(study)
+    return f"this runs code that the study names: {', '.join(code)}" if code else ""
 
 
 def warn(doubts: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from raysense.cli.common import RUNS, checked, study_arguments, warn
+from raysense.cli.common import RUNS, checked, named_code, study_arguments, warn
 from raysense.errors import RaysenseError
 from raysense.study.remote import settle
 
@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit status."""
     study, warnings = checked(args)
-    warn([settle(study)])
+    warn([settle(study), named_code(study)])
     from raysense.search.prepare import prepare, without_token
 
     try:

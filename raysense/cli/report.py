@@ -19,6 +19,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", type=int, default=6, help="prompts in the pictures (default: %(default)s)"
     )
+    parser.add_argument(
+        "--run-code",
+        action="store_true",
+        help="paint pictures even if that runs code that the study names: plug-ins, pickled weights",
+    )
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
 
 
@@ -29,13 +34,13 @@ def run(args: argparse.Namespace) -> int:
     if args.out is None:
         own = Path(args.run_folder) / NAME
         refuse_to_replace(own, args.force or replaceable(own))
-        print(write_page(args.run_folder, images=args.images))
+        print(write_page(args.run_folder, images=args.images, code=args.run_code))
         return 0
     from raysense.results.run import Run
     from raysense.store.disk import write_file
 
     refuse_to_replace(args.out, args.force)
-    page = build(Run(args.run_folder), images=args.images)
+    page = build(Run(args.run_folder), images=args.images, code=args.run_code)
     write_file(args.out, page.encode())
     print(args.out)
     return 0

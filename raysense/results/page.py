@@ -20,6 +20,7 @@ from markupsafe import Markup
 from PIL import Image
 
 import raysense
+from raysense import plugins
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.metrics.spec import base_of
@@ -55,7 +56,12 @@ STRATEGIES = {
 
 
 def write_page(
-    uri: str, *, images: int = 6, paint: bool = True, tell: Callable[[str], None] | None = None
+    uri: str,
+    *,
+    images: int = 6,
+    paint: bool = True,
+    code: bool = False,
+    tell: Callable[[str], None] | None = None,
 ) -> str:
     """Write a study's page into its folder and return its path.
 
@@ -63,13 +69,14 @@ def write_page(
         uri: The study's folder or ``s3://`` address; finished or not.
         images: Prompts in the picture table; 0 for none.
         paint: Whether pictures that are not painted yet may be painted now, which loads the pipeline.
+        code: Whether they may be if that runs code that the study names.
         tell: Called with a line before each row of pictures that is painted.
 
     Raises:
         RaysenseError: There is no study, or what is there is damaged.
     """
     run = Run(uri)
-    run.disk.write(NAME, build(run, images=images, paint=paint, tell=tell).encode())
+    run.disk.write(NAME, build(run, images=images, paint=paint, code=code, tell=tell).encode())
     return run.disk.path(NAME)
 
 
@@ -92,14 +99,21 @@ def replaceable(path: Path) -> bool:
         return False
 
 
-def build(run: Run, *, images: int = 6, paint: bool = True, tell: Callable[[str], None] | None = None) -> str:
+def build(
+    run: Run,
+    *,
+    images: int = 6,
+    paint: bool = True,
+    code: bool = False,
+    tell: Callable[[str], None] | None = None,
+) -> str:
     """The page as text; see `write_page`."""
     candidates = run.candidates()
     summary = run.summary
     winner = run.allocation(summary["allocation"]) if summary and summary["feasible"] else None
     chosen = run.layer_sparsity(winner) if winner is not None else None
     shown = drawn(run, candidates, winner.key if winner else None, chosen)
-    rows, missing = _pictures(run, candidates, images, paint, tell)
+    rows, missing = _pictures(run, candidates, images, paint, code, tell)
     page = _environment().from_string(
         (files("raysense.results") / "page.html.j2").read_text(encoding="utf-8")
     )
@@ -289,19 +303,26 @@ def _dense_so_far(run: Run, candidates: pd.DataFrame) -> dict[str, dict[str, Any
 
 
 def _pictures(
-    run: Run, candidates: pd.DataFrame, images: int, paint: bool, tell: Callable[[str], None] | None
+    run: Run,
+    candidates: pd.DataFrame,
+    images: int,
+    paint: bool,
+    code: bool,
+    tell: Callable[[str], None] | None,
 ) -> tuple[list[dict[str, Any]], str]:
     """Rows of pictures with their labels, and why there are none."""
     if images <= 0:
         return [], "none were asked for"
     try:
-        found = strips(run, candidates, images, paint, tell)
+        foreign = [] if code else plugins.code_of(run.study)
+        found = strips(run, candidates, images, paint and not foreign, tell)
     except RaysenseError as error:
         logger.warning("no pictures: %s", error)
         return [], str(error)
     if not found:
         return [], "they are painted when the study has finished" if run.summary is None else (
-            f"not painted yet: `raysense report {shlex.quote(run.uri)}` paints them"
+            f"not painted yet: `raysense report {shlex.quote(run.uri)}{' --run-code' if foreign else ''}` paints them"
+            + (f", and runs code that the study names: {', '.join(foreign)}" if foreign else "")
         )
     return [
         {

@@ -10,7 +10,7 @@ from raysense.results.page import write_page
 
 
 def write_painted_page(uri: str, tell: Tell, *, images: int = 6) -> str:
-    """Write a study's page with pictures into its folder and return its path; see `page.write_page`.
+    """Write the page, with pictures, of a study that just ran here; return its path; see `page.write_page`.
 
     Args:
         uri: The study's folder or address.
@@ -27,7 +27,9 @@ def write_painted_page(uri: str, tell: Tell, *, images: int = 6) -> str:
 
 def main(order: Mapping[str, Any], say: Say) -> None:
     """Paints, and says where the page is."""
-    page = write_page(order["uri"], images=order["images"], tell=lambda text: say("progress", text))
+    page = write_page(
+        order["uri"], images=order["images"], code=True, tell=lambda text: say("progress", text)
+    )
     say("page", page)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from raysense import plugins
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation.cache import TensorCache
@@ -30,6 +32,8 @@ from raysense.pruning.allocation_rules import uniform
 from raysense.results.run import Run
 from raysense.store.disk import write_file
 from raysense.study import Study
+
+logger = logging.getLogger(__name__)
 
 LABEL_HEIGHT = 22
 SMALLEST_TILE = 96
@@ -272,6 +276,8 @@ def evaluator_of(run: Run) -> Evaluator:
     Raises:
         RaysenseError: The pipeline, or the code that chose weights, is another one than the study measured.
     """
+    if code := plugins.code_of(run.study):
+        logger.warning("this runs code that the study names: %s", ", ".join(code))
     use_code(run.disk)
     refuse_other(run.record, run.study, run.uri)
     prompts = prompts_of(run.record, run.study, run.disk)
