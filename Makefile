@@ -4,10 +4,13 @@ BIN := .venv/bin
 READY := .venv/.ready
 UV := uv==0.13.9
 
-.PHONY: search test long bench-quick check setup lock bundle cluster-test browser docs reference help
+.PHONY: search sweep test long bench-quick check setup lock bundle cluster-test browser docs reference help
 
 search: $(READY)  ## run the main job on the default study
 	$(BIN)/python -m raysense.search --resume
+
+sweep: $(READY)  ## how quality answers to sparsity: components and blocks of the bundled pipeline, with a page
+	$(BIN)/raysense sweep search/sweep.yaml --resume
 
 test: $(READY) browser check  ## ruff, mypy and the tests
 	$(BIN)/python -m pytest -m "not long"

@@ -30,6 +30,7 @@ _HOMES = {
     "saliency": "raysense.registry",
     "search": "raysense.search.api",
     "strategy": "raysense.registry",
+    "sweep": "raysense.search.api",
 }
 """Public name -> the module that defines it, which is imported when the name is first used."""
 
@@ -48,13 +49,14 @@ __all__ = [
     "saliency",
     "search",
     "strategy",
+    "sweep",
 ]
 
 if TYPE_CHECKING:
     from raysense.allocation import Allocation
     from raysense.errors import RaysenseError
     from raysense.registry import allocation_rule, extractor, metric, saliency, strategy
-    from raysense.search.api import Run, doctor, evaluate, search
+    from raysense.search.api import Run, doctor, evaluate, search, sweep
     from raysense.search.judge import judge
     from raysense.study import Study
 

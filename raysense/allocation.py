@@ -5,6 +5,7 @@ No torch here: a study is validated, and a strategy decides, without it.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -124,6 +125,7 @@ class _Steps:
         }
 
 
+# long: all arithmetic of levels, which belongs together
 class LevelGrid:
     """The levels of every layer of a study.
 
@@ -185,6 +187,28 @@ class LevelGrid:
         grid._tops = {a: int(removed[a] > 0) for a in grid._n}
         grid.base = min(step for step in grid._steps.values() if step)
         return grid
+
+    def part(self, addresses: Iterable[str]) -> LevelGrid:
+        """The same levels for some of the layers, with all that moves with them; other layers are unknown to it.
+
+        Raises:
+            RaysenseError: None of them has a level of its own.
+        """
+        wanted = set(addresses)
+        units = {leader: members for leader, members in self._units.items() if leader in wanted}
+        if not units:
+            raise RaysenseError(
+                f"allocation: {', '.join(sorted(wanted)[:3])} have no levels of their own: they move with others"
+            )
+        part = copy.copy(self)
+        members = {address for unit in units.values() for address in unit}
+        part._n = {address: n for address, n in self._n.items() if address in members}
+        part._leaders = {address: self._leaders[address] for address in part._n}
+        part._units = units
+        part._steps = {leader: self._steps[leader] for leader in units}
+        part._tops = {leader: self._tops[leader] for leader in units}
+        part.base = min(part._steps.values())
+        return part
 
     @property
     def addresses(self) -> tuple[str, ...]:

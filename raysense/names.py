@@ -26,6 +26,12 @@ ITERATIVE = (JOINT, RANDOM, SWITCHES, TPE, EVOPRESS)
 STRATEGIES = (*ALLOCATION_RULES, OWL, SOLVER, *ITERATIVE[1:])
 """What `search.strategies` may list."""
 
+SWEEP_RULES = ("uniform", "erk", "global", "lamp", OWL)
+"""How a sweep may share a group's total out among its layers."""
+
+ERRORS_OF = {"layer": ("layer_error",), "probe": ("probe_error", "text_error")}
+"""What the rungs without images measure."""
+
 SALIENCIES = ("magnitude", "random", "wanda", "wanda_tensor", "taylor")
 """Methods that score weights, see `raysense.pruning.saliency`."""
 

@@ -53,16 +53,24 @@ class EvaluationRequest:
         rung: Name of a rung of the study, e.g. ``probe``, ``score``, ``validation``.
         replicate: Which set of seeds: 0 first, 1, 2 … for fresh ones.
         shard: On the rung ``shard``: which images to sample.
+        method: What chooses the weights that leave, or what is learnt on the rung ``calibration``, in place of the
+            study's own; empty for that.
+        steps: The part of the trajectory in which the denoiser is pruned, from and to as shares of its steps; None for
+            all of it.
     """
 
     allocation: Allocation
     rung: str
     replicate: int = 0
     shard: Shard | None = None
+    method: str = ""
+    steps: tuple[float, float] | None = None
 
     def key(self, signature: str) -> str:
         """The name of this request's evaluation in the store of the study with this signature."""
-        which = [] if self.shard is None else [str(self.shard)]
+        which: list[object] = [] if self.shard is None else [str(self.shard)]
+        which += [{"method": self.method}] if self.method else []
+        which += [{"steps": list(self.steps)}] if self.steps else []
         return content_key(signature, self.allocation.key, self.rung, self.replicate, *which)
 
 
@@ -103,7 +111,7 @@ class TrialSpec:
 
     Attributes:
         name: Unique in the study and deterministic, e.g. ``sensitivity/unet:mid_block.0``.
-        stage: ``baseline``, ``sensitivity``, ``search`` or ``validation``.
+        stage: ``baseline``, ``sensitivity``, ``search`` or ``validation``; ``sweep``.
         requests: At least one.
         stop: Ends the trial early; without one, every request is done.
     """

@@ -28,6 +28,7 @@ from raysense.cli import (
     schema,
     search,
     show,
+    sweep,
     try_once,
     validate,
 )
@@ -52,6 +53,7 @@ class Command(Protocol):
 COMMANDS: Mapping[str, Command] = {
     "init": init,
     "search": search,
+    "sweep": sweep,
     "resolve": resolve,
     "validate": validate,
     "plan": plan,

@@ -43,6 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="NFE a second of one evaluator, instead of a calibration",
     )
+    parser.add_argument("--sweep", action="store_true", help="of the study's sweep, not of its search")
     parser.add_argument("--price", type=float, metavar="P", help="of an evaluator-hour, in any currency")
     parser.add_argument(
         "--gpu-memory",
@@ -97,5 +98,6 @@ def run(args: argparse.Namespace) -> int:
         spreads=spreads,
         store=str(RUNS / study.name) if (RUNS / study.name).is_dir() else None,
         console=Console(),
+        sweep=args.sweep,
     )
     return 0

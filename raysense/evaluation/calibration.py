@@ -25,7 +25,7 @@ from raysense.evaluation.memory import release_memory
 from raysense.evaluation.method_selection import compared_allocations, components_of
 from raysense.evaluation.solved_weights import SolvedWeights
 from raysense.hashing import content_key
-from raysense.names import OWL, UPDATING
+from raysense.names import OWL, UNIFORM, UPDATING
 from raysense.pipelines.cost import Cost, assumed
 from raysense.pipelines.load import denoiser_of, modules_of
 from raysense.pipelines.sample import call_pipeline, first_seed
@@ -64,6 +64,15 @@ def needs_of(study: Study) -> frozenset[str]:
             )
         needs |= own
     return needs
+
+
+def with_method(study: Study, method: str) -> Study:
+    """The study with another method in the place of its own; `OWL` for what that allocation rule needs alone."""
+    saliency = "magnitude" if method == OWL else method
+    updating = study.prune.updates_weights and method == study.prune.saliency
+    prune = study.prune.model_copy(update={"saliency": saliency, "updates_weights": updating})
+    search = study.search.model_copy(update={"strategies": (OWL,) if method == OWL else (UNIFORM,)})
+    return study.model_copy(update={"prune": prune, "search": search})
 
 
 def calibration_cost(

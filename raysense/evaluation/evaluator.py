@@ -121,19 +121,23 @@ class Evaluator:
         """
         began = time.perf_counter()
         self.live.begin()
+        self.live.prune_by(request.method)
+        self.live.steps = request.steps
         with metered(self.pipeline) as meter:
             found = self._others.get(request.rung, self._images).measure(request)
         return self._row(request, found, meter.nfe + found.nfe, time.perf_counter() - began)
 
     def sample(self, allocation: Allocation, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Tensor:
-        """Images of an allocation: float32 (n, 3, height, width) in [0, 1], on the CPU."""
+        """Images of an allocation by the study's own method: float32 (n, 3, height, width) in [0, 1], on the CPU."""
+        self.live.prune_by("")
+        self.live.steps = None
         self.stand_at(allocation)
         with torch.inference_mode():
             return self.sampler.images((list(prompts), list(seeds)))
 
     def _row(self, request: EvaluationRequest, found: Found, cost: int, seconds: float) -> Evaluation:
         live = self.live
-        notes = (*live.notes, live.calibration.noted(request.allocation))
+        notes = (*live.notes, live.calibration.noted(request.allocation), _of_steps(request))
         return Evaluation(
             key=request.key(self.identity.signature),
             allocation=request.allocation.key,
@@ -152,6 +156,13 @@ class Evaluator:
             samples=found.samples,
             **self._ran_on,
         )
+
+
+def _of_steps(request: EvaluationRequest) -> str:
+    """What a row says of a denoiser that was pruned for a part of the trajectory."""
+    if request.steps is None:
+        return ""
+    return f"the denoiser was pruned from {request.steps[0]:.0%} to {request.steps[1]:.0%} of the steps only"
 
 
 def build(

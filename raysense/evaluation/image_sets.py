@@ -157,7 +157,11 @@ class ImageSets:
         if not is_kept(self._study, rung):
             return sample()
         some = _some(pairs, chosen)
-        key = content_key("shard", self._keys.signature, allocation.key, [p.id for p in some[0]], some[1])
+        live = self._live
+        other = [live.method, live.steps] if live.method or live.steps else []
+        key = content_key(
+            "shard", self._keys.signature, allocation.key, [p.id for p in some[0]], some[1], *other
+        )
         return self._cached(key, sample)
 
     def _cached(self, key: str, sample: Callable[[], ScoredImages]) -> ScoredImages:

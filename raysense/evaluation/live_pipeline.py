@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,11 +11,12 @@ import torch
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation import checks
-from raysense.evaluation.calibration import Calibration
+from raysense.evaluation.calibration import Calibration, with_method
 from raysense.evaluation.identity import inventory_and_grid
 from raysense.evaluation.inputs import taken_away, versions
 from raysense.evaluation.memory import decode_in_slices, release_memory
 from raysense.evaluation.method_selection import components_of
+from raysense.evaluation.stepping import pruned_in
 from raysense.hashing import content_key
 from raysense.pipelines.idle_modules import foreseen_for
 from raysense.pipelines.load import compile_denoiser, load_for, modules_of
@@ -49,6 +50,9 @@ class LivePipeline:
         texts: Text embeddings that were computed.
         methods: Component -> the method that prunes it; empty while that is not decided.
         select_methods: Decides `methods`, where several compete.
+        method: What chooses the weights that leave in place of the study's own; empty for that.
+        by: The study with that in its place.
+        steps: The part of the trajectory in which the denoiser is pruned; None for all of it.
         batch: Images sampled at a time; halved for good where they do not fit.
         notes: What departed from the plan in this evaluation.
         sampled: Images sampled in it.
@@ -60,17 +64,11 @@ class LivePipeline:
         self.pipeline = load_for(study)
         self.inventory, self.grid = inventory_and_grid(study, self.pipeline.components)
         place(self.pipeline, study.offload, self.device)
-        self.calibration = Calibration(
-            study,
-            self.pipeline,
-            self.inventory,
-            self.grid,
-            prompts,
-            self.disk,
-            content_key(taken_away(study), versions(), self.device),
-        )
-        names = study.prune.methods
-        self.methods = dict.fromkeys(components_of(self.grid), names[0]) if len(names) == 1 else {}
+        self.method, self.by = "", study
+        self.steps: tuple[float, float] | None = None
+        self.calibration = self._calibration()
+        self.methods = self._methods()
+        self._choices: dict[str, tuple[Study, Calibration, dict[str, str]]] = {}
         self.select_methods: Callable[[], dict[str, str]] = dict
         self.batch = study.sampling.batch
         self._masker: Pruner | None = None
@@ -104,6 +102,45 @@ class LivePipeline:
                 f"{' '.join(str(error).split())[:300]}); check its configuration files, or `sampling`: some make one "
                 "image at a time (`sampling.batch: 1`)"
             ) from error
+
+    def _calibration(self) -> Calibration:
+        return Calibration(
+            self.by,
+            self.pipeline,
+            self.inventory,
+            self.grid,
+            self.prompts,
+            self.disk,
+            content_key(taken_away(self.study), versions(), self.device),
+        )
+
+    def _methods(self) -> dict[str, str]:
+        names = self.by.prune.methods
+        return dict.fromkeys(components_of(self.grid), names[0]) if len(names) == 1 else {}
+
+    def prune_by(self, method: str) -> None:
+        """Let a method other than the study's own choose the weights that leave; empty for the study's own."""
+        if method == self.method:
+            return
+        self.give_up_masks()
+        self._choices[self.method] = self.by, self.calibration, self.methods
+        self.method = method
+        if method in self._choices:
+            self.by, self.calibration, self.methods = self._choices[method]
+        else:
+            self.by = with_method(self.study, method)
+            self.calibration, self.methods = self._calibration(), self._methods()
+
+    @property
+    def pruned_as(self) -> tuple[str, Allocation, tuple[float, float] | None]:
+        """All that the images follow from, prompts and noise aside."""
+        return self.method, self.standing, self.steps
+
+    def stepping(self) -> AbstractContextManager[None]:
+        """While this is open, the denoiser is pruned only in the steps of `steps`, and dense in the others."""
+        if self.steps is None or not self.standing:
+            return nullcontext()
+        return pruned_in(self.steps, self.pipeline, self.masker)
 
     def begin(self) -> None:
         """A new evaluation begins."""
@@ -164,7 +201,7 @@ class LivePipeline:
 
         The dense pipeline's rows are the same whether the choice between methods has been made or not.
         """
-        names = self.study.prune.methods
+        names = self.by.prune.methods
         if len(names) == 1:
             return names[0]
         if not allocation or not self.methods:
@@ -209,4 +246,5 @@ class LivePipeline:
     def _state(self, component: str) -> Any:
         """What a component's weights are determined by: its own part of the allocation."""
         prefix = f"{component}:"
-        return tuple(item for item in self.standing.items() if item[0].startswith(prefix))
+        own = tuple(item for item in self.standing.items() if item[0].startswith(prefix))
+        return (self.method, *own) if own else ()

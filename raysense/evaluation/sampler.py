@@ -9,7 +9,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation.footprint import measured_footprint
 from raysense.evaluation.live_pipeline import LivePipeline
@@ -81,7 +80,7 @@ class Sampler:
 
     def forget(self) -> None:
         """Drop what was kept of the last climb, so that the next evaluation samples all of its images."""
-        self._seen: tuple[Allocation, dict[tuple[str, int], tuple[ScoredImages, int]]] = (Allocation(), {})
+        self._seen: tuple[object, dict[tuple[str, int], tuple[ScoredImages, int]]] = (None, {})
 
     def images(self, pairs: Pairs) -> Tensor:
         """Float32 (n, 3, height, width) in [0, 1], on the CPU."""
@@ -137,8 +136,8 @@ class Sampler:
         return {(prompt.id, seed) for prompt, seed in zip(*pairs, strict=True)}
 
     def _seen_now(self) -> dict[tuple[str, int], tuple[ScoredImages, int]]:
-        """What was kept of the allocation that the pipeline stands at."""
-        current = self._live.standing
+        """What was kept of the pipeline as it stands."""
+        current = self._live.pruned_as
         if self._seen[0] != current:
             self._seen = (current, {})
         return self._seen[1]
@@ -161,12 +160,13 @@ class Sampler:
             indices = list(chosen[start : start + live.batch])
             try:
                 with self._footprint(len(indices)):
-                    images = call_pipeline(
-                        live.pipeline,
-                        [prompts[i] for i in indices],
-                        [seeds[i] for i in indices],
-                        live.study.sampling,
-                    )
+                    with live.stepping():
+                        images = call_pipeline(
+                            live.pipeline,
+                            [prompts[i] for i in indices],
+                            [seeds[i] for i in indices],
+                            live.study.sampling,
+                        )
                     if live.has_moved():
                         continue  # sampled with weights that nobody asked for
                     if not live.standing:

@@ -60,7 +60,9 @@ class Weights:
     @property
     def rules(self) -> tuple[str, ...]:
         """The rules whose counts the study's strategies need."""
-        return tuple(rule for rule in BY_THRESHOLD if rule in self._study.search.strategies)
+        sweep = self._study.sweep
+        wanted = {*self._study.search.strategies, *(sweep.rules if sweep else ())}
+        return tuple(rule for rule in BY_THRESHOLD if rule in wanted)
 
     def inventory(self) -> Inventory:
         """The selected layers and the denominators, as the loaded pipeline has them."""

@@ -49,9 +49,7 @@ class ReusedRows:
         if found is None or found.failed or not self._fits(found):
             return False
         # A shard's images lie in the earlier study's cache; they are of use only as the evaluation that they led to.
-        return request.shard is None or self.has(
-            EvaluationRequest(request.allocation, request.shard.rung, request.replicate)
-        )
+        return request.shard is None or self.has(replace(request, rung=request.shard.rung, shard=None))
 
     def take(self, spec: TrialSpec, request: EvaluationRequest) -> Evaluation | None:
         """The request's evaluation as the new study's own row, stored; None if the earlier study has none."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from raysense.search.doctor import Diagnosis
 from raysense.search.doctor import examine as examine_pipeline
 from raysense.search.job import run_study
 from raysense.search.save_live_objects import written
+from raysense.search.sweep import run_sweep
 from raysense.store.disk import Disk
 from raysense.study import Study, examine, revise
 from raysense.study.checks import checked
@@ -139,33 +141,90 @@ def search(
         >>> run = raysense.search("study.yaml", out="runs/first")  # doctest: +SKIP
         >>> run.winner.sparsity  # doctest: +SKIP
     """
-    if not isinstance(out, str | Path) or not str(out):
-        raise RaysenseError(f"`out` must be a folder or an s3:// address, but is {out!r}")
-    if in_process and address is not None:
-        raise RaysenseError(
-            "`address` names a Ray cluster, which a search with `in_process` does not use; give one of them"
-        )
+    _refuse_two_places(out, in_process, address)
     ready = prepared(study, overrides, str(out))
-    console = Console(quiet=not progress)
-    stopping = (
-        f"Stopped; nothing stored is lost. Go on with raysense.search(…, out={str(out)!r}, resume=True)"
-    )
-    try:
+    with _warned_if_stopped("search", str(out)):
         run_study(
             ready,
             str(out),
             address=address,
             resume=resume,
-            console=console,
+            console=Console(quiet=not progress),
             in_process=in_process,
             source=None if from_run is None else str(from_run),
             page=page,
         )
-    except KeyboardInterrupt as stopped:
-        if Disk(str(out)).read("study.json") is None:
-            raise
-        warnings.warn(str(stopped) or stopping, stacklevel=2)
     return Run(str(out))
+
+
+# long: half of it says what the arguments mean
+def sweep(
+    study: Study | str | Path,
+    out: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    address: str | None = None,
+    resume: bool = False,
+    in_process: bool = False,
+    page: bool = True,
+    progress: bool = True,
+) -> Run:
+    """Measure the points of a study's section `sweep`, and where their curves have their cliffs; `raysense sweep`.
+
+    Args:
+        study: A study with a section `sweep`, or the path of a study file.
+        out: Folder, or ``s3://`` address, for tables, summary and page; may be that of a search of this study.
+        overrides: ``key=value`` pairs that change the study.
+        address: A running Ray cluster's address; None starts Ray on this machine.
+        resume: Go on in a folder that already holds evaluations of this study; points may have been added.
+        in_process: Measure in this process, one evaluation after another, without Ray.
+        page: Write the page, `sweep.html`.
+        progress: Show how far it is, with the time left.
+
+    Returns:
+        The run: ``run.table("points")``, ``run.table("cliffs")``.
+
+    Raises:
+        RaysenseError: Something you can mend; nothing stored is lost.
+
+    Example:
+        >>> run = raysense.sweep("search/sweep.yaml", out="runs/sweep")  # doctest: +SKIP
+        >>> run.table("cliffs")[["groups", "place", "sparsity"]]  # doctest: +SKIP
+    """
+    _refuse_two_places(out, in_process, address)
+    ready = prepared(study, overrides, str(out))
+    with _warned_if_stopped("sweep", str(out)):
+        run_sweep(
+            ready,
+            str(out),
+            address=address,
+            resume=resume,
+            console=Console(quiet=not progress),
+            in_process=in_process,
+            page=page,
+        )
+    return Run(str(out))
+
+
+def _refuse_two_places(out: str | Path, in_process: bool, address: str | None) -> None:
+    if not isinstance(out, str | Path) or not str(out):
+        raise RaysenseError(f"`out` must be a folder or an s3:// address, but is {out!r}")
+    if in_process and address is not None:
+        raise RaysenseError(
+            "`address` names a Ray cluster, which is not used with `in_process`; give one of them"
+        )
+
+
+@contextmanager
+def _warned_if_stopped(command: str, out: str) -> Iterator[None]:
+    """Ctrl-C ends a study with a warning that says how to go on, once there is one."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        if Disk(out).read("study.json") is None:
+            raise
+        said = f"Stopped; nothing stored is lost. Go on with raysense.{command}(…, out={out!r}, resume=True)"
+        warnings.warn(str(stopped) or said, stacklevel=4)
 
 
 def evaluate(

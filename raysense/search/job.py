@@ -173,7 +173,7 @@ def _searched(
 
 
 def search(
-    strategy: StrategyRunner[Findings],
+    strategy: StrategyRunner[Any],
     executor: Executor,
     store: Store,
     identity: str,
@@ -254,7 +254,8 @@ def finished_already(
     if stored is None or not starts or not starts[-1].get("finished"):
         return None
     before, now = stored["definition"], study.model_dump(mode="json")
-    if any(before.get(part) != now[part] for part in now if part not in ("cluster", "track", *PLACES)):
+    free = ("cluster", "sweep", "track", *PLACES)
+    if any(before.get(part) != now[part] for part in now if part not in free):
         return None
     if stored["inputs"] != inputs:
         return None

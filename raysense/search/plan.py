@@ -6,7 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
+from torch import nn
 
+from raysense.allocation import LevelGrid
 from raysense.evaluation.calibration import calibration_cost
 from raysense.evaluation.footprint import Footprint, stored_footprint
 from raysense.evaluation.identity import inventory_and_grid
@@ -15,10 +17,12 @@ from raysense.pipelines.cost import Cost
 from raysense.pipelines.idle_modules import foreseen_for
 from raysense.pipelines.load import empty_components, refuse_foreign
 from raysense.pipelines.origin import Origin
+from raysense.pruning.layers import Inventory
 from raysense.results.forecast import render
 from raysense.search.gpu_memory import in_words, needs, verdicts
+from raysense.search.sweep import refuse_without_sweep, sweep_strategy
 from raysense.store.disk import Disk
-from raysense.strategies.dry_run import Estimate, Speed, estimate
+from raysense.strategies.dry_run import Estimate, Speed, estimate, simulate
 from raysense.strategies.noise import foretold
 from raysense.study import Study
 
@@ -26,6 +30,7 @@ START_SECONDS = 12.0
 """From the command to the first evaluator's process, on a Ray that has to be started: 11.6 to 12.0 s on two cores."""
 
 
+# long: half of it says what the arguments mean
 def forecast(
     study: Study,
     *,
@@ -36,6 +41,7 @@ def forecast(
     console: Console,
     spreads: Mapping[str, float] | None = None,
     store: str | None = None,
+    sweep: bool = False,
 ) -> list[Estimate]:
     """Says what a study will cost.
 
@@ -48,6 +54,7 @@ def forecast(
         console: Where it is said.
         spreads: Bounded measure -> standard deviation that a prompt adds, where the user knows it.
         store: Where an earlier run of the study is, whose evaluators may have measured what an image takes.
+        sweep: Of its sweep, not of its search.
 
     Returns:
         One estimate for each number of evaluators.
@@ -55,12 +62,13 @@ def forecast(
     Raises:
         RaysenseError: The pipeline cannot be had, or does not fit.
     """
+    if sweep:
+        refuse_without_sweep(study)
     empty = empty_components(Origin.of(study))
     refuse_foreign(study.pipeline, {name: type(module) for name, module in empty.items()})
     inventory, grid = inventory_and_grid(study, empty)
     foreseen = foreseen_for(study)
     cost = foreseen.cost
-    learning = calibration_cost(study, inventory, grid, empty, cost)
     wanted = study.cluster.evaluators
     counts = list(evaluators or [here(study) if wanted == "auto" else wanted])
     stored = stored_footprint(Disk(store), study) if store is not None else None
@@ -71,7 +79,7 @@ def forecast(
     )
     need = needs(study, inventory, empty, foreseen, footprint or stored)
     told = [*in_words(study, need), *(verdicts(study, need, gpu_memory) if gpu_memory else ())]
-    estimates = [estimate(study, inventory, grid, speed, count, learning, cost) for count in counts]
+    estimates = [_estimate(study, inventory, grid, empty, speed, count, cost, sweep) for count in counts]
     said = f"An image costs {cost.image:,} NFE in {cost.steps} steps, {cost.told}."
     console.print(said, markup=False, highlight=False)
     render(
@@ -83,9 +91,28 @@ def forecast(
         peak=peak,
         console=console,
     )
-    for line in foretold(study, spreads):
+    for line in foretold(study, spreads) if not sweep else ():
         console.print(line, markup=False, highlight=False)
     return estimates
+
+
+def _estimate(
+    study: Study,
+    inventory: Inventory,
+    grid: LevelGrid,
+    empty: Mapping[str, nn.Module],
+    speed: Speed,
+    count: int,
+    cost: Cost,
+    sweep: bool,
+) -> Estimate:
+    """What a study's search, or its sweep, costs on so many evaluators."""
+    if sweep:
+        runner, _ = sweep_strategy(study, inventory, grid, empty, cost, None)
+        return simulate(runner, study, inventory, grid, speed, count, cost)
+    return estimate(
+        study, inventory, grid, speed, count, calibration_cost(study, inventory, grid, empty, cost), cost
+    )
 
 
 def here(study: Study) -> int:

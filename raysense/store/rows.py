@@ -112,6 +112,8 @@ def strategy_of(stage: str, trial: str) -> str:
     """Who proposed an allocation, by the name of the trial: ``search/lamp/3`` → lamp."""
     if stage == "baseline":
         return "dense"
+    if stage == "sweep":
+        return "sweep"
     return trial.split("/")[1] if stage in ("search", "validation") and "/" in trial else ""
 
 

@@ -89,7 +89,7 @@ EVALUATIONS = _schema(
     "One row per evaluation: one allocation measured on one rung; or, on the rung `shard`, some of its images sampled.",
     ("key", _TEXT, "name of the evaluation: hash of study signature, allocation, rung and replicate"),
     ("trial", _TEXT, "name of the trial that asked first, e.g. search/lamp/3"),
-    ("stage", _TEXT, "baseline, sensitivity, search or validation"),
+    ("stage", _TEXT, "baseline, sensitivity, search or validation; sweep"),
     ("allocation", _TEXT, "content hash of the allocation; see the table allocations"),
     ("rung", _TEXT, "name of the rung"),
     ("replicate", _INT, "which set of seeds, 0 first"),
@@ -103,7 +103,11 @@ EVALUATIONS = _schema(
         "conditional and unconditional counted apart); spent here unless `taken_from` says where",
     ),
     ("seconds", _FLOAT, "wall time, seconds"),
-    ("strategy", _TEXT, "which strategy proposed it; dense in the baseline, an empty text for sensitivity"),
+    (
+        "strategy",
+        _TEXT,
+        "which strategy proposed it; dense in the baseline, sweep for a sweep, an empty text for sensitivity",
+    ),
     (
         "feasible",
         pa.bool_(),
@@ -153,6 +157,54 @@ SAMPLES = _schema(
     ("value", _FLOAT, "its value for this image"),
 )
 
+_POINT: tuple[tuple[str, pa.DataType, str], ...] = (
+    (
+        "point_set",
+        _TEXT,
+        "the set of points, by its name or number in the study; screen for the screening design",
+    ),
+    (
+        "granularity",
+        _TEXT,
+        "what the groups are: component, block, layer, kind; together or subset for several",
+    ),
+    ("groups", _TEXT, "what is pruned, everything else being dense"),
+    ("rule", _TEXT, "how a group's total is shared out among its layers"),
+    ("method", _TEXT, "what chooses the weights that leave"),
+    ("steps_from", _FLOAT, "where pruning begins, as a share of the denoising steps; null for all of them"),
+    ("steps_to", _FLOAT, "where pruning ends, as a share of the denoising steps; null for all of them"),
+    ("rung", _TEXT, "where it was measured"),
+)
+
+POINTS = _schema(
+    "One row per point of a sweep. Two points may share an evaluation.",
+    ("key", _TEXT, "the evaluation's key"),
+    *_POINT,
+    ("shares", _TEXT, "group -> share of its weights that was asked for, as JSON"),
+    ("weights", _INT, "weights of the groups"),
+    ("sparsity", _FLOAT, "share of the groups' weights that left"),
+    ("listed", pa.bool_(), "whether the study lists it; otherwise it was put between others to find a cliff"),
+)
+
+CLIFFS = _schema(
+    "One row per curve of a sweep and place: its knee, where the loss accelerates, or its collapse.",
+    *_POINT,
+    ("measure", _TEXT, "the loss that tells"),
+    (
+        "place",
+        _TEXT,
+        "knee: where damage per removed weight accelerates; collapse: half of all there is to lose is lost",
+    ),
+    ("sparsity", _FLOAT, "share of the group's weights; null where the measured curve has no such place"),
+    ("ci_low", _FLOAT, "lower end of its interval, see docs/guides/sensitivity.md"),
+    ("ci_high", _FLOAT, "upper end of its interval"),
+    ("whole", _FLOAT, "what there is to lose: the most that any point of the sweep lost on the rung"),
+    ("points", _INT, "measured points of the curve"),
+)
+
+DERIVED = ("points", "cliffs")
+"""Tables that a sweep writes anew whenever it ends."""
+
 LATER = {"method", "device", "versions", "order", "taken_from"}
 """Columns that came after the first stores of this version: an empty text or null where missing."""
 
@@ -163,6 +215,8 @@ TABLES: dict[str, pa.Schema] = {
     "evaluations": EVALUATIONS,
     "measures": MEASURES,
     "samples": SAMPLES,
+    "points": POINTS,
+    "cliffs": CLIFFS,
 }
 
 

@@ -35,7 +35,7 @@ from raysense.store.derived import budget_of, completed, studies_of, with_zeros
 from raysense.store.disk import Disk
 from raysense.store.lock import PROCESS, DriverLock, Holders
 from raysense.store.objects import Entry, Objects, is_failed
-from raysense.store.schema import DENOMINATORS, TABLES
+from raysense.store.schema import DENOMINATORS, DERIVED, TABLES
 from raysense.store.study_record import StudyRecord
 from raysense.store.table_files import Manifest, TableFiles
 
@@ -195,12 +195,12 @@ class Store:
         return table
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        """Replaces the rows of `layers`. For the driver.
+        """Replaces the rows of `layers`, or of a table of `DERIVED`. For the driver.
 
         Columns that the schema does not know are refused; missing ones become null.
         """
         _known_table(name)
-        if name != "layers":
+        if name not in ("layers", *DERIVED):
             raise RaysenseError(
                 f"table `{name}` cannot be written directly: `begin` writes studies, `put` writes the others."
             )

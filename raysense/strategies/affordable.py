@@ -53,7 +53,7 @@ class Expectation:
         climbs, joint = climbs * search.bisections, search.rounds * search.offspring * (1 + len(context.own))
         probes, finalists = len(context.groups) * min(3, search.levels), 2 * len(context.safer)
         first, one = _baseline_requests(context), Allocation({context.grid.addresses[0]: 1})
-        climb, test = (_with_parts(study, one, rungs) for rungs in (("preview", "score"), ("validation",)))
+        climb, test = (with_shards(study, one, rungs) for rungs in (("preview", "score"), ("validation",)))
         runner.wanted = len(first) + probes + (climbs + joint) * len(climb) + finalists * len(test)
         score, held_out = (context.costs.images(rung) for rung in ("score", "validation"))
         self._costs = {
@@ -72,7 +72,7 @@ class Expectation:
         self._runner.wanted_nfe = self._runner.tracker.spent + sum(self._costs[name] for name in left)
 
 
-def _with_parts(study: Study, allocation: Allocation, rungs: Sequence[str]) -> set[EvaluationRequest]:
+def with_shards(study: Study, allocation: Allocation, rungs: Sequence[str]) -> set[EvaluationRequest]:
     """The requests of some evaluations, with those of their shards."""
     shards = {shard for rung in rungs for shard in shards_of(study, allocation, rung)}
     return {*(EvaluationRequest(allocation, rung) for rung in rungs), *shards}
@@ -80,4 +80,4 @@ def _with_parts(study: Study, allocation: Allocation, rungs: Sequence[str]) -> s
 
 def _baseline_requests(context: SearchContext) -> set[EvaluationRequest]:
     rungs = ["preview", "score", "validation", *([CALIBRATION] if context.costs.calibration else [])]
-    return _with_parts(context.study, Allocation(), rungs)
+    return with_shards(context.study, Allocation(), rungs)

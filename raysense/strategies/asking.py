@@ -24,10 +24,10 @@ def asked_for(context: SearchContext, spec: TrialSpec) -> Coroutine:
     ] = []  # shards, and the requests that they are for
     for request in spec.requests:
         shards = [
-            shard
+            replace(shard, method=request.method, steps=request.steps)
             for shard in shards_of(context.study, request.allocation, request.rung)
-            if shard not in asked
         ]
+        shards = [shard for shard in shards if shard not in asked]
         asked.update(shards)
         if not runs or (shards and spec.stop is not None):
             runs.append(([], []))

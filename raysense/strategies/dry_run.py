@@ -16,6 +16,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,6 @@ from raysense.pruning.allocation_rules import AllocationRule
 from raysense.pruning.layers import Inventory
 from raysense.records import CALIBRATION, Bound, Evaluation, EvaluationRequest, Measure, TrialSpec
 from raysense.strategies.base import ASKED_PER_EVALUATOR, RUNNING_PER_EVALUATOR, Lookahead
-from raysense.strategies.context import Findings
 from raysense.strategies.curves import SLOPE, removed_energy
 from raysense.strategies.runner import StrategyRunner
 from raysense.strategies.schedule import make_strategy
@@ -152,7 +152,7 @@ def estimate(
 
 
 def simulate(
-    runner: StrategyRunner[Findings],
+    runner: StrategyRunner[Any],
     study: Study,
     inventory: Inventory,
     grid: LevelGrid,
@@ -182,7 +182,7 @@ class _Cluster:
 
     def __init__(
         self,
-        runner: StrategyRunner[Findings],
+        runner: StrategyRunner[Any],
         study: Study,
         inventory: Inventory,
         grid: LevelGrid,
@@ -275,6 +275,8 @@ class _Cluster:
             self._fresh_probes -= 1
             recorded = self._an_image.probe(self._study.rungs.probe, records=True) - cost
             return 0, cost + first * recorded, self._speed.probe + first * self._speed.first_probe
+        if request.rung == "layer":
+            return 0, cost, cost / an_image * self._speed.image
         images = 0 if is_split(self._study, request.rung) else images_of(self._study, request.rung)
         if images and any((e.allocation, e.rung) == (request.allocation, "preview") for e in before):
             images -= images_of(self._study, "preview")

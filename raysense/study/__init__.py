@@ -35,6 +35,7 @@ from raysense.study.schema import (
     bundled_scorer,
     quickstart,
 )
+from raysense.study.sweep import Cliffs, PointSet, Screen, Sweep
 
 __all__ = [
     "EXTENSIONS",
@@ -44,6 +45,7 @@ __all__ = [
     "PLACES",
     "Budget",
     "Calibration",
+    "Cliffs",
     "Clip",
     "Cluster",
     "Constraints",
@@ -55,14 +57,17 @@ __all__ = [
     "LiveObjects",
     "Lora",
     "Metrics",
+    "PointSet",
     "ProbeRung",
     "Prune",
     "Reference",
     "Rungs",
     "Sampling",
     "SchedulerChoice",
+    "Screen",
     "Search",
     "Study",
+    "Sweep",
     "Track",
     "bundled_pipeline",
     "bundled_scorer",

@@ -13,6 +13,7 @@ from typing import Any
 
 from raysense import names
 from raysense.errors import RaysenseError
+from raysense.feasibility import IMAGE_RUNGS
 from raysense.hashing import refuse_odd_files
 from raysense.metrics.spec import MetricSpec
 from raysense.names import BUNDLED, BUNDLED_PIPELINES
@@ -49,7 +50,7 @@ def look(found: Examined[Study], *, needs_weights: bool = True) -> tuple[list[st
     mistakes: list[str] = list(found.mistakes)
     doubts: list[str] = []
     if found.study is not None:
-        for check in (_prompts, _pipeline, _names, _judges, _biased, _others):
+        for check in (_prompts, _pipeline, _names, _judges, _biased, _others, _sweep):
             for text in check(found.study, doubts.append):
                 if not any(f"`{wrong}" in text for wrong in found.wrong if wrong):
                     mistakes.append(text)
@@ -462,6 +463,81 @@ def _biased(study: Study, doubt: Doubt) -> Iterator[str]:
                 f"images that are drawn together: give each of these rungs {needed:,}, or bound "
                 f"{' or '.join(sound)} too"
             )
+
+
+def _sweep(study: Study, doubt: Doubt) -> Iterator[str]:
+    """The section `sweep`: shares within the cap; components, methods, rules and measures that there are."""
+    sweep, prune = study.sweep, study.prune
+    if sweep is None:
+        return
+    cap, there = prune.max_layer_sparsity, set(prune.components)
+    for number, one in enumerate(sweep.points):
+        field = f"sweep.points.{number}"
+        shares = [*one.sparsity, *(share for entry in one.together for share in entry.values())]
+        if shares and max(shares) > cap:
+            yield (
+                f"`{field}` asks for {max(shares):g}, more than `prune.max_layer_sparsity` {cap:g} allows; ask for "
+                "less or raise it"
+            )
+        named = [group for entry in one.together for group in entry]
+        named += [group for entry in one.rules if not isinstance(entry, str) for group in entry]
+        for group in dict.fromkeys(named):
+            if group.split(":")[0] not in there:
+                yield (
+                    f"`{field}` names {group!r}, but `prune.components` has {', '.join(prune.components)}; add the "
+                    "component there, or leave it out here"
+                )
+    for name in sweep.methods:
+        yield from _sweep_method(study, name)
+    for rule in sweep.rules:
+        if rule not in names.SWEEP_RULES:
+            yield f"`sweep`: there is no rule {rule!r} within a group; there are {', '.join(names.SWEEP_RULES)}"
+    yield from _sweep_measures(study)
+
+
+def _sweep_method(study: Study, name: str) -> Iterator[str]:
+    """What is wrong with a method of a sweep."""
+    if name in study.prune.methods:
+        return
+    if name in names.UPDATING and not study.prune.updates:
+        yield (
+            f"`sweep`: {name} updates the weights that stay and solves each level once, so layers have few levels: set "
+            f"`prune.saliency` to {name} and name the others in `sweep`"
+        )
+    elif name not in (*names.SALIENCIES, *names.UPDATING):
+        yield (
+            f"`sweep`: there is no method {name!r}; choose from {', '.join((*names.SALIENCIES, *names.UPDATING))}, or "
+            "the study's own `prune.saliency`, which may be a plug-in"
+        )
+
+
+def _sweep_measures(study: Study) -> Iterator[str]:
+    """Measures that tell cliffs and interactions, on the rungs where they are asked."""
+    sweep = study.sweep
+    assert sweep is not None
+    measured = {name: study.spec_of(name) for name in (*study.measured(), *study.metrics.own)}
+    losses = sorted(f"{name}{spec.relative}" for name, spec in measured.items() if spec.relative)
+    wanted = (
+        [("sweep.cliffs", sweep.cliffs.measure, set(map(sweep.rung_of, sweep.points)))]
+        if sweep.cliffs
+        else []
+    )
+    if sweep.screen:
+        wanted.append(("sweep.screen", sweep.screen.measure, {sweep.rung_of(sweep.screen)}))
+    for field, measure, rungs in wanted:
+        for rung in sorted(rungs) if measure is not None else ():
+            known = losses if rung in IMAGE_RUNGS else list(names.ERRORS_OF[rung])
+            if measure not in known:
+                base = str(measure).rpartition("_")[0]
+                saved = study.metrics.reference.is_saved and base in BOUNDED and BOUNDED[base].needs_images
+                reason = (
+                    f"`metrics.reference.path` is {study.metrics.reference.path!r}, saved statistics: {base} needs the "
+                    "reference's images"
+                    if saved
+                    else f"on the rung {rung} there are {', '.join(known)}; others are measured where `metrics.also` "
+                    "lists them"
+                )
+                yield f"`{field}.measure` is {measure!r}, which is not measured: {reason}"
 
 
 def _sees_damage(spec: MetricSpec) -> bool:

@@ -36,7 +36,8 @@ def mistakes_of(error: ValidationError, model: type[BaseModel]) -> dict[Location
         keys = tuple(
             part
             for part in mistake["loc"]
-            if not str(part).startswith(("constrained-", "literal[", "tuple[", A_PATH, A_SECTION))
+            if not str(part).startswith(("constrained-", "literal[", "tuple[", "dict[", A_PATH, A_SECTION))
+            and part != "str"
         )
         by_field.setdefault(keys, []).append(mistake)
     return {location: _sentence(location, branches, model) for location, branches in by_field.items()}

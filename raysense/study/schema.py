@@ -33,6 +33,7 @@ from raysense.study.bounds import BOUNDED, Constraints
 from raysense.study.custom_metrics import CustomEntry, CustomMetric, as_custom_metric
 from raysense.study.live_objects import LiveObjects, from_python
 from raysense.study.section import MetricName, Name, Said, Section, shown, without_new
+from raysense.study.sweep import Sweep
 
 Kind = Literal["linear", "conv1d", "conv2d", "conv3d", "transformers_conv1d"]
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 else:
     Extra = Literal[*(name for name, spec in BOUNDED.items() if not spec.always)]
 
-EXTENSIONS = ("budget", "cluster", "name", "offload", "track")
+EXTENSIONS = ("budget", "cluster", "name", "offload", "sweep", "track")
 """Parts of a study that may change between a run and its resumption, as no row depends on them."""
 
 PLACES = ("pipeline", "revision", "prompts", "metrics.reference.path")
@@ -495,6 +496,7 @@ class Study(Section, metaclass=_Readable):
     constraints: Constraints = Field(description="see below")
     rungs: Rungs = Field(Rungs(), description="see below")
     search: Search = Field(Search(), description="see below")
+    sweep: Sweep | None = Field(None, description="see below; what `raysense sweep` measures")
     budget: Budget = Field(Budget(), description="see below")
     cluster: Cluster = Field(Cluster(), description="see below")
     track: Track = Field(Track(), description="see below")
@@ -526,7 +528,7 @@ class Study(Section, metaclass=_Readable):
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         return without_new(
-            dump(self), info, variant=None, config=None, lora=[], pickled=False, offload="none"
+            dump(self), info, variant=None, config=None, lora=[], pickled=False, offload="none", sweep=None
         )
 
     @property

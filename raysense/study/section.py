@@ -27,7 +27,7 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _storable(cls, value: Any) -> Any:
-        if isinstance(value, tuple) and len(set(value)) < len(value):
+        if isinstance(value, tuple) and len(set(map(repr, value))) < len(value):
             twice = next(entry for entry in value if value.count(entry) > 1)
             raise ValueError(f"must list each entry once, not {twice!r} twice")
         if type(value) is int and value.bit_length() > 63:

@@ -39,12 +39,12 @@ class CalibrationRung:
         live.stand_at(Allocation())
         with live.watchable():
             live.calibration.learn()
-        names, measures = live.study.prune.methods, dict[str, Measure]()
+        names, measures = live.by.prune.methods, dict[str, Measure]()
         if len(names) > 1:
             live.methods = self.methods()
             measures = as_measures(names, live.grid, self._method_errors())
         live.notes += live.calibration.notes
-        if OWL in live.study.search.strategies:
+        if OWL in live.by.search.strategies:
             n = len(live.prompts.search[: live.study.prune.calibration.prompts])
             measures |= {
                 OUTLIERS + address: Measure(ratio, ratio, ratio, n, "inputs of the dense layer")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from raysense.evaluation.shards import images_of, is_split, ranges_of, reference_rung
 from raysense.pipelines.cost import Cost
@@ -18,17 +19,21 @@ class RungCosts:
         study: The study.
         image: What an image costs: foreseen at first, counted later.
         calibration: What the calibration costs at most; 0 if the study needs none.
+        methods: What other methods' calibrations cost at most, see `EvaluationRequest.method`.
     """
 
     study: Study
     image: Cost
     calibration: int = 0
+    methods: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, request: EvaluationRequest) -> int:
         """A request's, dense references not yet cached included; shards are paid for before."""
         study = self.study
         if request.rung == CALIBRATION:
-            return self.calibration
+            return self.methods[request.method] if request.method else self.calibration
+        if request.rung == "layer":
+            return self.layer
         if request.rung == "probe":
             return self.probe
         if request.shard is not None:
@@ -43,6 +48,12 @@ class RungCosts:
     def images(self, rung: str) -> int:
         """All images of a rung."""
         return images_of(self.study, rung) * self.image.image
+
+    @property
+    def layer(self) -> int:
+        """The layers' own outputs, at most: as if all of them ran."""
+        rung = self.study.rungs.layer
+        return rung.prompts * min(rung.timesteps, self.image.steps) * self.image.step
 
     @property
     def probe(self) -> int:

@@ -1,0 +1,147 @@
+"""A sweep from end to end on the bundled pipeline: resumable, in its budget, in the same tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+import raysense as rs
+from raysense.errors import RaysenseError
+from raysense.results.sweeps import points_of
+from raysense.search.sweep import run_sweep
+from raysense.study import Study, load
+from raysense.study.checks import checked
+from raysense.study.load import examine
+
+SMALL = [
+    "sampling.steps=2", "rungs.preview.prompts=8", "rungs.score.prompts=8", "rungs.validation.prompts=8",
+    "rungs.probe={prompts: 2, timesteps: 1}", "prune.calibration.prompts=2", "search.granularity=block",
+    "metrics.also=[ssim]",
+]  # fmt: skip
+SWEEP = (
+    "sweep={points: [{name: parts, sparsity: [0.3, 0.6, 0.9], rules: [uniform, owl]}, "
+    "{name: methods, only: [unet], sparsity: [0.6], saliency: [magnitude, wanda]}, "
+    "{name: steps, only: [unet], sparsity: [0.6], steps: [[0, 0.5], [0.5, 1]]}, "
+    "{name: blocks, over: block, only: ['unet:up*'], sparsity: [0.5], rung: probe}], cliffs: {most: 1}}"
+)
+
+
+def small(*more: str) -> Study:
+    return load(overrides=[*SMALL, *more])
+
+
+def swept(study: Study, out: Path, *, resume: bool = False) -> rs.Run:
+    run_sweep(study, str(out), address=None, resume=resume, console=Console(quiet=True), in_process=True)
+    return rs.Run(str(out))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[rs.Run]:
+    threads = torch.get_num_threads()
+    yield swept(small(SWEEP), tmp_path_factory.mktemp("sweep") / "run")
+    torch.set_num_threads(threads)
+
+
+def test_every_point_has_every_measure_with_its_interval(run: rs.Run) -> None:
+    points = points_of(run)
+    listed = points[points["listed"]]
+    blocks = run.table("layers").query("block.str.startswith('unet:up')")["block"].nunique()
+    assert listed.groupby("point_set").size().to_dict() == {
+        "parts": 12,
+        "methods": 2,
+        "steps": 2,
+        "blocks": blocks,
+    }
+    images = listed[listed["rung"] == "score"]
+    for measure in ("clip_score_drop", "kid", "frechet", "closeness", "ssim"):
+        assert images[measure].notna().all()
+        assert (images[f"{measure}_ci_low"] <= images[measure] + 1e-9).all()
+    assert listed[listed["rung"] == "probe"]["probe_error"].notna().all()
+    asked = listed[listed["point_set"] == "parts"]["shares"].map(
+        lambda text: float(text.split(": ")[1].strip("}"))
+    )
+    assert (listed[listed["point_set"] == "parts"]["sparsity"] - asked).abs().max() < 0.01
+
+
+def test_methods_rules_and_steps_give_other_images_of_as_many_zeros(run: rs.Run) -> None:
+    points = points_of(run).query("rung == 'score' and groups == 'unet' and 0.55 < sparsity < 0.65")
+    whole = points.query("rule == 'uniform' and method == 'magnitude' and steps_from.isna()")
+    assert whole["key"].nunique() == 1, "the same point in two sets is measured once"
+    others = points[points["key"] != whole["key"].iloc[0]]
+    assert len(others) >= 4  # owl, wanda, two parts of the trajectory
+    assert (others["closeness"] != whole["closeness"].iloc[0]).all()
+    assert others["zeros"].sub(whole["zeros"].iloc[0]).abs().max() < 0.001 * whole["zeros"].iloc[0]
+    halves = points[points["steps_from"].notna()]
+    # One half dense is nearer to the dense images than none.
+    assert halves["closeness"].max() > whole["closeness"].iloc[0]
+    assert halves["notes"].str.contains("of the steps only").all()
+    methods = run.table("evaluations").set_index("key")["method"]
+    assert set(methods[points.query("method == 'wanda'")["key"]]) == {"wanda"}
+
+
+def test_cliffs_are_a_table_and_a_query_reads_all(run: rs.Run) -> None:
+    cliffs = run.table("cliffs")
+    assert set(cliffs["place"]) == {"knee", "collapse"}
+    assert len(cliffs) == 2 * 4  # two components by two rules
+    found = cliffs[cliffs["sparsity"].notna()]
+    assert len(found)
+    assert ((found["ci_low"] <= found["sparsity"]) & (found["sparsity"] <= found["ci_high"])).all()
+    asked = run.sql(
+        "SELECT p.groups, p.sparsity, m.value FROM points p JOIN measures m USING (key) WHERE m.metric = 'kid'"
+    )
+    assert len(asked) == len(points_of(run).query("rung == 'score'"))
+
+
+def test_going_on_measures_nothing_twice_and_adds_points(run: rs.Run, tmp_path: Path) -> None:
+    before = len(run.table("evaluations"))
+    again = swept(small(SWEEP), Path(run.uri), resume=True)
+    assert len(again.table("evaluations")) == before
+    more = SWEEP.replace("sparsity: [0.6], saliency", "sparsity: [0.6, 0.7], saliency")
+    added = swept(small(more), Path(run.uri), resume=True)
+    assert len(added.table("evaluations")) == before + 2
+    swept(small(SWEEP), Path(run.uri), resume=True)  # as the other tests expect it
+
+
+def test_a_study_without_a_sweep_keeps_its_identity() -> None:
+    plain, with_one = small(), small(SWEEP)
+    assert "sweep" not in plain.model_dump(mode="json")
+    assert plain.identity() == with_one.identity()
+
+
+REFUSED = {
+    "sweep={points: [{sparsity: [0.99]}]}": "asks for 0.99, more than `prune.max_layer_sparsity` 0.95",
+    "sweep={points: [{sparsity: [1.2]}]}": "must be ≤ 1",
+    "sweep={points: [{together: [{vae: 0.5}]}]}": "names 'vae', but `prune.components` has text_encoder, unet",
+    "sweep={points: [{sparsity: [0.5], saliency: [wander]}]}": "no method 'wander'",
+    "sweep={points: [{sparsity: [0.5], saliency: [sparsegpt]}]}": "sparsegpt updates the weights that stay",
+    "sweep={points: [{sparsity: [0.5], rules: [solver]}]}": "no rule 'solver' within a group",
+    "sweep={points: [{sparsity: [0.5]}], cliffs: {measure: cmmd_rise}}": "'cmmd_rise', which is not measured",
+    "sweep={rung: probe, points: [{sparsity: [0.5], steps: [[0, 0.5]]}]}": "the rung probe lacks",
+}
+
+
+@pytest.mark.parametrize("sweep", REFUSED)
+def test_bad_points_are_one_clear_error(sweep: str) -> None:
+    with pytest.raises(RaysenseError, match=REFUSED[sweep].replace("(", r"\(")):
+        checked(examine(None, [*SMALL, sweep]))
+
+
+def test_saved_statistics_cannot_tell_what_needs_images(tmp_path: Path) -> None:
+    (tmp_path / "there.npz").write_bytes(b"")
+    overrides = [
+        "constraints={frechet: {max_rise: 50}, clip_score: {max_drop: 0.1}}", "metrics.also=[]",
+        f"metrics.reference.path={tmp_path / 'there.npz'}",
+        "sweep={points: [{sparsity: [0.3, 0.5, 0.7]}], cliffs: {measure: kid_rise}}",
+    ]  # fmt: skip
+    with pytest.raises(RaysenseError, match="saved statistics: kid needs the reference's images"):
+        checked(examine(None, [*SMALL, *overrides]))
+
+
+def test_a_study_without_points_is_told_what_to_write(tmp_path: Path) -> None:
+    with pytest.raises(RaysenseError, match="`sweep` is missing"):
+        swept(small(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
