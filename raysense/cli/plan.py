@@ -85,19 +85,26 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from raysense.strategies.noise import given_spreads
+    from raysense.terminal import say
 
     spreads = given_spreads(study, args.spread)
+    from raysense.search.looks import in_words, with_looks
     from raysense.search.plan import forecast
 
+    out = RUNS / study.name
+    counted, looks = with_looks(study, str(out))
+    console = Console()
     forecast(
-        study,
+        counted,
         evaluators=args.evaluators,
         nfe_per_second=args.speed,
         price=args.price,
         gpu_memory=gpu_memory,
         spreads=spreads,
-        store=str(RUNS / study.name) if (RUNS / study.name).is_dir() else None,
-        console=Console(),
+        store=str(out) if out.is_dir() else None,
+        console=console,
         sweep=args.sweep,
     )
+    for line in in_words(counted, looks):
+        say(console, line)
     return 0

@@ -49,7 +49,7 @@ def image_rung(study: Study, name: str) -> ImageRung:
 def pairs_of(study: Study, prompts: PromptSets, name: str, replicate: int) -> Pairs:
     """The prompts and seeds of a rung's images."""
     rung = image_rung(study, name)
-    chosen = prompts.of(name, rung.prompts)
+    chosen = prompts.of(name, rung.prompts, rung.left_out)
     # Seed by seed, so that a rung with fewer seeds is a prefix of one with more.
     seeds = [seed_of(study, replicate, number) for number in range(rung.seeds) for _ in chosen]
     return list(chosen) * rung.seeds, seeds
@@ -58,7 +58,8 @@ def pairs_of(study: Study, prompts: PromptSets, name: str, replicate: int) -> Pa
 def reference_pairs(study: Study, prompts: PromptSets, name: str) -> Pairs:
     """Those of the dense images that a rung's distributions are compared with: seeds that no evaluation uses."""
     largest = reference_rung(name)
-    chosen = prompts.of(largest, image_rung(study, largest).prompts)
+    of_largest = image_rung(study, largest)
+    chosen = prompts.of(largest, of_largest.prompts, of_largest.left_out)
     seeds = [
         seed_of(study, 0, _FIRST_REFERENCE_SEED + number) for number in range(REFERENCE_SEEDS) for _ in chosen
     ]

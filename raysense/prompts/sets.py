@@ -42,25 +42,28 @@ class PromptSets:
     validation: tuple[Prompt, ...]
     notes: tuple[str, ...] = field(default=(), compare=False)
 
-    def of(self, rung: str, count: int) -> tuple[Prompt, ...]:
-        """The first `count` prompts of the set that `rung` uses; rungs of one set are thus nested.
+    def of(self, rung: str, count: int, skip: int = 0) -> tuple[Prompt, ...]:
+        """The first `count` prompts of the set that `rung` uses, after `skip`; rungs of one set are thus nested.
 
         Raises:
             RaysenseError: There are fewer.
         """
         name = _set_of(rung)
         pool: tuple[Prompt, ...] = getattr(self, name)
-        if mistake := _too_few(rung, count, len(pool)):
+        if mistake := _too_few(rung, count, len(pool), skip):
             raise RaysenseError(mistake)
-        return pool[:count]
+        return pool[skip : skip + count]
 
 
-def check_counts(source: str, wanted: Mapping[str, int]) -> PromptSets | None:
+def check_counts(
+    source: str, wanted: Mapping[str, int], skipped: Mapping[str, int] | None = None
+) -> PromptSets | None:
     """Refuse rungs that want more prompts than `source` has, downloading nothing.
 
     Args:
         source: See `load_prompts`.
         wanted: Rung -> prompts.
+        skipped: Rung -> prompts that are left out before them; none where missing.
 
     Returns:
         The prompts; None for those of COCO, which are not looked at.
@@ -70,7 +73,10 @@ def check_counts(source: str, wanted: Mapping[str, int]) -> PromptSets | None:
     """
     sets = None if source == coco.NAME else load_prompts(source)
     there = {name: coco.PER_SET if sets is None else len(getattr(sets, name)) for name in SETS}
-    mistakes = [_too_few(rung, count, there[_set_of(rung)]) for rung, count in wanted.items()]
+    left_out = skipped or {}
+    mistakes = [
+        _too_few(rung, count, there[_set_of(rung)], left_out.get(rung, 0)) for rung, count in wanted.items()
+    ]
     if any(mistakes):
         raise RaysenseError("; ".join(filter(None, mistakes)))
     return sets
@@ -80,9 +86,14 @@ def _set_of(rung: str) -> str:
     return "validation" if rung == "validation" else "search"
 
 
-def _too_few(rung: str, count: int, there: int) -> str:
-    if count <= there:
+def _too_few(rung: str, count: int, there: int, skip: int = 0) -> str:
+    if count + skip <= there:
         return ""
+    if skip:
+        return (
+            f"`rungs.{rung}.skip` {skip} and `rungs.{rung}.prompts` {count} need {skip + count} {_set_of(rung)} "
+            f"prompts, but there are {there} in `prompts`; give a file with more, or lower one of them"
+        )
     return (
         f"`rungs.{rung}.prompts` must be ≤ {there}, the number of {_set_of(rung)} prompts in `prompts`, "
         f"but got {count}"

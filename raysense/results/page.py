@@ -31,6 +31,7 @@ from raysense.results.charts.curves import curves
 from raysense.results.charts.pareto import pareto
 from raysense.results.charts.quality import quality
 from raysense.results.charts.sensitivity_map import sensitivity_map
+from raysense.results.looks import how_tested, look_in_words
 from raysense.results.near_miss import at_max_layer_sparsity_in_words, miss_in_words
 from raysense.results.pictures import Strip, in_words, strips
 from raysense.results.run import TOLERABLE, Run
@@ -128,6 +129,7 @@ def build(
         missed=miss_in_words(summary) if summary and not summary["feasible"] else [],
         at_max_layer_sparsity=at_max_layer_sparsity_in_words((summary or {}).get("at_max_layer_sparsity")),
         stretch=held_out_stretch(run.study),
+        look=look_in_words(how_tested(run.study, [look["run"] for look in run.record.get("looks", [])])),
         bounds=[in_words(bound.measure, run.study) for bound in run.bounds],
         winner=winner,
         pictures=rows,

@@ -27,7 +27,7 @@ from raysense.evaluation.inputs import prompts_of, refuse_other, use_code
 from raysense.hashing import content_key
 from raysense.metrics.spec import base_of
 from raysense.pipelines.sample import first_seed
-from raysense.prompts.sets import Prompt
+from raysense.prompts.sets import Prompt, PromptSets
 from raysense.pruning.allocation_rules import uniform
 from raysense.results.run import Run
 from raysense.store.disk import write_file
@@ -90,7 +90,7 @@ def strips(
     chosen = choose_rows(candidates, (run.summary or {}).get("allocation"))
     if not chosen:
         return []
-    prompts = prompts_of(run.record, run.study, run.disk).validation[:count]
+    prompts = held_out(prompts_of(run.record, run.study, run.disk), run.study, count)
     painter = _Painter(run, prompts)
     found = []
     for number, row in enumerate(chosen, 1):
@@ -242,6 +242,11 @@ class _Painter:
         return pixels
 
 
+def held_out(prompts: PromptSets, study: Study, count: int) -> tuple[Prompt, ...]:
+    """The first so many of the prompts that finalists are tested on."""
+    return prompts.validation[study.rungs.validation.skip :][:count]
+
+
 def noise_of_pictures(study: Study, count: int) -> list[int]:
     """Seeds of pictures that are shown: those of the first images of a rung."""
     return [first_seed(study.seed)] * count
@@ -313,7 +318,7 @@ def paint_comparison(folder: Path, out: Path, count: int = 12) -> None:
         f"raysense: {share} of the parameters removed": winner,
         f"one ratio for all layers: {share} removed": same,
     }
-    prompts = evaluator.prompts.validation[:count]
+    prompts = held_out(evaluator.prompts, run.study, count)
     seeds = noise_of_pictures(run.study, len(prompts))
     painted = [evaluator.sample(allocation, prompts, seeds) for allocation in rows.values()]
     stream = io.BytesIO()

@@ -15,6 +15,7 @@ from raysense.feasibility import margins
 from raysense.metrics.spec import base_of
 from raysense.pruning.layers import Inventory
 from raysense.records import Bound, Evaluation
+from raysense.results.looks import how_tested, look_in_words
 from raysense.results.near_miss import (
     at_max_layer_sparsity,
     at_max_layer_sparsity_in_words,
@@ -26,7 +27,7 @@ from raysense.store.schema import DENOMINATORS
 from raysense.store.store import Store
 from raysense.strategies.budget import BudgetTracker
 from raysense.strategies.context import Candidate, Findings
-from raysense.strategies.verdict import competitors, held_out_stretch
+from raysense.strategies.verdict import held_out_stretch
 from raysense.study import Study
 from raysense.terminal import say
 
@@ -73,7 +74,7 @@ def summarise(
         "constraints": _constraints(winner, bounds, held_out_stretch(study)),
         "missed": nearest_miss(study, findings, inventory),
         "at_max_layer_sparsity": at_max_layer_sparsity(study, grid, winner.allocation if winner else None),
-        "tests": {"strategies": competitors(study), "stretch": round(held_out_stretch(study), 4)},
+        "tests": how_tested(study, [look["run"] for look in record.get("looks", [])]),
         "metrics": _metrics(winner.evaluation if winner else None, study),
         "dense": _metrics(dense, study),
         "uniform": _candidate(findings.uniform, inventory, study),
@@ -230,21 +231,7 @@ def render(summary: Mapping[str, Any], out: str, console: Console) -> None:
     """Print the answer: a short table, two sentences, the paths."""
     say(console)
     if summary["feasible"]:
-        table = Table("measure", "dense", "pruned", "95 % interval", "bound")
-        for row in summary["constraints"]:
-            base = base_of(row["measure"])
-            dense, pruned = summary["dense"][base], summary["metrics"][base]
-            bound = [
-                f"[{row['ci_low']:.4f}, {row['ci_high']:.4f}]",
-                f"{'≥' if row['field'].endswith('.min') else '≤'} {row['limit']:g}",
-            ]
-            absolute = base == row["measure"]
-            table.add_row(
-                base, f"{dense['value']:.4f}", f"{pruned['value']:.4f}", *(bound if absolute else ("", ""))
-            )
-            if not absolute:
-                table.add_row(f"  {row['measure'].replace('_', ' ')}", "", f"{row['value']:.4f}", *bound)
-        console.print(table)
+        console.print(_table(summary))
         n = next(iter(summary["metrics"].values()))["n"]
         say(
             console,
@@ -266,6 +253,8 @@ def render(summary: Mapping[str, Any], out: str, console: Console) -> None:
     else:
         for line in miss_in_words(summary):
             say(console, line)
+    if words := look_in_words(summary["tests"]):
+        say(console, words)
     say(
         console,
         f"{summary['evaluations']:,} evaluations, {summary['images']:,} images, "
@@ -286,3 +275,22 @@ def render(summary: Mapping[str, Any], out: str, console: Console) -> None:
         say(console, f"Runners-up that passed: {told}; {command}", whole=True)
     tables = f"{out}/tables/*/*.parquet (every column: docs/reference/tables.md)"
     say(console, f"Summary: {out}/summary.json\nTables:  {tables}", whole=True)
+
+
+def _table(summary: Mapping[str, Any]) -> Table:
+    """Every bound beside what the winner has of it."""
+    table = Table("measure", "dense", "pruned", "95 % interval", "bound")
+    for row in summary["constraints"]:
+        base = base_of(row["measure"])
+        dense, pruned = summary["dense"][base], summary["metrics"][base]
+        bound = [
+            f"[{row['ci_low']:.4f}, {row['ci_high']:.4f}]",
+            f"{'≥' if row['field'].endswith('.min') else '≤'} {row['limit']:g}",
+        ]
+        absolute = base == row["measure"]
+        table.add_row(
+            base, f"{dense['value']:.4f}", f"{pruned['value']:.4f}", *(bound if absolute else ("", ""))
+        )
+        if not absolute:
+            table.add_row(f"  {row['measure'].replace('_', ' ')}", "", f"{row['value']:.4f}", *bound)
+    return table

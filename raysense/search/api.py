@@ -22,7 +22,7 @@ from raysense.evaluation.evaluator import Evaluator
 from raysense.export.write import Exported, export
 from raysense.records import Evaluation, EvaluationRequest
 from raysense.results import run as results
-from raysense.results.pictures import evaluator_of, noise_of_pictures, thumbnails
+from raysense.results.pictures import evaluator_of, held_out, noise_of_pictures, thumbnails
 from raysense.search.doctor import Diagnosis
 from raysense.search.doctor import examine as examine_pipeline
 from raysense.search.job import run_study
@@ -93,7 +93,7 @@ class Run(results.Run):
         dense = allocation == "dense"
         chosen = Allocation() if dense else self.allocation(allocation or self._winners_key())
         evaluator = evaluator_of(self)
-        prompts = evaluator.prompts.validation[:count]
+        prompts = held_out(evaluator.prompts, self.study, count)
         images = evaluator.sample(chosen, prompts, noise_of_pictures(self.study, len(prompts)))
         return [Image.fromarray(pixels) for pixels in thumbnails(images).numpy()]
 

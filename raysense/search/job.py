@@ -41,6 +41,8 @@ from raysense.results.page_with_pictures import write_painted_page
 from raysense.results.refresh import PageWhileRunning
 from raysense.results.summary import render, summarise
 from raysense.search.earlier_run import EarlierRun
+from raysense.search.looks import FIRST, Looks, with_looks
+from raysense.search.looks import in_words as looks_in_words
 from raysense.search.save_live_objects import FOLDER
 from raysense.search.starts import Starts, stored_starts
 from raysense.store.checksummed_json import seal
@@ -52,7 +54,7 @@ from raysense.strategies.runner import StrategyRunner
 from raysense.strategies.schedule import make_strategy
 from raysense.strategies.user_defined import user_rules, user_strategies
 from raysense.strategies.verdict import quality_budget
-from raysense.study import EXTENSIONS, PLACES, Study
+from raysense.study import EXTENSIONS, LOOKS, PLACES, Study
 from raysense.study.complete import complete
 from raysense.terminal import patient, say
 
@@ -99,11 +101,14 @@ def run_study(
     earlier = EarlierRun.of(source, study, out) if source else None
     with patient(console, "Reading what the study is measured on …"):
         inputs = inputs_of(study, load_prompts(study.prompts), ImageScorer(study), device_of(study))
+    study, looks = with_looks(study, out, inputs, source)
     if resume and (done := finished_already(study, out, inputs, page=page)) is not None:
         found = f"{done['sparsity_components']:.1%} removed" if done["feasible"] else "nothing passed"
         link = f" Page: {page_of(out)}" if page else ""
         say(console, f"Finished already ({found}); nothing to do.{link}", whole=True)
         return done
+    for line in looks_in_words(study, looks):
+        say(console, line)
     with Weights(study, out, inputs, lambda text: say(console, text)) as weights:
         inventory = weights.inventory()
         grid = grid_of(study, inventory)
@@ -115,7 +120,7 @@ def run_study(
         rules |= user_rules(asked := study.search.strategies, inventory, grid)
         check_strategies(asked, (*rules, OWL, SOLVER, *ITERATIVE[1:], *user_strategies(asked)))
         strategy = make_strategy(study, inventory, grid, rules, learning, foreseen.cost)
-        store = begin_store(study, out, inventory, grid, inputs, foreseen.order)
+        store = begin_store(study, out, inventory, grid, inputs, foreseen.order, looks)
         spec = evaluator_spec(study, out, inputs)
         executor: Executor = (
             LocalExecutor(spec.build()) if in_process else ray_executor(study, spec, inventory, address)
@@ -299,6 +304,7 @@ def begin_store(
     grid: LevelGrid,
     inputs: Mapping[str, Any],
     order: Sequence[str] = (),
+    looks: Looks = FIRST,
 ) -> Store:
     """The study's store, with its definition, its layers, its prompts and its plug-ins' code in it.
 
@@ -309,6 +315,7 @@ def begin_store(
         grid: Their levels.
         inputs: What it is measured on, by content.
         order: Modules in the order of their first call; empty if unknown.
+        looks: Earlier runs that looked at the same held-out prompts.
 
     Raises:
         RaysenseError: `out` cannot be written, or holds a study of another definition or of other contents.
@@ -318,9 +325,10 @@ def begin_store(
         study.model_dump(mode="json"),
         signature=signature(study, grid, inputs),
         denominators=denominators(inventory),
-        extensions=(*EXTENSIONS, *PLACES),
+        extensions=(*EXTENSIONS, *PLACES, LOOKS),
         inputs=inputs,
         budget=quality_budget(study),
+        looks=looks.to_fields(),
     )
     store.write_table("layers", layer_rows(inventory, grid, study.search.granularity, order))
     disk = Disk(out)

@@ -24,6 +24,8 @@ def studies_of(study: Mapping[str, Any] | None) -> pa.Table:
         "name": str(study["definition"].get("name", "")),
         "definition": json.dumps(study["definition"], sort_keys=True),
         "bounds": json.dumps((study.get("budget") or {}).get("bounds", [])),
+        "look": 1 + study["definition"].get("search", {}).get("earlier_looks", 0),
+        "looked_before": json.dumps(study.get("looks", [])),
     }
     return pa.Table.from_pylist([row], schema=TABLES["studies"])
 

@@ -50,6 +50,13 @@ STUDIES = _schema(
         _TEXT,
         "the quality budget as a JSON list: field, metric, is_upper, bound; see the view bounds",
     ),
+    (
+        "look",
+        _INT,
+        "which look at its held-out prompts the study is, runs before it counted: 1 unless there were some; from the "
+        "second on, finalists must clear the bounds with wider intervals",
+    ),
+    ("looked_before", _TEXT, "the runs that looked before it, as a JSON list: run, signature"),
     ("raysense_version", _TEXT, "version of raysense that began the study"),
     ("created", _TEXT, "when the store was created, UTC, ISO 8601"),
     *((name, _INT, text) for name, text in DENOMINATORS.items()),
@@ -205,7 +212,7 @@ CLIFFS = _schema(
 DERIVED = ("points", "cliffs")
 """Tables that a sweep writes anew whenever it ends."""
 
-LATER = {"method", "device", "versions", "order", "taken_from"}
+LATER = {"method", "device", "versions", "order", "taken_from", "look", "looked_before"}
 """Columns that came after the first stores of this version: an empty text or null where missing."""
 
 TABLES: dict[str, pa.Schema] = {

@@ -100,6 +100,7 @@ class Store:
         extensions: Sequence[str] = ("budget",),
         inputs: Mapping[str, Any] | None = None,
         budget: Budget | None = None,
+        looks: Sequence[Mapping[str, str]] = (),
     ) -> None:
         """Records what the study is, or checks that it is still the same. For the driver.
 
@@ -112,6 +113,7 @@ class Store:
                 the study, such as a larger budget.
             inputs: What the rows depend on beside the definition, by content, JSON-able; part of the identity.
             budget: What decides which rows are feasible; without one, that column is null.
+            looks: Earlier runs that looked at the same held-out prompts: ``run`` and ``signature`` of each.
 
         Raises:
             RaysenseError: The store holds another study; shows each differing field.
@@ -129,7 +131,9 @@ class Store:
                 if manifest.signature != stored and not manifest.tables:
                     self._files.sign(manifest, lock, stored)
 
-            self._record.begin(plain, signature, denominators or {}, extensions, inputs or {}, budget, before)
+            self._record.begin(
+                plain, signature, denominators or {}, extensions, inputs or {}, budget, looks, before
+            )
 
     # --- evaluations ----------------------------------------------------------------------------------
 

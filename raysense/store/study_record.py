@@ -52,6 +52,7 @@ class StudyRecord:
         extensions: Sequence[str],
         inputs: Mapping[str, Any],
         budget: Budget | None,
+        looks: Sequence[Mapping[str, str]],
         before: Callable[[str], None],
     ) -> None:
         """Record what the study is, or check that it is still the same.
@@ -63,6 +64,7 @@ class StudyRecord:
             extensions: See `Store.begin`.
             inputs: See `Store.begin`.
             budget: See `Store.begin`.
+            looks: See `Store.begin`.
             before: Called with the stored signature before the record is written.
 
         Raises:
@@ -86,6 +88,8 @@ class StudyRecord:
             "budget": budget.to_fields() if budget else None,
             "denominators": {**study["denominators"], **{k: int(v) for k, v in denominators.items()}},
         }
+        if looks:
+            new["looks"] = [dict(look) for look in looks]
         if new != study:
             before(study["signature"])
             try:

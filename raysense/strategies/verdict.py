@@ -29,15 +29,29 @@ def competitors(study: Study) -> int:
     return min(len(names), 2) if UNIFORM in names else 1
 
 
+def look_share(look: int) -> float:
+    """The share of one look's error that the so-manieth run on the same held-out prompts may use.
+
+    The first has all of it, so that it is judged as if it were the only one; the later ones share half of it again,
+    1 / (2 k (k - 1)) the k-th, however many there will be. All runs together err in 1.5 times 2.5 % of cases at most.
+
+    Raises:
+        ValueError: Below 1.
+    """
+    if look < 1:
+        raise ValueError(f"look {look}")
+    return 1.0 if look == 1 else 1 / (2 * look * (look - 1))
+
+
 def held_out_stretch(study: Study) -> float:
     """How many times wider than 95 % the intervals on held-out prompts must clear the bounds.
 
     docs/explanation/evaluation.md says why.
 
     Whatever passes competes, so all competing strategies share the 2.5 % of one interval's side: with K of them, each
-    one's fixed sequence is tested at 2.5 % / K.
+    one's fixed sequence is tested at 2.5 % / K. Where earlier runs have looked at these prompts, less is left to share.
     """
-    level = 1 - (1 - LEVEL) / competitors(study)
+    level = 1 - (1 - LEVEL) * look_share(study.search.earlier_looks + 1) / competitors(study)
     # Precision and recall have the fewest degrees of freedom; for the others this is a little too wide.
     freedom = min(study.rungs.validation.prompts, GROUPS) - 1
     return quantile(freedom, level) / quantile(freedom)

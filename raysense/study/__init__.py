@@ -10,6 +10,7 @@ from raysense.study.load import examine, load, parse, revise
 from raysense.study.reading import Examined
 from raysense.study.schema import (
     EXTENSIONS,
+    LOOKS,
     MAX_REPLICATE_SEEDS,
     MAX_SEED,
     PLACES,
@@ -31,6 +32,7 @@ from raysense.study.schema import (
     Search,
     Study,
     Track,
+    ValidationRung,
     bundled_pipeline,
     bundled_scorer,
     quickstart,
@@ -40,6 +42,7 @@ from raysense.study.sweep import Cliffs, PointSet, Screen, Sweep
 __all__ = [
     "EXTENSIONS",
     "GIVEN",
+    "LOOKS",
     "MAX_REPLICATE_SEEDS",
     "MAX_SEED",
     "PLACES",
@@ -69,6 +72,7 @@ __all__ = [
     "Study",
     "Sweep",
     "Track",
+    "ValidationRung",
     "bundled_pipeline",
     "bundled_scorer",
     "examine",

@@ -81,14 +81,15 @@ Doubt = Callable[[str], None]
 def _prompts(study: Study, doubt: Doubt) -> Iterator[str]:
     rungs = {name: rung.prompts for name, rung in study.rungs}
     try:
-        sets = check_counts(study.prompts, rungs)
+        sets = check_counts(study.prompts, rungs, {"validation": study.rungs.validation.skip})
     except RaysenseError as error:
         yield str(error)
         return
     if sets is not None:
         for note in sets.notes:
             doubt(note)
-        used = {*sets.of("score", rungs["score"]), *sets.of("validation", rungs["validation"])}
+        held_out = sets.of("validation", rungs["validation"], study.rungs.validation.skip)
+        used = {*sets.of("score", rungs["score"]), *held_out}
         for reader, count in too_long(study, [prompt.text for prompt in used]).items():
             doubt(
                 f"`prompts`: {count} of {len(used)} prompts are longer than {reader} reads; the rest is cut off"

@@ -47,6 +47,9 @@ EXTENSIONS = ("budget", "cluster", "name", "offload", "sweep", "track")
 PLACES = ("pipeline", "revision", "prompts", "metrics.reference.path")
 """Where something lies that is known by its content: it may be moved."""
 
+LOOKS = "search.earlier_looks"
+"""No row depends on it, only how finalists are judged; see `raysense.search.looks`."""
+
 MAX_SEED = 900_000_000_000
 """An image's seed is ten million times the study's and a few millions; tables hold 64 bits."""
 
@@ -304,6 +307,28 @@ class ImageRung(Section):
         1, ge=1, le=MAX_REPLICATE_SEEDS, description="images a prompt, each with its own noise"
     )
 
+    @property
+    def left_out(self) -> int:
+        """Prompts of its set that stand before its own and are not used."""
+        return 0
+
+
+class ValidationRung(ImageRung):
+    """Images of held-out prompts are sampled and judged."""
+
+    skip: int = Field(
+        0, ge=0, description="held-out prompts that are left out before them: fresh ones for another look"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_new(dump(self), info, skip=0)
+
+    @property
+    def left_out(self) -> int:
+        """See `skip`."""
+        return self.skip
+
 
 class Rungs(Section):
     """The fidelities, cheapest first; each one's prompts are a prefix of the next one's, except validation's."""
@@ -314,8 +339,8 @@ class Rungs(Section):
         ImageRung(prompts=32), description="a few images: hopeless candidates stop here"
     )
     score: ImageRung = Field(ImageRung(prompts=128), description="the images that the search decides by")
-    validation: ImageRung = Field(
-        ImageRung(prompts=256), description="held-out prompts: only what passes here can win"
+    validation: ValidationRung = Field(
+        ValidationRung(prompts=256), description="held-out prompts: only what passes here can win"
     )
 
     @model_validator(mode="after")
@@ -357,6 +382,16 @@ class Search(Section):
         False, description="validate the best of every strategy, not only the best of all and the uniform one"
     )
     lookahead: int = Field(6, ge=1, description="W: ask t sees only results up to t - W")
+    earlier_looks: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="how often the held-out prompts were looked at before, beside what raysense counts itself",
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_new(dump(self), info, earlier_looks=0)
 
 
 class Budget(Section):
@@ -578,9 +613,9 @@ class Study(Section, metaclass=_Readable):
         definition = self.model_dump(mode="json")
         for extension in EXTENSIONS:
             definition.pop(extension, None)
-        for place in PLACES:
+        for place in (*PLACES, LOOKS):
             *sections, last = place.split(".")
-            del functools.reduce(operator.getitem, sections, definition)[last]
+            functools.reduce(operator.getitem, sections, definition).pop(last, None)
         for section, field in (("clip", "model"), ("clip", "pretrained"), ("features", "extractor")):
             values = definition["metrics"][section]
             values[field] = _without_folder(values[field])

@@ -233,3 +233,14 @@ def test_what_text_encoders_cut_off_is_counted() -> None:
     texts = ["a big ghost", "a ghost and " * 12, "a ghost and " * 13]
     assert cut_off(pipeline, texts) == {"tokenizer": 2}
     assert cut_off(pipeline, texts[:1]) == {}
+
+
+def test_held_out_prompts_may_begin_later() -> None:
+    sets = load_prompts("bundled")
+    assert sets.of("validation", 8, 160) == sets.validation[160:168]
+    with pytest.raises(
+        RaysenseError, match=r"`rungs.validation.skip` 596 and .* 8 need 604 .* there are 600"
+    ):
+        sets.of("validation", 8, 596)
+    with pytest.raises(RaysenseError, match="need 604"):
+        check_counts("bundled", {"validation": 8}, {"validation": 596})

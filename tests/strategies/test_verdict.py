@@ -8,7 +8,7 @@ from scipy import stats
 
 from raysense.metrics.intervals import paired_drop
 from raysense.records import Bound, Evaluation, Measure
-from raysense.strategies.verdict import competitors, held_out_stretch, hopeless, preview_stretch
+from raysense.strategies.verdict import competitors, held_out_stretch, hopeless, look_share, preview_stretch
 from raysense.study import Rungs, load
 
 RUNGS = Rungs.model_validate({"preview": {"prompts": 24}, "score": {"prompts": 96}})
@@ -62,3 +62,22 @@ def test_all_that_may_compete_share_the_error_of_one_interval(
     # A normal value exactly on the bound: each chain's first test passes it in 2.5 % / count of cases, or fewer.
     passed = 1 - stats.norm.cdf(stretch * stats.norm.ppf(0.975))
     assert 0.8 * 0.025 / count < passed <= 0.025 / count + 1e-12
+
+
+def test_all_looks_together_err_as_often_as_one_and_a_half() -> None:
+    shares = [look_share(look) for look in range(1, 10_000)]
+    assert shares[0] == 1
+    assert shares == sorted(shares, reverse=True)
+    assert 1.499 < sum(shares) < 1.5
+    with pytest.raises(ValueError, match="look 0"):
+        look_share(0)
+
+
+def test_a_later_look_is_judged_by_what_is_left() -> None:
+    def stretch(looks: int) -> float:
+        return held_out_stretch(load(overrides=[f"search.earlier_looks={looks}"]))
+
+    assert stretch(0) == held_out_stretch(load())
+    assert stretch(0) < stretch(1) < stretch(2) < stretch(20)
+    left = 1 - stats.norm.cdf(stretch(2) * stats.norm.ppf(0.975))
+    assert 0 < left <= 0.025 / 2 * look_share(3)
