@@ -6,6 +6,7 @@ import contextlib
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,23 @@ PREPARED = ("cache", "partial", FOLDER)
 """What `raysense prepare` may have left in a study's folder, and what was given in Python."""
 
 
-# long: half of it says what the arguments mean
+@dataclass(frozen=True)
+class Begun:
+    """A study that can be searched: what its pipeline consists of, who asks, and where answers are stored.
+
+    Attributes:
+        inventory: The selected layers and the denominators.
+        grid: Their levels.
+        strategy: Asks for trials.
+        store: Has the study's definition, layers, prompts and code in it.
+    """
+
+    inventory: Inventory
+    grid: LevelGrid
+    strategy: StrategyRunner[Findings]
+    store: Store
+
+
 def run_study(
     study: Study,
     out: str,
@@ -103,45 +120,64 @@ def run_study(
         inputs = inputs_of(study, load_prompts(study.prompts), ImageScorer(study), device_of(study))
     study, looks = with_looks(study, out, inputs, source)
     if resume and (done := finished_already(study, out, inputs, page=page)) is not None:
-        found = f"{done['sparsity_components']:.1%} removed" if done["feasible"] else "nothing passed"
-        link = f" Page: {page_of(out)}" if page else ""
-        say(console, f"Finished already ({found}); nothing to do.{link}", whole=True)
+        say(console, _nothing_to_do(done, out, page), whole=True)
         return done
     for line in looks_in_words(study, looks):
         say(console, line)
     with Weights(study, out, inputs, lambda text: say(console, text)) as weights:
-        inventory = weights.inventory()
-        grid = grid_of(study, inventory)
-        with patient(console, "Trying the pipeline without its weights …"):
-            foreseen = foreseen_for(study)
-            empty = empty_components(Origin.of(study))
-        learning = calibration_cost(study, inventory, grid, empty, foreseen.cost)
-        rules = built_in_rules(inventory, grid, {}, study.search.proportions, weights.counts)
-        rules |= user_rules(asked := study.search.strategies, inventory, grid)
-        check_strategies(asked, (*rules, OWL, SOLVER, *ITERATIVE[1:], *user_strategies(asked)))
-        strategy = make_strategy(study, inventory, grid, rules, learning, foreseen.cost)
-        store = begin_store(study, out, inventory, grid, inputs, foreseen.order, looks)
+        begun = begin(study, out, inputs, weights, console, looks)
         spec = evaluator_spec(study, out, inputs)
         executor: Executor = (
-            LocalExecutor(spec.build()) if in_process else ray_executor(study, spec, inventory, address)
+            LocalExecutor(spec.build()) if in_process else ray_executor(study, spec, begun.inventory, address)
         )
         where = "this process" if in_process else address
-        summary = _searched(
-            study, out, strategy, executor, store, inventory, grid, inputs, where, console, earlier, page
-        )
+        summary = _searched(study, out, begun, executor, inputs, where, console, earlier, page)
     if page:
         finish_page(study, out, console)
     return summary
 
 
+def begin(
+    study: Study, out: str, inputs: Mapping[str, Any], weights: Weights, console: Console, looks: Looks
+) -> Begun:
+    """Find the layers and their levels, make the strategy, and begin the store: all that needs no evaluator.
+
+    Args:
+        study: The study, complete.
+        out: Its folder or address.
+        inputs: What it is measured on, by content.
+        weights: What a driver has to know of the pipeline's weights.
+        console: Where what takes time is said.
+        looks: Earlier runs that looked at the same held-out prompts.
+
+    Raises:
+        RaysenseError: The study does not fit its pipeline, or `out` holds another study.
+    """
+    inventory = weights.inventory()
+    grid = grid_of(study, inventory)
+    with patient(console, "Trying the pipeline without its weights …"):
+        foreseen = foreseen_for(study)
+        empty = empty_components(Origin.of(study))
+    learning = calibration_cost(study, inventory, grid, empty, foreseen.cost)
+    rules = built_in_rules(inventory, grid, {}, study.search.proportions, weights.counts)
+    rules |= user_rules(asked := study.search.strategies, inventory, grid)
+    check_strategies(asked, (*rules, OWL, SOLVER, *ITERATIVE[1:], *user_strategies(asked)))
+    strategy = make_strategy(study, inventory, grid, rules, learning, foreseen.cost)
+    store = begin_store(study, out, inventory, grid, inputs, foreseen.order, looks)
+    return Begun(inventory, grid, strategy, store)
+
+
+def _nothing_to_do(summary: Mapping[str, Any], out: str, page: bool) -> str:
+    found = f"{summary['sparsity_components']:.1%} removed" if summary["feasible"] else "nothing passed"
+    link = f" Page: {page_of(out)}" if page else ""
+    return f"Finished already ({found}); nothing to do.{link}"
+
+
 def _searched(
     study: Study,
     out: str,
-    strategy: StrategyRunner[Findings],
+    begun: Begun,
     executor: Executor,
-    store: Store,
-    inventory: Inventory,
-    grid: LevelGrid,
     inputs: Mapping[str, Any],
     address: str | None,
     console: Console,
@@ -149,6 +185,7 @@ def _searched(
     page: bool,
 ) -> dict[str, Any]:
     """Search, then write and show the summary."""
+    inventory, grid, strategy, store = begun.inventory, begun.grid, begun.strategy, begun.store
     with store.lock(), Starts(Disk(out), address, inputs["versions"]) as starts:
         identity, lookahead = signature(study, grid, inputs), study.search.lookahead
         taken = earlier.rows(study, store, identity, inputs) if earlier else None
