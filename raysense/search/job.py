@@ -358,19 +358,19 @@ def begin_store(
         RaysenseError: `out` cannot be written, or holds a study of another definition or of other contents.
     """
     store = Store.open(out, create=True)
-    store.begin(
-        study.model_dump(mode="json"),
-        signature=signature(study, grid, inputs),
-        denominators=denominators(inventory),
-        extensions=(*EXTENSIONS, *PLACES, LOOKS),
-        inputs=inputs,
-        budget=quality_budget(study),
-        looks=looks.to_fields(),
-    )
-    store.write_table("layers", layer_rows(inventory, grid, study.search.granularity, order))
-    disk = Disk(out)
-    keep_prompts(disk, load_prompts(study.prompts))
-    keep_code(disk, study)
+    with store.lock():  # once for all that is written
+        store.begin(
+            study.model_dump(mode="json"),
+            signature=signature(study, grid, inputs),
+            denominators=denominators(inventory),
+            extensions=(*EXTENSIONS, *PLACES, LOOKS),
+            inputs=inputs,
+            budget=quality_budget(study),
+            looks=looks.to_fields(),
+        )
+        store.write_table("layers", layer_rows(inventory, grid, study.search.granularity, order))
+        keep_prompts(Disk(out), load_prompts(study.prompts))
+        keep_code(Disk(out), study)
     return store
 
 

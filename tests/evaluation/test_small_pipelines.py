@@ -30,27 +30,8 @@ from raysense.pruning.layers import count_zeros, weight_of
 from raysense.records import EvaluationRequest
 from raysense.search.job import layer_rows
 from raysense.search.try_once import allocate
-from raysense.study import Sampling, Study, parse
-from tests.pruning.families import FAMILIES, SIZE, t5, t5_tokenizer, vae
-
-
-def study_of(folder: Path, select: list[str], **more: object) -> Study:
-    return parse(
-        {
-            "name": "small",
-            "pipeline": str(folder),
-            "sampling": {"steps": 2, "guidance": 4.0, "batch": 4, **SIZE},
-            "prune": {"components": select},
-            "constraints": {"clip_score": {"max_drop": 0.5}},
-            "rungs": {
-                "probe": {"prompts": 2, "timesteps": 2},
-                "preview": {"prompts": 8},
-                "score": {"prompts": 8},
-                "validation": {"prompts": 8},
-            },
-            **more,
-        }
-    )
+from raysense.study import Sampling
+from tests.pruning.families import FAMILIES, SIZE, study_of, t5, t5_tokenizer, vae
 
 
 def chroma() -> DiffusionPipeline:

@@ -26,6 +26,7 @@ from raysense.metrics.features import (
     as_bytes,
     clip_name,
     extractor,
+    weights_bytes,
 )
 
 from .conftest import paint
@@ -107,6 +108,15 @@ def test_names_tell_network_and_size(lite: EfficientNetLite0Features) -> None:
     assert lite.name == "efficientnet-lite0-64"
     assert extractor("efficientnet-lite0-32").name == "efficientnet-lite0-32"
     assert extractor("efficientnet-lite0").name == "efficientnet-lite0-96"
+
+
+def test_the_size_of_weights_is_known_without_loading_them(clip: ClipFeatures, clip_folder: Path) -> None:
+    network = efficientnet.network()
+    assert weights_bytes("efficientnet-lite0-32") == sum(p.nbytes for p in network.parameters())
+    assert weights_bytes(f"open_clip:local-dir:{clip_folder}") == sum(
+        p.nbytes for p in clip.network.parameters()
+    )
+    assert weights_bytes("inception-v3-compat") is None
 
 
 def test_clip_equals_an_open_clip_loop(clip: ClipFeatures, clip_folder: Path) -> None:

@@ -19,8 +19,8 @@ from raysense.pipelines.load import load_pipeline, modules_of
 from raysense.pipelines.sample import call_pipeline, metered
 from raysense.prompts.sets import Prompt, load_prompts
 from raysense.pruning.layers import count_zeros, weight_of
-from raysense.study import Study, parse
-from tests.pruning.families import FAMILIES, SIZE
+from raysense.study import Study
+from tests.pruning.families import FAMILIES, study_of
 
 PROMPTS = [Prompt("a", "a cat"), Prompt("b", "two dogs on a hill")]
 
@@ -36,29 +36,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def plain(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> LivePipeline:
     """The pipeline all on one device."""
-    return live_pipeline(study_of(folder, "none"), tmp_path_factory.mktemp("plain"))
+    return live_pipeline(offloaded(folder, "none"), tmp_path_factory.mktemp("plain"))
 
 
 def live_pipeline(study: Study, folder: Path) -> LivePipeline:
     return LivePipeline(study, str(folder), load_prompts(study.prompts))
 
 
-def study_of(folder: Path, how: str, **more: Any) -> Study:
-    plain = {
-        "name": "large",
-        "pipeline": str(folder),
-        "offload": how,
-        "sampling": {"steps": 2, "guidance": 4.0, "batch": 2, **SIZE},
-        "prune": {"components": ["text_encoder", "transformer"]},
-        "constraints": {"clip_score": {"max_drop": 0.5}},
-        "rungs": {
-            "probe": {"prompts": 2, "timesteps": 2},
-            "preview": {"prompts": 8},
-            "score": {"prompts": 8},
-            "validation": {"prompts": 8},
-        },
-    }
-    return parse({**plain, **more})
+def offloaded(folder: Path, how: str, **more: Any) -> Study:
+    return study_of(folder, ["text_encoder", "transformer"], offload=how, **more)
 
 
 def moving_storages(module: nn.Module, _device: torch.device) -> None:
@@ -76,7 +62,7 @@ def test_masks_survive_and_dense_comes_back(
     folder: Path, plain: LivePipeline, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(offload, "_move", moving_storages)
-    moved = live_pipeline(study_of(folder, how), tmp_path)
+    moved = live_pipeline(offloaded(folder, how), tmp_path)
     assert moved.inventory == plain.inventory
     with offload.at_rest(moved.pipeline):
         before = {name: module.state_dict() for name, module in modules_of(moved.pipeline).items()}
@@ -136,7 +122,7 @@ def test_one_component_is_on_the_device_at_a_time(folder: Path, monkeypatch: pyt
 
 def test_what_cannot_be_offloaded_is_refused(folder: Path) -> None:
     with pytest.raises(RaysenseError, match=r"`offload` is 'model'.*`compile`"):
-        study_of(folder, "model", compile=True)
+        offloaded(folder, "model", compile=True)
     prune = {"components": ["text_encoder"], "saliency": "taylor"}
     with pytest.raises(RaysenseError, match=r"`offload` is 'sequential'.*taylor"):
-        needs_of(study_of(folder, "sequential", prune=prune))
+        needs_of(offloaded(folder, "sequential", prune=prune))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from transformers import (
 from benchmarks.families import parts
 from raysense.pipelines.sample import call_pipeline
 from raysense.prompts.sets import Prompt
-from raysense.study import Sampling
+from raysense.study import Sampling, Study, parse
 
 SAMPLING = Sampling(steps=2, guidance=5.0)
 TOKENS = 12
@@ -243,6 +244,27 @@ def dit() -> DiffusionPipeline:
 
 
 SIZE = {"height": 32, "width": 32}
+
+
+def study_of(folder: Path, select: list[str], **more: object) -> Study:
+    """A study of a small pipeline in a folder, on few images."""
+    return parse(
+        {
+            "name": "small",
+            "pipeline": str(folder),
+            "sampling": {"steps": 2, "guidance": 4.0, "batch": 4, **SIZE},
+            "prune": {"components": select},
+            "constraints": {"clip_score": {"max_drop": 0.5}},
+            "rungs": {
+                "probe": {"prompts": 2, "timesteps": 2},
+                "preview": {"prompts": 8},
+                "score": {"prompts": 8},
+                "validation": {"prompts": 8},
+            },
+            **more,
+        }
+    )
+
 
 FAMILIES = {
     "sd1": Family(lambda: stable_diffusion(attention_head_dim=4), ("text_encoder", "unet", "vae"), SIZE),

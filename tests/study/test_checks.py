@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import open_clip
@@ -317,17 +315,3 @@ def test_studies_that_are_no_files(tmp_path: Path) -> None:
         with pytest.raises(RaysenseError, match=words) as caught:
             load(place)
         assert len(str(caught.value)) < 400
-
-
-def test_validate_loads_neither_torch_nor_ray_and_answers_in_a_second() -> None:
-    program = (
-        "import sys; from raysense.cli import main; code = main(['validate']); "
-        "sys.exit(code or 100 * ('torch' in sys.modules or 'ray' in sys.modules))"
-    )
-    seconds = []
-    for _ in range(3):
-        began = time.monotonic()
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
-        seconds.append(time.monotonic() - began)
-        assert done.returncode == 0, done.stderr
-    assert min(seconds) < 3, seconds  # one second on an idle machine; this one may be busy
