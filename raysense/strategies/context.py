@@ -6,17 +6,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysense.allocation import Allocation, LevelGrid
 from raysense.evaluation.rungs.cost import RungCosts
 from raysense.feasibility import is_feasible, margins, utilisation
 from raysense.names import ITERATIVE, OWL, SOLVER
-from raysense.pruning.allocation_rules import AllocationRule
-from raysense.pruning.layers import Inventory
 from raysense.records import Bound, Evaluation
 from raysense.strategies.curves import Curve
 from raysense.study import Study
+
+if TYPE_CHECKING:  # they load torch, and `raysense resolve` reads tables only
+    from raysense.pruning.allocation_rules import AllocationRule
+    from raysense.pruning.layers import Inventory
 
 SAFER = (0.8, 0.9, 0.95, 1.0)
 """Shares of the best total that are validated, least sparse first."""
