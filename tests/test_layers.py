@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -146,3 +147,38 @@ def test_functions_and_classes_fit_on_a_page() -> None:
                     f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {length} lines, at most {most}"
                 )
     assert not long, "\n".join(long)
+
+
+EACH_A_FILE = {"raysense/cli", "raysense/metrics/builtin", "raysense/results/charts"}
+"""Folders of which every file is one of a kind; architecture.md names the folder alone."""
+
+
+def rooms_of_the_page() -> dict[str, set[str]]:
+    """Room -> the files that the tree in architecture.md names in it; those at the package's top under no name."""
+    page = (ROOT / "docs/explanation/architecture.md").read_text(encoding="utf-8")
+    tree = page[page.index("```\nraysense/\n") :]
+    named: dict[str, set[str]] = {"": set()}
+    room = ""
+    for line in tree[: tree.index("\ndeploy/")].splitlines()[2:]:
+        if re.match(r"  \S", line):
+            folder = re.match(r"  (\w+)/", line)
+            room = folder[1] if folder else ""
+            named.setdefault(room, set())
+        named[room] |= set(re.findall(r"\b\w+\.py\b", line))
+    return named
+
+
+def test_architecture_names_every_file_in_its_room() -> None:
+    there: dict[str, set[str]] = {"": set()}
+    for path in SOURCES.values():
+        inside = path.relative_to(PACKAGE).parts
+        room = "" if len(inside) == 1 else inside[0]
+        there.setdefault(room, set())
+        if not path.stem.startswith("__") and path.parent.relative_to(ROOT).as_posix() not in EACH_A_FILE:
+            there[room].add(path.name)
+    named = rooms_of_the_page()
+    named["cli"].discard("common.py")
+    missing = {room: files - named.get(room, set()) for room, files in there.items()}
+    gone = {room: files - there.get(room, set()) for room, files in named.items()}
+    assert not any(missing.values()), f"docs/explanation/architecture.md lacks {missing}"
+    assert not any(gone.values()), f"docs/explanation/architecture.md names what is not there: {gone}"
