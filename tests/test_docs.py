@@ -252,7 +252,7 @@ def test_the_results_of_runs_agree_with_readme() -> None:
     """The runs that are shown: their ratios and shares belong to the same counts, and are README's."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     runs = RESULT.findall(MEASUREMENTS.read_text(encoding="utf-8"))
-    assert len(runs) == 1
+    assert len(runs) == 2
     for share, zeros, gain, uniform in runs:
         assert float(share) / float(uniform) == pytest.approx(float(gain), abs=0.01)
         for shown in (f"**{share} %**", f"| {uniform} % | {gain} |"):
@@ -260,10 +260,11 @@ def test_the_results_of_runs_agree_with_readme() -> None:
         assert int(zeros.replace(",", "")) > 0
 
 
-def test_the_committed_run_is_the_one_that_is_quoted() -> None:
-    summary = Run(str(ROOT / "reports/quickstart")).summary
+@pytest.mark.parametrize(("number", "folder"), [(0, "quickstart"), (1, "transformer")])
+def test_the_committed_runs_are_those_that_are_quoted(number: int, folder: str) -> None:
+    summary = Run(str(ROOT / "reports" / folder)).summary
     assert summary is not None
-    share, zeros, gain, uniform = RESULT.findall(MEASUREMENTS.read_text(encoding="utf-8"))[0]
+    share, zeros, gain, uniform = RESULT.findall(MEASUREMENTS.read_text(encoding="utf-8"))[number]
     assert int(zeros.replace(",", "")) == summary["zeros"]
     assert float(share) == pytest.approx(100 * summary["sparsity_components"], abs=0.05)
     assert float(uniform) == pytest.approx(100 * summary["uniform"]["sparsity_components"], abs=0.05)

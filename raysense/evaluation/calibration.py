@@ -9,7 +9,7 @@ Every file is named by what its content follows from, so all workers, and all st
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,31 +19,26 @@ from torch import Tensor, nn
 
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
-from raysense.evaluation.cache import TensorCache
+from raysense.evaluation.learned import Learned
 from raysense.evaluation.level_files import LevelFiles
 from raysense.evaluation.memory import release_memory
 from raysense.evaluation.method_selection import compared_allocations, components_of
-from raysense.evaluation.solved_weights import SolvedWeights
 from raysense.hashing import content_key
 from raysense.names import OWL, UNIFORM, UPDATING
 from raysense.pipelines.cost import Cost, assumed
 from raysense.pipelines.load import denoiser_of, modules_of
-from raysense.pipelines.sample import call_pipeline, first_seed
+from raysense.pipelines.sample import call_pipeline
 from raysense.prompts.sets import PromptSets, load_prompts
 from raysense.pruning.activations import InputMoments, StepWeight, calibrate
 from raysense.pruning.allocation_rules import outlier_ratios
 from raysense.pruning.layers import Inventory, Layer, weight_of
-from raysense.pruning.masks import Masker, Pruner, mask_for_good
+from raysense.pruning.masks import Masker, Pruner
 from raysense.pruning.obs import Substituter, check_pattern, find_updater, hessian_passes, solve
-from raysense.pruning.patterns import Pattern
 from raysense.pruning.saliency import LayerStats, find_method
 from raysense.store.disk import Disk
 from raysense.study import Study
 
 logger = logging.getLogger(__name__)
-
-CALIBRATION_SEED = 2_000_000
-"""Number of the calibration's seed among those of the study."""
 
 _Found = TypeVar("_Found")
 
@@ -139,7 +134,7 @@ def _selection_cost(study: Study, grid: LevelGrid, cost: Cost) -> int:
     return cost.probe(rung, records=True) + (probes - 1) * cost.probe(rung)
 
 
-class Calibration:
+class Calibration(Learned):
     """Collects what a study's method needs, or finds it in the cache, and makes the pruner that uses it.
 
     Args:
@@ -166,24 +161,10 @@ class Calibration:
         disk: Disk,
         identity: str = "",
     ) -> None:
-        self._study, self._pipeline = study, pipeline
-        self._inventory, self._grid = inventory, grid
-        self._prompts = prompts.search[: study.prune.calibration.prompts]
-        self._seed = first_seed(study.seed) + CALIBRATION_SEED
-        self._cache = TensorCache(disk)
+        super().__init__(study, inventory, grid, prompts, disk, identity)
+        self._pipeline = pipeline
         self._modules = modules_of(pipeline)
-        self._pattern = Pattern.parse(study.prune.pattern) if study.prune.pattern else None
         self._batch = study.sampling.batch
-        self._base = content_key(
-            identity,
-            study.dtype,
-            [(prompt.id, prompt.text) for prompt in self._prompts],
-            study.sampling.model_dump(exclude={"batch"}),
-            self._seed,
-        )
-        self._slices = SolvedWeights(
-            disk, {layer.address: self._slice_key(layer) for layer in inventory.layers}
-        )
         self.images = 0
         self.notes: list[str] = []
 
@@ -213,22 +194,6 @@ class Calibration:
             self._study.seed,
             pattern=self._pattern,
             keeper=LevelFiles(partial(_levels_key, self._base, self._study, self._grid, methods)),
-        )
-
-    def prune_for_good(self, methods: Mapping[str, str], allocation: Allocation) -> None:
-        """Bring the dense pipeline to an allocation as `pruner` does, without memory to go back; see `pruner`."""
-        names = set(methods.values())
-        if self._study.prune.updates:
-            self._solve()
-            for layer in self._inventory.layers:
-                if level := allocation[self._grid.leader(layer.address)]:
-                    weight = weight_of(self._modules, layer).data
-                    weight.copy_(self._slices.load(layer.address, level))
-            return
-        statistics = self._statistics(frozenset[str]().union(*(find_method(name).needs for name in names)))
-        seed, pattern = self._study.seed, self._pattern
-        mask_for_good(
-            self._modules, self._inventory, self._grid, allocation, methods, statistics, seed, pattern
         )
 
     def outliers(self) -> dict[str, float]:
@@ -267,7 +232,7 @@ class Calibration:
     def _stored(self, need: str) -> dict[str, Tensor] | None:
         tensors: dict[str, Tensor] = {}
         for block, _ in self._blocks():
-            part = self._cache.get(self._statistic_key(need, block))
+            part = self._read(need, block)
             if part is None:
                 return None
             tensors |= part
@@ -286,15 +251,6 @@ class Calibration:
             )
         )
         return {address: getattr(entry, need) for address, entry in known.items()}
-
-    def _blocks(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Blocks and their layers: what one file of statistics holds, so that no file is large."""
-        yield from self._inventory.groups("block").items()
-
-    def _statistic_key(self, need: str, block: str) -> str:
-        layers = self._inventory.groups("block")[block]
-        calls = self._study.prune.calibration.calls if need == "gradients" else 0
-        return content_key("statistics", self._base, need, layers, calls, self._study.seed)
 
     # --- slices ---------------------------------------------------------------------------------------
 
@@ -327,18 +283,6 @@ class Calibration:
         with InputMoments(self._modules, layers, full=True, step_weight=weighted) as moments:
             self._run()
         return moments.collected()
-
-    def _slice_key(self, layer: Layer) -> str:
-        prune = self._study.prune
-        return content_key(
-            "slices",
-            self._base,
-            prune.saliency,
-            prune.pattern,
-            prune.calibration.damping,
-            layer.address,
-            self._grid.removed_by_level(layer.address),
-        )
 
     # --- the dense pipeline at work -------------------------------------------------------------------
 

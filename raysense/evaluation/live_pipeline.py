@@ -15,7 +15,7 @@ from raysense.evaluation.calibration import Calibration, with_method
 from raysense.evaluation.identity import inventory_and_grid
 from raysense.evaluation.inputs import taken_away, versions
 from raysense.evaluation.memory import decode_in_slices, release_memory
-from raysense.evaluation.method_selection import components_of
+from raysense.evaluation.method_selection import components_of, method_in_words
 from raysense.evaluation.stepping import pruned_in
 from raysense.hashing import content_key
 from raysense.pipelines.idle_modules import foreseen_for
@@ -24,10 +24,19 @@ from raysense.pipelines.offload import place
 from raysense.pipelines.sample import call_pipeline
 from raysense.pipelines.text_cache import TextCache, room_for
 from raysense.prompts.sets import PromptSets
-from raysense.pruning.layers import count_zeros, weight_of
 from raysense.pruning.masks import Pruner
 from raysense.store.disk import Disk
 from raysense.study import Study
+
+
+def device_of(study: Study) -> str:
+    """Where a study's evaluators measure: ``cpu`` or ``cuda``."""
+    return "cuda" if study.cluster.gpus_per_evaluator > 0 else "cpu"
+
+
+def identity_of_choice(study: Study, device: str) -> str:
+    """A hash of what the choice of weights follows from beside the study itself: files, plug-ins, software, device."""
+    return content_key(taken_away(study), versions(), device)
 
 
 class LivePipeline:
@@ -60,7 +69,7 @@ class LivePipeline:
 
     def __init__(self, study: Study, directory: str, prompts: PromptSets) -> None:
         self.study, self.prompts, self.disk = study, prompts, Disk(directory)
-        self.device = "cuda" if study.cluster.gpus_per_evaluator > 0 else "cpu"
+        self.device = device_of(study)
         self.pipeline = load_for(study)
         self.inventory, self.grid = inventory_and_grid(study, self.pipeline.components)
         place(self.pipeline, study.offload, self.device)
@@ -111,7 +120,7 @@ class LivePipeline:
             self.grid,
             self.prompts,
             self.disk,
-            content_key(taken_away(self.study), versions(), self.device),
+            identity_of_choice(self.study, self.device),
         )
 
     def _methods(self) -> dict[str, str]:
@@ -166,15 +175,6 @@ class LivePipeline:
             self._masker = self.calibration.pruner(methods)
         return self._masker
 
-    def prune_for_good(self, allocation: Allocation) -> int:
-        """Bring the pipeline to an allocation once and for all, without a dense master; the zeros, counted."""
-        self.methods = self.methods or self.select_methods()
-        self.give_up_masks()
-        with self.watchable():
-            self.calibration.prune_for_good(self.methods, allocation)
-        modules = modules_of(self.pipeline)
-        return sum(count_zeros(weight_of(modules, layer)) for layer in self.inventory.layers)
-
     def give_up_masks(self) -> None:
         """Give up the masks, one byte a weight and a master, for others'; the pipeline is dense."""
         if self._masker is not None:
@@ -197,16 +197,11 @@ class LivePipeline:
         return self.inventory.zeros_before if self._masker is None else self._masker.count_zeros()
 
     def saliency(self, allocation: Allocation) -> str:
-        """What prunes: ``wanda``; where methods compete, each component's, or all where nothing is pruned.
+        """What prunes, in words: all methods that compete where nothing is pruned.
 
         The dense pipeline's rows are the same whether the choice between methods has been made or not.
         """
-        names = self.by.prune.methods
-        if len(names) == 1:
-            return names[0]
-        if not allocation or not self.methods:
-            return " or ".join(names)
-        return ", ".join(f"{component}: {name}" for component, name in self.methods.items())
+        return method_in_words(self.by.prune.methods, self.methods if allocation else {})
 
     @contextmanager
     def watchable(self) -> Iterator[None]:

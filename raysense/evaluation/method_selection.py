@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from raysense.allocation import Allocation, LevelGrid
+from raysense.hashing import content_key
 from raysense.records import Measure
 
 EXTRACTOR = "denoiser output"
@@ -65,6 +66,11 @@ def compare_methods(
     return {component: torch.tensor(found, dtype=torch.float64) for component, found in rows.items()}
 
 
+def selection_key(signature: str) -> str:
+    """Under which name the cache keeps how the methods of a study fared."""
+    return content_key("contest", signature)
+
+
 def best_methods(methods: Sequence[str], errors_of: MethodErrors) -> dict[str, str]:
     """Component -> the method with the least geometric mean of the probe errors; of equals the first named."""
 
@@ -93,3 +99,17 @@ def as_measures(methods: Sequence[str], grid: LevelGrid, errors_of: MethodErrors
             compared_allocations(grid, component), errors, strict=True
         )
     }
+
+
+def method_in_words(names: Sequence[str], methods: Mapping[str, str]) -> str:
+    """What prunes: ``wanda``; where several compete, each component's, or all before that is decided.
+
+    Args:
+        names: The study's methods.
+        methods: Component -> method; empty while that is not decided.
+    """
+    if len(names) == 1:
+        return names[0]
+    if not methods:
+        return " or ".join(names)
+    return ", ".join(f"{component}: {name}" for component, name in methods.items())

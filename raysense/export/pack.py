@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from raysense.errors import RaysenseError
+from raysense.export import tensor_files
+from raysense.export.tensor_files import TYPES, Entry
+from raysense.study.weight_files import Stored, tensors_in
 
 RECORD = "allocation.json"
 """Stands in every exported folder: what was pruned, and what makes the folder ours to replace."""
@@ -26,6 +29,8 @@ SPARSE = ".raysense"
 _MASK, _VALUES, _SHAPE = "/mask", "/values", "/shape"
 _WORTH = 1 / 16
 """Share of zeros above which a mask pays: a bit a weight is an eighth of a byte, a value two or four bytes."""
+
+_POWERS = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
 
 ZSTD_LEVEL = 3
 _FRAME = 1 << 26
@@ -47,12 +52,10 @@ def compress(folder: Path, out: Path) -> None:
         if source.suffix != ".safetensors":
             shutil.copyfile(source, target)
             continue
-        stored: dict[str, Tensor] = {}
-        with safe_open(source, "pt") as file:
-            about = file.metadata()
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                stored |= _packed(name, file.get_tensor(name))
-        save_file(stored, f"{target}{SPARSE}", about)
+        entries = [
+            entry for name, stored in tensors_in(source).items() for entry in _packed(source, name, stored)
+        ]
+        tensor_files.write(Path(f"{target}{SPARSE}"), entries, tensor_files.metadata_of(source))
 
 
 def expand(folder: Path, out: Path) -> None:
@@ -74,10 +77,8 @@ def expand(folder: Path, out: Path) -> None:
             shutil.copyfile(source, target)
             continue
         try:
-            with safe_open(source, "pt") as file:
-                stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                about = file.metadata()
-            save_file(_unpacked(stored), target.with_suffix(""), about)
+            entries = list(_unpacked(source, tensors_in(source)))
+            tensor_files.write(target.with_suffix(""), entries, tensor_files.metadata_of(source))
         except Exception as error:  # safetensors raises its own, torch others: all mean the same to a reader
             raise RaysenseError(f"`{source}` is damaged ({error}); export it again") from error
 
@@ -119,36 +120,61 @@ def _files(folder: Path) -> Iterator[Path]:
     yield from sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _packed(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    bits = {2: torch.int16, 4: torch.int32}.get(tensor.element_size())
-    if bits is None or not tensor.is_floating_point():
-        return {name: tensor}
+def _packed(source: Path, name: str, stored: Stored) -> list[Entry]:
+    """What stands for a tensor in the compressed form; it is read again for every entry that is written."""
+    read = partial(tensor_files.read, source, name)
+    if stored.dtype not in TYPES.values() or not stored.size:
+        return [Entry(name, stored.dtype, stored.shape, stored.size, read)]
+    count = math.prod(stored.shape)
+    kept = int(_stays(read()).sum())
+    if (count - kept) / count <= _WORTH:
+        return [Entry(name, stored.dtype, stored.shape, stored.size, read)]
+    shape = torch.tensor(stored.shape, dtype=torch.int64)
+    return [
+        Entry(f"{name}{_MASK}", "U8", (-(-count // 8),), -(-count // 8), lambda: _mask(_stays(read()))),
+        Entry(
+            f"{name}{_VALUES}", stored.dtype, (kept,), kept * stored.size // count, lambda: _values(read())
+        ),
+        Entry(f"{name}{_SHAPE}", "I64", tuple(shape.shape), shape.nbytes, lambda: shape),
+    ]
+
+
+def _stays(tensor: Tensor) -> Tensor:
+    """Which values are not zero; bool, flat."""
     # Compared as integers: a negative zero is a value like others and must come back as it was.
-    stays = tensor.contiguous().flatten().view(bits) != 0
-    if float((~stays).float().mean() if stays.numel() else 0.0) <= _WORTH:
-        return {name: tensor}
+    bits = {2: torch.int16, 4: torch.int32}[tensor.element_size()]
+    return tensor.contiguous().flatten().view(bits) != 0
+
+
+def _values(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().flatten()[_stays(tensor)]
+
+
+def _mask(stays: Tensor) -> Tensor:
     padded = torch.zeros(-(-stays.numel() // 8) * 8, dtype=torch.uint8)
-    padded[: stays.numel()] = stays.to(torch.uint8)
-    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
-    mask = (padded.view(-1, 8) * weights).sum(1, dtype=torch.int64).to(torch.uint8)
-    return {
-        f"{name}{_MASK}": mask,
-        f"{name}{_VALUES}": tensor.contiguous().flatten()[stays],
-        f"{name}{_SHAPE}": torch.tensor(tensor.shape, dtype=torch.int64),
-    }
+    padded[: stays.numel()] = stays
+    return (padded.view(-1, 8) * _POWERS).sum(1, dtype=torch.uint8)
 
 
-def _unpacked(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
+def _unpacked(source: Path, stored: Mapping[str, Stored]) -> Iterator[Entry]:
+    """The tensors that a compressed file stands for."""
     for name, tensor in stored.items():
-        if name.endswith(_MASK):
-            base = name.removesuffix(_MASK)
-            values, shape = stored[base + _VALUES], stored[base + _SHAPE].tolist()
-            powers = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
-            stays = (tensor.unsqueeze(1) & powers).flatten()[: int(torch.tensor(shape).prod())] != 0
-            full = torch.zeros(stays.numel(), dtype=values.dtype)
-            full[stays] = values
-            tensors[base] = full.view(shape)
+        base = name.removesuffix(_MASK)
+        if base != name:
+            values = stored[base + _VALUES]
+            shape = tuple(tensor_files.read(source, base + _SHAPE).tolist())
+            width = {"F32": 4, "F16": 2, "BF16": 2}[values.dtype]
+            size = math.prod(shape) * width
+            yield Entry(base, values.dtype, shape, size, partial(_full, source, base, shape))
         elif not name.endswith((_VALUES, _SHAPE)):
-            tensors[name] = tensor
-    return tensors
+            yield Entry(
+                name, tensor.dtype, tensor.shape, tensor.size, partial(tensor_files.read, source, name)
+            )
+
+
+def _full(source: Path, base: str, shape: tuple[int, ...]) -> Tensor:
+    mask, values = (tensor_files.read(source, base + part) for part in (_MASK, _VALUES))
+    stays = (mask.unsqueeze(1) & _POWERS).flatten()[: math.prod(shape)] != 0
+    full = torch.zeros(stays.numel(), dtype=values.dtype)
+    full[stays] = values
+    return full.view(shape)

@@ -16,17 +16,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 import raysense
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
-from raysense.evaluation.evaluator import Evaluator
+from raysense.evaluation.cache import TensorCache
+from raysense.evaluation.identity import inventory_and_grid
+from raysense.evaluation.inputs import prompts_of, refuse_other, use_code
+from raysense.evaluation.learned import Learned
+from raysense.evaluation.live_pipeline import device_of, identity_of_choice
+from raysense.evaluation.method_selection import best_methods, components_of, method_in_words, selection_key
 from raysense.export.card import model_card
+from raysense.export.dense import write_dense
 from raysense.export.pack import RECORD, compress, weight_bytes, zstd_bytes
-from raysense.pipelines.load import modules_of
-from raysense.pruning.layers import weight_of
-from raysense.results.pictures import evaluator_of
+from raysense.export.prune import prune_folder
+from raysense.pipelines.load import empty_components
+from raysense.pipelines.origin import Origin
+from raysense.results.pictures import evaluator_of, on_this_machine
 from raysense.results.run import Run
 
 
@@ -70,20 +78,19 @@ def export(
             state = "has not finished" if run.summary is None else "has no winner"
             raise RaysenseError(f"`{uri}`: the study {state}; name one of its allocations with --allocation")
     chosen = run.allocation(allocation)
-    evaluator = evaluator_of(run)
+    source = _Source(run)
     with _scratch_beside(out) as scratch:
-        dense, pruned = scratch / "dense", scratch / "pruned"
-        evaluator.pipeline.save_pretrained(dense, safe_serialization=True)
-        sizes = {"dense": weight_bytes(dense), "dense, zstd": zstd_bytes(dense)}
-        shutil.rmtree(dense)
-        zeros = evaluator.live.prune_for_good(chosen)
-        evaluator.pipeline.save_pretrained(pruned, safe_serialization=True)
-        sizes |= {"pruned": weight_bytes(pruned), "pruned, zstd": zstd_bytes(pruned)}
+        folder = scratch / "pruned"
+        write_dense(source.study, folder)
+        sizes = {"dense": weight_bytes(folder), "dense, zstd": zstd_bytes(folder)}
+        by_layer = source.prune(folder, chosen)
+        zeros = sum(by_layer.values())
+        sizes |= {"pruned": weight_bytes(folder), "pruned, zstd": zstd_bytes(folder)}
         small = scratch / "compressed"
-        compress(pruned, small)
+        compress(folder, small)
         sizes |= {"compressed": weight_bytes(small), "compressed, zstd": zstd_bytes(small)}
-        record = _record(run, evaluator, chosen, zeros, sizes)
-        finished = small if compressed else pruned
+        record = _record(source, chosen, by_layer, sizes)
+        finished = small if compressed else folder
         (finished / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         (finished / "README.md").write_text(model_card(run, record, compressed), encoding="utf-8")
         if out.exists():
@@ -127,31 +134,79 @@ def _refuse_to_replace(out: Path, force: bool) -> None:
         )
 
 
+class _Source:
+    """What a stored study's allocations are made from: its layers, and what its method learned."""
+
+    def __init__(self, run: Run) -> None:
+        use_code(run.disk)
+        refuse_other(run.record, run.study, run.uri)
+        self.run, self.study = run, on_this_machine(run.study)
+        empty = empty_components(Origin.of(self.study))
+        self._classes = {name: type(module) for name, module in empty.items()}
+        self.inventory, self._grid = inventory_and_grid(self.study, empty)
+        prompts = prompts_of(run.record, self.study, run.disk)
+        identity = identity_of_choice(self.study, device_of(self.study))
+        self._learned = Learned(self.study, self.inventory, self._grid, prompts, run.disk, identity)
+        self.methods = self._kept_methods()
+        if not self.methods or not self._learned.has_all(set(self.methods.values())):
+            self.methods = self._learn()
+
+    @property
+    def saliency(self) -> str:
+        """What prunes, in words."""
+        return method_in_words(self.study.prune.methods, self.methods)
+
+    def prune(self, folder: Path, allocation: Allocation) -> dict[str, int]:
+        """Bring a dense folder to an allocation; layer -> zeros, counted."""
+        return prune_folder(
+            folder,
+            self._classes,
+            self.inventory,
+            self._grid,
+            allocation,
+            lambda layer, weight, level: self._learned.at_level(
+                layer, weight, level, self.methods[layer.component]
+            ),
+            getattr(torch, self.study.dtype),
+        )
+
+    def _kept_methods(self) -> dict[str, str]:
+        """Component -> method, as the study decided; empty if that is no longer known."""
+        names = self.study.prune.methods
+        if len(names) == 1:
+            return dict.fromkeys(components_of(self._grid), names[0])
+        compared = TensorCache(self.run.disk).get(selection_key(self.run.record["signature"]))
+        return {} if compared is None else best_methods(names, compared)
+
+    def _learn(self) -> dict[str, str]:
+        """Learn anew what the study's cache has lost, or what was learned on another kind of machine."""
+        live = evaluator_of(self.run).live
+        _ = live.masker
+        return dict(live.methods)
+
+
 def _record(
-    run: Run, evaluator: Evaluator, allocation: Allocation, zeros: int, sizes: Mapping[str, int]
+    source: _Source, allocation: Allocation, zeros: Mapping[str, int], sizes: Mapping[str, int]
 ) -> dict[str, Any]:
+    run, total = source.run, sum(zeros.values())
     candidates = run.candidates()
     own = candidates[candidates["allocation"] == allocation.key]
     held = own[own["rung"] == "validation"]
     key = held["key"].iloc[0] if len(held) else (own["key"].iloc[-1] if len(own) else None)
     measures = run.table("measures")
-    modules = modules_of(evaluator.pipeline)
-    layers = {
-        layer.address: int((weight_of(modules, layer) == 0).sum()) for layer in evaluator.inventory.layers
-    }
     return {
         "raysense_version": raysense.__version__,
         "study": run.study.name,
         "signature": run.record["signature"],
         "pipeline": run.study.pipeline,
         "revision": run.study.revision,
-        "saliency": evaluator.live.saliency(allocation),
+        "saliency": source.saliency if allocation else " or ".join(run.study.prune.methods),
         "pattern": run.study.prune.pattern,
         "allocation": allocation.key,
         "levels": dict(allocation),
-        "zeros": zeros,
-        "zeros_by_layer": layers,
-        **evaluator.inventory.sparsities(zeros),
+        "zeros": total,
+        "zeros_by_layer": dict(zeros),
+        **source.inventory.sparsities(total),
         "rung": None if key is None else str(own[own["key"] == key]["rung"].iloc[0]),
         "feasible": None if key is None else bool(own[own["key"] == key]["feasible"].iloc[0]),
         "measures": {

@@ -77,9 +77,6 @@ def load_pipeline(
         RaysenseError: Nothing loadable is there; weights are missing, left over, of another shape or not finite; a
             component is quantised, or of a class that is neither diffusers' nor transformers'; an adapter does not fit.
     """
-    # Progress bars of the loaders would break up the study's own live view.
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
     origin = source if isinstance(source, Origin) else Origin(source)
     kind = getattr(torch, dtype)
     try:
@@ -247,7 +244,12 @@ def bridge_types(module: nn.Module, dtype: torch.dtype) -> None:
 
 @contextmanager
 def quiet_loaders() -> Iterator[None]:
-    """Without the loaders' own warnings about weights that do not match: these are errors here, one line each."""
+    """Without the loaders' own warnings about weights that do not match: these are errors here, one line each.
+
+    Their progress bars, which would break up the study's own live view, stay off for good.
+    """
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     before = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     transformers_logging.set_verbosity_error()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
-from raysense.pruning.layers import Inventory, Layer, live_weight, weight_of
+from raysense.pruning.layers import Inventory, Layer, live_weight
 from raysense.pruning.patterns import Pattern, pattern_prune_levels
 from raysense.pruning.ranking import prune_levels
 from raysense.pruning.saliency import LayerStats, Method, find_method, score_layer
@@ -273,27 +273,34 @@ def prune_levels_of(
     return torch.empty_like(weight, dtype=torch.uint8).copy_(prune_level)
 
 
-def mask_for_good(
-    modules: Mapping[str, nn.Module],
-    inventory: Inventory,
+def pruned(
+    layer: Layer,
+    weight: Tensor,
+    level: int,
     grid: LevelGrid,
-    allocation: Allocation,
-    saliency: str | Method | Mapping[str, str],
-    statistics: Mapping[str, LayerStats],
-    seed: int,
+    method: str,
+    stats: LayerStats,
     pattern: Pattern | None,
-) -> None:
-    """Bring dense weights to an allocation, layer by layer, with nothing to go back to and no memory for it.
+) -> Tensor:
+    """A layer's weights at a level above 0: the same to the bit as `Masker.apply` leaves them.
 
-    See `Masker` for the arguments; the weights are the same to the bit as after its `Masker.apply`.
+    Args:
+        layer: The layer.
+        weight: Its dense weights, which stay as they are.
+        level: The level.
+        grid: The levels of all layers.
+        method: Name or dotted path of what chooses.
+        stats: What the method may use.
+        pattern: See `Masker`.
+
+    Raises:
+        RaysenseError: Weights that are not finite, not of 16 or 32 bits, or a view with gaps.
     """
-    grid.validate(allocation)
-    for layer in inventory.layers:
-        if level := allocation[grid.leader(layer.address)]:
-            weight = weight_of(modules, layer).data
-            _check_weight(layer.address, weight)
-            prune_level = prune_levels_of(layer, weight, grid, saliency, statistics, seed, pattern)
-            mask_into(weight, weight, prune_level, level)
+    _check_weight(layer.address, weight)
+    levels = prune_levels_of(layer, weight, grid, method, {layer.address: stats}, stats.seed, pattern)
+    found = torch.empty_like(weight)
+    mask_into(found, weight, levels, level)
+    return found
 
 
 def mask_into(live: Tensor, master: Tensor, prune_level: Tensor, level: int) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,16 @@ def weights_in(folder: Path) -> dict[str, set[str]]:
         if match := _WEIGHTS.fullmatch(file.name):
             found.setdefault(match["variant"] or match["behind"] or "", set()).add(match["form"])
     return found
+
+
+def files_of(folder: Path, variant: str | None) -> list[Path]:
+    """The .safetensors files with a component's weights of a variant, None for the plain ones."""
+    matches = {file: match for file in sorted(folder.iterdir()) if (match := _WEIGHTS.fullmatch(file.name))}
+    return [
+        file
+        for file, match in matches.items()
+        if match["form"] == "safetensors" and (match["variant"] or match["behind"]) == variant
+    ]
 
 
 def chosen_variant(folder: Path, variant: str | None) -> str | None:
@@ -132,6 +143,32 @@ def tensor_names(path: Path) -> list[str]:
     Raises:
         RaysenseError: It is damaged.
     """
+    return list(tensors_in(path))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a .safetensors file, as the file's header has it.
+
+    Attributes:
+        dtype: The format's name of its type, such as ``F16``.
+        shape: Its shape.
+        start: Where its bytes begin in the file.
+        size: How many they are.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+def tensors_in(path: Path) -> dict[str, Stored]:
+    """Name -> tensor of a .safetensors file, read from its header, in the order of their bytes.
+
+    Raises:
+        RaysenseError: It is damaged.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -140,8 +177,12 @@ def tensor_names(path: Path) -> list[str]:
             if not 2 <= length <= min(LARGEST_HEADER, size):
                 raise ValueError(f"its {size} bytes hold no header")
             header = json.loads(file.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        if any(8 + length + end > size for end in ends):
+        found = {}
+        for name, entry in header.items():
+            if name != "__metadata__":
+                first, last = entry["data_offsets"]
+                found[name] = Stored(entry["dtype"], tuple(entry["shape"]), 8 + length + first, last - first)
+        if any(tensor.start + tensor.size > size for tensor in found.values()):
             raise ValueError("it is cut off")
     except OSError as error:
         raise RaysenseError(f"`{path}` cannot be read: {error.strerror}") from None
@@ -149,4 +190,4 @@ def tensor_names(path: Path) -> list[str]:
         raise RaysenseError(
             f"the single file `{path}` is no .safetensors file: {' '.join(str(error).split())[:160]}"
         ) from None
-    return [name for name in header if name != "__metadata__"]
+    return dict(sorted(found.items(), key=lambda item: item[1].start))

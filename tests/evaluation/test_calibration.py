@@ -283,15 +283,3 @@ def test_a_method_that_updates_weights_does_not_compete(
     assert "obs_diff updates the weights that stay and cannot compete" in capsys.readouterr().err
     assert attempt(tmp_path, "prune.saliency=[wanda, wanda]") == 2
     assert "`prune.saliency` must list each entry once, not 'wanda' twice" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
-def test_pruned_for_good_is_the_same_to_the_bit(method: str, cache: Path) -> None:
-    study = load(overrides=[*SMALL, f"prune.saliency={method}"])
-    there_and_back, for_good = Evaluator(study, str(cache)), Evaluator(study, str(cache))
-    allocation = there_and_back.grid.uniform(0.5)
-    there_and_back.stand_at(allocation)
-    assert for_good.live.prune_for_good(allocation) == there_and_back.live.zeros > 0
-    for name, module in modules_of(there_and_back.pipeline).items():
-        ours = modules_of(for_good.pipeline)[name].state_dict()
-        assert all(torch.equal(ours[key], weight) for key, weight in module.state_dict().items())

@@ -18,9 +18,10 @@ from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
 from raysense.pruning import masks
 from raysense.pruning.layers import count_zeros, take_inventory, weight_of
-from raysense.pruning.masks import Masker, mask_for_good, mask_into
+from raysense.pruning.masks import Masker, mask_into, pruned
 from raysense.pruning.patterns import Pattern, pattern_grid
 from raysense.pruning.ranking import NEVER, prune_levels
+from raysense.pruning.saliency import LayerStats
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BITS = {2: torch.int16, 4: torch.int32}
@@ -105,7 +106,7 @@ def test_requested_counted_and_restored(components, dtype: torch.dtype, saliency
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("text", [None, "2:4"])
-def test_for_good_is_the_same_to_the_bit(components, dtype: torch.dtype, text: str | None):
+def test_a_layer_by_itself_is_the_same_to_the_bit(components, dtype: torch.dtype, text: str | None):
     components = {name: components[name].to(dtype) for name in ("unet", "text_encoder")}
     dense = copy.deepcopy(components)
     inventory = take_inventory(components, select=["unet", "text_encoder"])
@@ -113,10 +114,12 @@ def test_for_good_is_the_same_to_the_bit(components, dtype: torch.dtype, text: s
     grid = pattern_grid(inventory, pattern) if pattern else LevelGrid(inventory.sizes, 1.0)
     allocation = Allocation({a: level for i, (a, level) in enumerate(grid.uniform(0.6).items()) if i % 3})
     Masker(components, inventory, grid, "random", seed=3, pattern=pattern).apply(allocation)
-    mask_for_good(dense, inventory, grid, allocation, "random", {}, 3, pattern)
+    for layer in inventory.layers:
+        weight = weight_of(dense, layer).data
+        if level := allocation[grid.leader(layer.address)]:
+            stats = LayerStats(layer.address, layer.kind, seed=3)
+            weight.copy_(pruned(layer, weight, level, grid, "random", stats, pattern))
     assert all(map(torch.equal, bits(dense), bits(components)))
-    with pytest.raises(RaysenseError):
-        mask_for_good(dense, inventory, grid, Allocation({"unet:nowhere": 1}), "random", {}, 3, pattern)
 
 
 @settings(max_examples=30)

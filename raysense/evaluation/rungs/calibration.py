@@ -11,10 +11,15 @@ from raysense.allocation import Allocation
 from raysense.evaluation.cache import TensorMemory
 from raysense.evaluation.identity import Identity
 from raysense.evaluation.live_pipeline import LivePipeline
-from raysense.evaluation.method_selection import as_measures, best_methods, compare_methods, components_of
+from raysense.evaluation.method_selection import (
+    as_measures,
+    best_methods,
+    compare_methods,
+    components_of,
+    selection_key,
+)
 from raysense.evaluation.rungs.base import Found
 from raysense.evaluation.rungs.probe import ProbeRung
-from raysense.hashing import content_key
 from raysense.metrics.builtin.probe_error import PROBE_ERROR
 from raysense.names import OWL
 from raysense.records import OUTLIERS, EvaluationRequest, Measure
@@ -69,7 +74,7 @@ class CalibrationRung:
             finally:
                 live.give_up_masks()
 
-        return self._memory.remembered(content_key("contest", self._keys.signature), hold)
+        return self._memory.remembered(selection_key(self._keys.signature), hold)
 
     def _prune_by(self, method: str) -> Callable[[Allocation], Measure]:
         """Let one method prune everything; gives what measures its allocations."""
