@@ -190,7 +190,9 @@ def _record(
 ) -> dict[str, Any]:
     run, total = source.run, sum(zeros.values())
     candidates = run.candidates()
-    own = candidates[candidates["allocation"] == allocation.key]
+    # A sweep may have measured the same allocation by other methods too.
+    text = " ".join(filter(None, (source.saliency, run.study.prune.pattern)))
+    own = candidates[(candidates["allocation"] == allocation.key) & (candidates["method"] == text)]
     held = own[own["rung"] == "validation"]
     key = held["key"].iloc[0] if len(held) else (own["key"].iloc[-1] if len(own) else None)
     measures = run.table("measures")
