@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 UV := uv==0.13.9
 
-.PHONY: search sweep test long bench-quick check setup lock bundle cluster-test browser docs reference help
+.PHONY: search sweep test long bench-quick check setup lock bundle cluster-test browser docs reference sbom audit help
 
 search: $(READY)  ## run the main job on the default study
 	$(BIN)/python -m raysense.search --resume
@@ -62,6 +62,13 @@ lock:  ## pin what is tested, anew
 		--generate-hashes --group dev pyproject.toml --output-file requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate \
 		--extra cluster --constraint requirements.lock pyproject.toml --output-file deploy/cluster.lock
+
+sbom: $(READY)  ## dist/sbom.json: what is pinned, as a CycloneDX bill of materials
+	mkdir -p dist
+	$(BIN)/cyclonedx-py requirements requirements.lock --output-reproducible --of JSON -o dist/sbom.json
+
+audit: $(READY)  ## known weaknesses of what is pinned; asks pypi.org, and fails where that does not answer
+	$(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip --strict
 
 bundle: $(READY)  ## dist/cluster: what `ray up` copies to every node, the same wheel for all
 	rm -rf dist/cluster

@@ -54,8 +54,12 @@ def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return whole_store(tmp_path_factory.mktemp("fuzz") / "store")
+
+
+def whole_store(folder: Path) -> Path:
     """A real study with objects that no compaction has taken in yet."""
-    folder = Path(shutil.copytree(REFERENCE, tmp_path_factory.mktemp("fuzz") / "store"))
+    shutil.copytree(REFERENCE, folder)
     store = Store.open(str(folder))
     layer = store.table("layers")["layer"][0].as_py()
     for number in range(3):

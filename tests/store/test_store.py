@@ -332,11 +332,9 @@ class Killed(BaseException):
     """Stands for SIGKILL between two operations on the disk."""
 
 
-def test_stopped_between_any_two_steps_nothing_is_lost_or_doubled(
-    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every write and delete of put, begin, write_table and compact is, once, the last one."""
-    monkeypatch.setattr(compaction, "MANY_FILES", 2)
+def stopped_at_every_step(folder: Path, make: Make, patch: pytest.MonkeyPatch, every: int = 1) -> int:
+    """Every write and delete of put, begin, write_table and compact is, once, the last one; how many there were."""
+    patch.setattr(compaction, "MANY_FILES", 2)
     write, delete = store_module.Disk.write, store_module.Disk.delete
     steps = 0
     limit = 10**9
@@ -356,16 +354,30 @@ def test_stopped_between_any_two_steps_nothing_is_lost_or_doubled(
             step()
             delete(self, [name])  # type: ignore[arg-type]
 
-    monkeypatch.setattr(store_module.Disk, "write", counted_write)
-    monkeypatch.setattr(store_module.Disk, "delete", counted_delete)
+    patch.setattr(store_module.Disk, "write", counted_write)
+    patch.setattr(store_module.Disk, "delete", counted_delete)
+    wanted = set(_story(str(folder / "undisturbed"), make))
+    whole = Store.open(str(folder / "undisturbed"))
+    total = steps
+    assert total > 40
+    for killed_after in range(0, total, every):
+        uri = str(folder / f"killed-{killed_after}")
+        steps, limit = 0, killed_after
+        with pytest.raises(Killed):
+            _story(uri, make)
+        steps, limit = 0, 10**9
+        seen = [e.zeros for e in Store.open(uri, create=True).evaluations()]
+        assert len(seen) == len(set(seen))
+        assert set(seen) <= wanted
+        _story(uri, make)
+        _same(Store.open(uri), whole)
+    return len(range(0, total, every))
 
-    def several_runs(uri: str) -> list[int]:
-        store = Store.open(uri, create=True)
-        with store.lock():
-            return told(store)
 
-    def told(store: Store) -> list[int]:
-        stored = []
+def _story(uri: str, make: Make) -> list[int]:
+    """A driver's life; the rows that are then there."""
+    store, stored = Store.open(uri, create=True), []
+    with store.lock():
         store.begin({"name": "s"}, signature="a", denominators={"n_selected": 9})
         store.write_table("layers", pa.table({"layer": ["unet:a"], "step": [5]}))
         for batch in range(4):
@@ -374,33 +386,23 @@ def test_stopped_between_any_two_steps_nothing_is_lost_or_doubled(
                     store.put(make(n), {"unet:a": 1 + n})
                 stored.append(n)
             store.compact()
-        return stored
+    return stored
 
-    wanted = set(several_runs(str(tmp_path / "undisturbed")))
-    whole = Store.open(str(tmp_path / "undisturbed"))
-    total = steps
-    assert total > 40
-    for killed_after in range(total):
-        uri = str(tmp_path / f"killed-{killed_after}")
-        steps, limit = 0, killed_after
-        with pytest.raises(Killed):
-            several_runs(uri)
-        steps, limit = 0, 10**9
-        seen = [e.zeros for e in Store.open(uri, create=True).evaluations()]
-        assert len(seen) == len(set(seen))
-        assert set(seen) <= wanted
-        several_runs(uri)
-        resumed = Store.open(uri)
-        for name in ("evaluations", "measures", "samples", "allocations", "layers"):
-            columns = [(column, "ascending") for column in TABLES[name].names]
-            assert resumed.table(name).sort_by(columns).equals(whole.table(name).sort_by(columns)), name
-        referenced = {
-            f
-            for files in json.loads(Path(uri, "manifest.json").read_text())["tables"].values()
-            for f in files
-        }
-        there = {str(p.relative_to(uri)) for p in Path(uri, "tables").rglob("*.parquet")}
-        assert there == referenced
+
+def _same(resumed: Store, whole: Store) -> None:
+    """The same rows, and no file that does not count."""
+    for name in ("evaluations", "measures", "samples", "allocations", "layers"):
+        columns = [(column, "ascending") for column in TABLES[name].names]
+        assert resumed.table(name).sort_by(columns).equals(whole.table(name).sort_by(columns)), name
+    manifest = json.loads(Path(resumed.uri, "manifest.json").read_text())
+    there = {str(p.relative_to(resumed.uri)) for p in Path(resumed.uri, "tables").rglob("*.parquet")}
+    assert there == {file for files in manifest["tables"].values() for file in files}
+
+
+def test_stopped_between_any_two_steps_nothing_is_lost_or_doubled(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert stopped_at_every_step(tmp_path, make, monkeypatch) > 40
 
 
 def test_a_reader_survives_a_compaction_under_way(

@@ -130,7 +130,8 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
     import ray
 
     try:
-        _warn_of_open_token()
+        if address == "auto" or os.environ.get("RAY_AUTH_MODE", "").lower() == "token":  # else none is sent
+            _warn_of_open_token()
         _forget_token()
         if problem := _silence(address):
             raise ConnectionError(problem)

@@ -137,6 +137,7 @@ class _Run:
         self._on_progress, self._clock = on_progress, clock
         self._interrupt = Interrupt()
         self._draining = False
+        self._pool_died = False
         self._compactor = Compactor(store)
         self._lock = store.lock()  # held already: the process has one for each store
         width = self._width_at_first()
@@ -230,6 +231,7 @@ class _Run:
             try:
                 status = self._pool.poll()
             except RaysenseError:
+                self._pool_died = True
                 if self._interrupt.asked:
                     raise KeyboardInterrupt from None  # the signal went to Ray's processes too
                 raise
@@ -237,7 +239,7 @@ class _Run:
                 self._heed(status)
             if self._on_progress is not None and self._clock.due():
                 self._on_progress(self._snapshot(self._pool.status.busy if self._pool.status else 0))
-        if self._interrupt.overdue or isinstance(self._book.error, LockLost):
+        if self._interrupt.overdue or self._pool_died or isinstance(self._book.error, LockLost):
             # Trials wait for the pool, and evaluators end with it. Tune would wait for trials still to start.
             self._pool.stop()
             raise _Overdue

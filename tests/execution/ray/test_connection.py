@@ -132,6 +132,7 @@ def test_a_token_that_others_may_read_is_said(
     token = tmp_path / "auth_token"
     token.write_text("0" * 64)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     for mode, words in ((0o644, f"chmod 600 {token}"), (0o600, "")):
         token.chmod(mode)
         caplog.clear()

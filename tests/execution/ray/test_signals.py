@@ -98,6 +98,20 @@ def test_a_signal_while_ray_starts(tmp_path: Path, number: signal.Signals) -> No
     assert seconds < WITHIN
 
 
+def test_a_lost_head_is_one_sentence(tmp_path: Path) -> None:
+    """Its raylet is gone, and with it all that could finish or start a trial: Tune would wait for ever."""
+    driver = Driver("", tmp_path, seconds=0.3)
+    driver.wait_for("eval")
+    (raylet,) = [
+        p for p in psutil.Process(driver.process.pid).children(recursive=True) if p.name() == "raylet"
+    ]
+    os.kill(raylet.pid, signal.SIGKILL)
+    status, said, _ = driver.end()
+    assert status == 2
+    assert len(said.strip().splitlines()) == 1, said
+    assert "--resume" in said
+
+
 def test_a_killed_pool_is_one_sentence(local_ray: str, tmp_path: Path) -> None:
     driver = Driver(local_ray, tmp_path, seconds=0.3)
     driver.wait_for("eval")
