@@ -273,3 +273,14 @@ def test_the_committed_runs_are_those_that_are_quoted(number: int, folder: str) 
 
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
+
+
+def test_the_page_of_public_names_has_them_all_and_no_other() -> None:
+    """`docs/reference/python.md` is built from the docstrings; what it names is `raysense.__all__`."""
+    page = (ROOT / "docs/reference/python.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\.\. auto(?:function|class|exception):: (raysense[\w.]+)", page, re.M)
+    homes = {name.rpartition(".")[2]: name.rpartition(".")[0] for name in named}
+    assert len(homes) == len(named), "a name twice"
+    assert set(homes) == set(rs.__all__) - {"__version__"}
+    for name, home in homes.items():
+        assert home == rs._HOMES[name], f"{home}.{name}"
