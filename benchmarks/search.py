@@ -1,33 +1,42 @@
-"""Every strategy on the bundled pipeline, at the same validated quality: sparsity, and what it cost.
+"""Every strategy on both bundled pipelines, at the same validated quality: sparsity, and what it cost.
 
-    python -m benchmarks.search                    # preset cpu: blocks, one bound, 3 seeds; about two hours on 2 cores
-    python -m benchmarks.search --preset full      # layers, all strategies, two bounds; a GPU or a long night
+    python -m benchmarks.search                    # preset cpu: 5 seeds x 2 pipelines x 3 bounds; days on 2 cores
+    python -m benchmarks.search --preset short     # fewer and smaller images; an hour a study on 2 busy cores
+    python -m benchmarks.search --preset full      # layers, all strategies; a GPU
+    python -m benchmarks.search --published        # EvoPress at its published length, at the total that ours reached
+    python -m benchmarks.search --table            # measure nothing: the table from the committed rows
     python -m benchmarks.search --quick            # preset tiny: minutes; shows that it works, and no more
 
-One study a seed and bound runs all strategies on the same rungs (`search.compare`), so that what several of them ask is
-measured once; each is charged for it all the same. Started again, it goes on where it was stopped. Rows and the table
-go to ``reports/benchmarks/search-<preset>/``. The last line of the output is one JSON object.
+One study a seed, pipeline and bound runs all strategies on the same rungs (`search.compare`), so that what several of
+them ask is measured once; each is charged for it all the same. Started again, it goes on where it was stopped, in the
+middle of a study too; `--studies N` ends it after so many. Rows and the table go to
+``reports/benchmarks/search-<preset>/``. The last line of the output is one JSON object.
 
 A seed changes everything that is drawn: the starting noise of every image, the prompts (each seed searches and
 validates on prompts that no other seed sees) and the strategies' own random numbers. The studies of one bound are
 therefore independent, and the 95 % bounds of a ratio are a t interval on its logarithm over them, paired study by
 study; with a single study there is none. A ratio is a geometric mean.
 
-The cost to reach: the sparsity that the best iterative baseline ended at, validated, is the target. Along the
-evaluations that a strategy stands on, in order, what was spent when its search first judged a total of at least the
-target inside the budget? Shared evaluations are charged to each: the allocation rules' climbs to all that start from
-them, OWL's calibration to OWL, the curves to the solver and the joint search. The dense baseline, which all need, and
-validation are left out. A baseline is credited with what it starts from.
+What a strategy is charged: the evaluations that it stands on, each once, and nothing else. Its own; the climb of the
+rule that EvoPress starts from; the climbs of all rules for TPE, random search and raysense's joint search, which learn
+from all of them; what a rule learns from the dense pipeline (OWL's inputs, Taylor's gradients), for itself and for
+those that learn from its climb; the curves for the solver and the joint search. The dense baseline, which all need, and
+validation are left out. EvoPress and the stage-wise search may spend what the joint search does with its curves and
+the solver's climb.
+
+The curve of a strategy: the most that the search's images had found inside the budget when so much was spent. The cost
+to reach: what was spent when that was at least the sparsity, validated, that the best iterative rival ended at.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,20 +45,31 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from benchmarks.pool import BEDS
+from benchmarks.rivals import Learned, learned, owl_block, taylor_programme
 from raysense.feasibility import is_feasible
 from raysense.names import BUNDLED, EVOPRESS, ITERATIVE, JOINT, OWL, RANDOM, SOLVER, TPE
 from raysense.pipelines.cost import assumed
 from raysense.prompts.sets import load_prompts
 from raysense.records import CALIBRATION, Bound, Evaluation, TrialSpec
 from raysense.strategies import evopress, joint, proposers
-from raysense.strategies.context import Findings
+from raysense.strategies.context import Candidate, Findings, best_of
 from raysense.strategies.runner import StrategyRunner
 from raysense.study import Study, load
 
 OUT = Path("reports/benchmarks")
 OURS = (SOLVER, JOINT)
+STAGES, OWL_BLOCK, TAYLOR = "benchmarks.rivals.stages", "owl_block", "taylor"
+LEARNING = (OWL_BLOCK, TAYLOR)
+"""Rules that learn from the dense pipeline at work, see `benchmarks.rivals`."""
+
+STARTING = (EVOPRESS, TPE, RANDOM)
+"""Iterative rivals that start from what rules found."""
+
+RIVALS = (*STARTING, STAGES)
+AFTER_RULES = (*OURS, *ITERATIVE, STAGES)
 UNIFORM, BEST_CLOSED, BEST_ITERATIVE = "uniform", "best allocation rule", "best iterative"
-NOT_CLOSED = (*OURS, *ITERATIVE, "linear_uniform", UNIFORM)
+NOT_CLOSED = (*AFTER_RULES, "linear_uniform", UNIFORM)
 BARS = {"linear_uniform": 3.0, UNIFORM: 1.6, BEST_CLOSED: 1.25}
 """Ours over theirs, at least; 1 for whoever is not named."""
 
@@ -65,45 +85,60 @@ class Preset:
 
     Attributes:
         seeds: One study each.
-        bounds: Limits on the CLIP score's drop.
+        bounds: Limits on the CLIP score's drop; three times as much on the rise of KID.
+        beds: Pipelines.
         strategies: By name, see `search.strategies`.
         overrides: On the quickstart study.
     """
 
     seeds: int
     bounds: tuple[float, ...]
+    beds: tuple[str, ...]
     strategies: tuple[str, ...]
     overrides: tuple[str, ...]
 
 
+ALL = ("uniform", "linear_uniform", "lamp", "owl", OWL_BLOCK, TAYLOR, SOLVER, STAGES, EVOPRESS, TPE)
+BOUNDS = (0.01, 0.005, 0.02)
+"""The default, a tight and a loose one."""
+
 PRESETS = {
     "tiny": Preset(
-        1, (0.3,), ("uniform", "linear_uniform", SOLVER, EVOPRESS, TPE),
+        1, (0.3,), ("bundled",), ("uniform", "linear_uniform", OWL_BLOCK, TAYLOR, SOLVER, STAGES, EVOPRESS, TPE),
         ("search.granularity=component", "search.bisections=3", "search.rounds=1", "search.offspring=3",
          "search.levels=3", "rungs.probe={prompts: 4, timesteps: 2}", "rungs.preview.prompts=8",
-         "rungs.score.prompts=12", "rungs.validation.prompts=12", "sampling.steps=4"),
+         "rungs.score.prompts=12", "rungs.validation.prompts=12", "sampling.steps=4",
+         "prune.calibration.prompts=4"),
+    ),
+    "short": Preset(
+        5, BOUNDS, tuple(BEDS), ALL,
+        ("search.granularity=block", "search.bisections=5", "search.rounds=1", "search.offspring=8",
+         "search.levels=5", "search.finalists=2", "rungs.probe={prompts: 8, timesteps: 2}", "rungs.preview.prompts=16",
+         "rungs.score.prompts=48", "rungs.validation.prompts=80", "sampling.steps=6",
+         "prune.calibration.prompts=16"),
     ),
     # Up to 3,000 images a strategy: 7 of the climb and 16 of the joint search see 80 images each at most.
     "cpu": Preset(
-        3, (0.01,), ("uniform", "linear_uniform", "lamp", "owl", SOLVER, EVOPRESS, TPE),
+        5, BOUNDS, tuple(BEDS), ALL,
         ("search.granularity=block", "search.bisections=7", "search.rounds=1", "search.offspring=16"),
     ),
     "full": Preset(
-        3, (0.005, 0.02),
-        ("uniform", "linear_uniform", "lamp", "erk", "global", "owl", SOLVER, EVOPRESS, TPE, "random"),
+        5, BOUNDS, tuple(BEDS), (*ALL, "erk", "global", "random"),
         ("search.granularity=layer", "search.bisections=8", "search.rounds=4", "search.offspring=16",
          "rungs.score.prompts=192"),
     ),
 }  # fmt: skip
 
 
-def study_of(preset: Preset, seed: int, bound: float, prompts: str = BUNDLED) -> Study:
-    """The study that one seed and bound run."""
+def study_of(preset: Preset, seed: int, bound: float, bed: str, prompts: str = BUNDLED) -> Study:
+    """The study that one seed, bound and pipeline run."""
     return load(
         None,
         [
             f"seed={seed}",
             f"prompts={prompts}",
+            f"pipeline={bed}",
+            f"prune.components=[{', '.join(BEDS[bed])}]",
             f"constraints={{clip_score: {{max_drop: {bound}}}, kid: {{max_rise: {3 * bound}}}}}",
             f"search.strategies={json.dumps(list(preset.strategies))}",
             "search.compare=true",
@@ -157,8 +192,21 @@ class Told:
         self.runner.tell(spec, evaluations)
 
 
-def run(study: Study, folder: Path) -> list[dict[str, Any]]:
-    """One study to its end, in this process; one row a strategy."""
+@dataclass(frozen=True)
+class Reached:
+    """What one study came to.
+
+    Attributes:
+        rows: One a strategy.
+        curves: One whenever a strategy's search found more inside the budget.
+    """
+
+    rows: list[dict[str, Any]]
+    curves: list[dict[str, Any]]
+
+
+def run(study: Study, folder: Path) -> Reached:
+    """One study to its end, in this process."""
     from raysense.evaluation.calibration import calibration_cost
     from raysense.evaluation.evaluator import Evaluator
     from raysense.execution.local import LocalExecutor
@@ -174,6 +222,9 @@ def run(study: Study, folder: Path) -> list[dict[str, Any]]:
     modules = modules_of(dense)
     learning = calibration_cost(study, inventory, grid, modules)
     rules = built_in_rules(inventory, grid, modules, study.search.proportions)
+    known = learned_once(study, dense, evaluator, folder)
+    rules[OWL_BLOCK] = owl_block(inventory, grid, modules, known)
+    rules[TAYLOR] = taylor_programme(inventory, grid, modules, known)
     runner = make_strategy(study, inventory, grid, rules, learning)
     told = Told(runner)
     store = begin_store(study, str(folder), inventory, grid, evaluator.inputs)
@@ -182,45 +233,106 @@ def run(study: Study, folder: Path) -> list[dict[str, Any]]:
         raise runner.error
     if runner.outcome is None:
         raise KeyboardInterrupt
-    return rows_of(study, runner.outcome, told.answers, inventory.n_components)
+    return reached_by(study, runner.outcome, told.answers, inventory.n_components, known.images)
 
 
-def rows_of(
+def learned_once(study: Study, dense: Any, evaluator: Any, folder: Path) -> Learned:
+    """What rivals learn from the dense pipeline, from the folder if it is there."""
+    import torch
+
+    from raysense.pipelines.sample import call_pipeline, first_seed
+
+    file = folder / "learned.pt"
+    if file.exists():
+        stored: Learned = torch.load(file, weights_only=False)
+        return stored
+    prompts, batch = evaluator.prompts.search[: study.prune.calibration.prompts], study.sampling.batch
+
+    def sample() -> None:
+        for start in range(0, len(prompts), batch):
+            some = prompts[start : start + batch]
+            call_pipeline(dense, some, [first_seed(study.seed)] * len(some), study.sampling)
+
+    with torch.no_grad():
+        found = learned(modules_of_pipeline(dense), evaluator.inventory, sample, len(prompts), study.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(found, file)
+    return found
+
+
+def modules_of_pipeline(pipeline: Any) -> Any:
+    """Component -> module."""
+    from raysense.pipelines.load import modules_of
+
+    return modules_of(pipeline)
+
+
+def reached_by(
     study: Study,
     findings: Findings,
     answers: Sequence[tuple[TrialSpec, Sequence[Evaluation]]],
     n_components: int,
-) -> list[dict[str, Any]]:
-    """One row a strategy: what it reached, validated, what that cost, and what the target cost it."""
+    learning_images: Mapping[str, int],
+) -> Reached:
+    """What each strategy reached, validated, what that cost, what the target cost it, and its curve."""
     bounds = study.constraints.bounds()
     names = [*study.search.strategies, *([JOINT] if SOLVER in study.search.strategies else [])]
     validated = {
         name: max((c.evaluation.zeros for c in findings.validated if c.strategy == name and c.feasible), default=0)
         for name in names
     }  # fmt: skip
-    target = max((validated[name] for name in names if name in ITERATIVE and name != JOINT), default=0)
-    rows = []
+    target = max((validated[name] for name in names if name in RIVALS), default=0)
+    start = best_of([c for c in findings.tried if c.strategy not in AFTER_RULES])
+    image = assumed(study.sampling).image
+    what = {
+        "bed": study.pipeline,
+        "max_drop": study.constraints.clip_score.max_drop if study.constraints.clip_score else None,
+        "seed": study.seed,
+    }
+    rows, curves = [], []
     for name in names:
-        path = path_of(name, answers)
+        path = path_of(name, answers, start.strategy if start else None)
+        before = image * sum(learning_images.get(rule, 0) for rule in learning_of(name, names, start))
+        steps = curve_of(path, bounds, before)
+        reach = next((spent for spent, zeros in steps if zeros >= target), None) if target else None
         rows.append(
             {
+                **what,
                 "strategy": name,
-                "seed": study.seed,
-                "max_drop": study.constraints.clip_score.max_drop if study.constraints.clip_score else None,
                 "zeros": validated[name],
                 "sparsity_components": validated[name] / n_components,
-                "nfe": sum(e.nfe for e in path),
+                "nfe": before + sum(e.nfe for e in path),
                 "images": sum(e.images for e in path),
                 "candidates": sum(c.strategy == name for c in findings.tried),
                 "target": target / n_components,
-                "cost_to_reach": cost_to_reach(target, path, bounds) if target else None,
+                "cost_to_reach": reach,
             }
         )
-    return rows
+        curves += [
+            {**what, "strategy": name, "nfe": n, "sparsity_components": z / n_components} for n, z in steps
+        ]
+    return Reached(rows, curves)
 
 
-def path_of(strategy: str, answers: Sequence[tuple[TrialSpec, Sequence[Evaluation]]]) -> list[Evaluation]:
-    """The evaluations that a strategy stands on, each once, in the order in which it needs them."""
+def learning_of(strategy: str, names: Sequence[str], start: Candidate | None) -> list[str]:
+    """The rules whose learning a strategy stands on."""
+    if strategy in LEARNING:
+        return [strategy]
+    if strategy == EVOPRESS:
+        return [start.strategy] if start and start.strategy in LEARNING else []
+    return [rule for rule in LEARNING if rule in names] if strategy in (*STARTING, JOINT) else []
+
+
+def path_of(
+    strategy: str, answers: Sequence[tuple[TrialSpec, Sequence[Evaluation]]], start: str | None
+) -> list[Evaluation]:
+    """The evaluations that a strategy stands on, each once, in the order in which it needs them.
+
+    Args:
+        strategy: Its name.
+        answers: All trials.
+        start: The rule that EvoPress starts from.
+    """
 
     def asked_by(*names: str) -> Iterator[Evaluation]:
         for spec, evaluations in answers:
@@ -231,26 +343,28 @@ def path_of(strategy: str, answers: Sequence[tuple[TrialSpec, Sequence[Evaluatio
         yield from (e for q, es in answers if q.stage == stage for e in es if e.rung == rung)
 
     asked = dict.fromkeys(q.name.split("/")[1] for q, _ in answers if q.stage == "search")
-    closed = [name for name in asked if name not in (*OURS, *ITERATIVE)]
+    rules = [name for name in asked if name not in AFTER_RULES]
     path: list[Evaluation] = []
     if strategy in OURS:
         path += [*of("sensitivity", "probe"), *asked_by(SOLVER)]
-    if strategy in ITERATIVE:
-        path += [*(of("baseline", CALIBRATION) if OWL in closed else ()), *asked_by(*closed)]
-    if strategy == OWL:
+    stands_on = rules if strategy in (*STARTING, JOINT) else []
+    if strategy == EVOPRESS:
+        stands_on = [start] if start else []
+    if OWL in (strategy, *stands_on):
         path += of("baseline", CALIBRATION)
-    path += asked_by(strategy)
+    path += [*asked_by(*stands_on), *asked_by(strategy)]
     return list({evaluation.key: evaluation for evaluation in path}.values())
 
 
-def cost_to_reach(zeros: int, path: Sequence[Evaluation], bounds: Sequence[Bound]) -> int | None:
-    """What a path had cost when a total of at least so many zeros was first judged inside the budget."""
-    spent = 0
+def curve_of(path: Sequence[Evaluation], bounds: Sequence[Bound], before: int = 0) -> list[tuple[int, int]]:
+    """Cost so far, and the zeros of the sparsest total judged inside the budget by then, whenever that grows."""
+    spent, best, steps = before, 0, list[tuple[int, int]]()
     for evaluation in path:
         spent += evaluation.nfe
-        if evaluation.rung == "score" and evaluation.zeros >= zeros and is_feasible(evaluation, bounds):
-            return spent
-    return None
+        if evaluation.rung == "score" and evaluation.zeros > best and is_feasible(evaluation, bounds):
+            best = evaluation.zeros
+            steps.append((spent, best))
+    return steps
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
@@ -285,8 +399,8 @@ def own(rows: pd.DataFrame) -> pd.DataFrame:
 def credited(rows: pd.DataFrame) -> pd.DataFrame:
     """The same, but a strategy that starts from others ends at least with the best of them."""
     wide = own(rows)
-    starts = [name for name in wide if name not in (*OURS, *ITERATIVE)]
-    for name in [name for name in wide if name in ITERATIVE]:
+    starts = [name for name in wide if name not in AFTER_RULES]
+    for name in [name for name in wide if name in (*STARTING, JOINT)]:
         wide[name] = wide[[name, *starts, *(OURS if name == JOINT else ())]].max(axis=1)
     return wide
 
@@ -297,7 +411,7 @@ def figures(rows: pd.DataFrame) -> dict[str, Any]:
     ours = wide[[name for name in OURS if name in wide]].max(axis=1)
     rivals = {str(name): wide[name] for name in wide if name not in OURS}
     closed = [name for name in rivals if name not in NOT_CLOSED]
-    iterative = [name for name in rivals if name in ITERATIVE]
+    iterative = [name for name in rivals if name in RIVALS]
     if closed:
         rivals[BEST_CLOSED] = wide[closed].max(axis=1)
     found: dict[str, Any] = {
@@ -335,64 +449,131 @@ def holds(found: dict[str, Any]) -> bool:
 
 
 SETTINGS = {
-    JOINT: f"starts from the climbs of solver and allocation rules; relative sd of a group's factor "
+    JOINT: f"starts from the climbs of solver and rules; relative sd of a group's factor "
     f"{joint.FACTOR_SD:g}, of a utilisation {joint.UTILISATION_SD:g}; totals {proposers.LEAST_GROWTH:.1%} to "
     f"{proposers.MOST_GROWTH:.0%} above the best",
-    TPE: "Optuna's TPESampler, defaults, one sparsity a group, utilisation ≤ 1 as a constraint; starts from the closed "
-    "forms' climbs as finished trials",
-    EVOPRESS: f"{evopress.EVOPRESS_OFFSPRING} offspring by 1 to 3 level switches, survivors "
-    f"{', '.join(map(str, evopress.EVOPRESS_SURVIVORS))} on probe, preview, score; starts from the sparsest closed "
-    f"form inside the budget; total raised by {proposers.GROWTH:.0%} at first after a generation inside the budget",
+    STAGES: "four stages by depth, of about equal size; each bisected alone, then one factor, then one stage at a time",
+    OWL_BLOCK: "as published: one sparsity a block; M = 7, λ = 0.08. `owl` is raysense's, layer by layer",
+    TAYLOR: "w²·E[g²] of the weights that leave, an integer programme for each total; after NVIDIA's Model Optimizer",
+    TPE: "Optuna's TPESampler, defaults, one sparsity a group, utilisation ≤ 1 as a constraint; starts from the rules' "
+    "climbs as finished trials",
+    EVOPRESS: f"{evopress.EVOPRESS_OFFSPRING} different offspring by 1 to 3 level switches, survivors "
+    f"{', '.join(map(str, evopress.EVOPRESS_SURVIVORS))} on probe, preview, score; starts from the sparsest rule "
+    f"inside the budget; total raised by {proposers.GROWTH:.0%} at first after a generation inside the budget",
     RANDOM: "independent uniform sparsities of the groups, scaled to a total above the best",
 }  # fmt: skip
 
 
-def summary(preset: Preset, table: pd.DataFrame, found: dict[str, Any]) -> str:
-    """The whole table in Markdown, the settings and the figures."""
+EXPLAINED = (
+    "Means; in brackets the least and the most of the studies. Sparsities are validated on held-out prompts. Cost: NFE "
+    "that a strategy stands on, dense baseline and validation left out. Cost to reach: until the search first judged "
+    "the final sparsity of the best iterative rival inside the budget. `(own in k of n)`: in the other studies no "
+    "candidate of the strategy's own was inside, and it counts with the best of what it starts from."
+)
+
+
+def label(name: str) -> str:
+    """A strategy in the table."""
+    return name.rpartition(".")[2]
+
+
+def summary(preset: Preset, table: pd.DataFrame, curves: pd.DataFrame, published: str = "") -> str:
+    """The whole table in Markdown, the curves, the settings and the figures; from rows alone."""
+    found = all_figures(table)
+    done = table.groupby(["bed", "max_drop"], sort=False)["seed"].nunique()
+    wanted = len(preset.beds) * len(preset.bounds) * preset.seeds
+    missing = wanted - int(done.sum())
     lines = [
-        f"`python -m benchmarks.search`, {preset.seeds} studies a bound, each with noise and prompts of its own. "
-        "Means; in brackets the least and the most of the studies. Sparsities are validated on held-out prompts. Cost: "
-        "NFE, shared evaluations charged to each, dense baseline and validation left out. Cost to "
-        "reach: until the search first judged the final sparsity of the best iterative baseline inside the budget. "
-        "`(own in k of n)`: in the other studies no candidate of the strategy's own was inside, and it counts with "
-        "the best of what it starts from.",
+        f"`python -m benchmarks.search`: {int(done.sum())} of {wanted} studies, each with noise and prompts of its own"
+        f"{'; the others are not measured' if missing else ''}. {EXPLAINED}",
         "",
-        "| max_drop | strategy | sparsity_components | cost | image-equivalents | candidates | cost to reach |",
-        "|---|---|---|---|---|---|---|",
+        "| pipeline | max_drop | studies | strategy | sparsity_components | cost | candidates | cost to reach |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    an_image = assumed(study_of(preset, 0, preset.bounds[0]).sampling).image
-    for (bound, name), rows in table.groupby(["max_drop", "strategy"], sort=False):
-        share = credited(table[table["max_drop"] == bound])[name]
-        inside, reach = int((rows["sparsity_components"] > 0).sum()), rows["cost_to_reach"].dropna()
-        cost = rows["nfe"].mean()
-        reached = f"{reach.mean():,.0f}" if len(reach) else "never"
-        reached += f" ({len(reach)} of {len(rows)})" if 0 < len(reach) < len(rows) else ""
-        sparsity = f"{share.mean():.1%} [{share.min():.1%}, {share.max():.1%}]"
-        sparsity += f" (own in {inside} of {len(rows)})" if inside < len(rows) else ""
-        lines.append(
-            f"| {bound:g} | {name} | {sparsity} | {cost:,.0f} | "
-            f"{cost / an_image:,.0f} | {rows['candidates'].mean():.0f} | {reached} |"
-        )
-    lines += ["", "| max_drop | raysense over | ratio | 95 % bounds | bar |", "|---|---|---|---|---|"]
-    for bound, each in found.items():
+    for bed, bound, part in parts_of(table):
+        for name, rows in part.groupby("strategy", sort=False):
+            lines.append(_row(bed, bound, str(name), rows, credited(part)[name]))
+    lines += [
+        "",
+        "The curve: mean share of the components' parameters that the search's own images had found inside the budget "
+        "when so much of the joint search's cost was spent (0: nothing yet).",
+        "",
+        "| pipeline | max_drop | strategy | " + " | ".join(f"{share:.0%}" for share in SHARES) + " |",
+        "|---|---|---|" + "---|" * len(SHARES),
+    ]
+    for bed, bound, part in parts_of(table):
+        for name in dict.fromkeys(part["strategy"]):
+            lines.append(_curve_row(bed, bound, name, part, curves))
+    lines += [
+        "",
+        "| pipeline | max_drop | raysense over | ratio | 95 % bounds | bar |",
+        "|---|---|---|---|---|---|",
+    ]
+    for where, each in found.items():
+        pipeline, limit = where.rsplit(" ", 1)
         bars: list[tuple[str, dict[str, Any], str]] = [
-            (name, figure, f"≥ {BARS.get(name, 1.0):g}") for name, figure in each["sparsity"].items()
+            (label(name), figure, f"≥ {BARS.get(name, 1.0):g}") for name, figure in each["sparsity"].items()
         ]
         if "cost_to_reach" in each:
             bars.append(("cost to reach, best iterative", each["cost_to_reach"], f"≤ {COST_BAR:g}"))
-        for name, figure, bar in bars:
-            value = "—" if figure["ratio"] is None else f"{figure['ratio']:.2f}"
-            interval = (
-                "not measured"
-                if figure["ci_low"] is None
-                else f"{figure['ci_low']:.2f} to {figure['ci_high']:.2f}"
-            )
-            never = figure["rival_never_inside"]
-            note = f" (left out: {never}, where nothing of it was inside)" if never else ""
-            lines.append(f"| {bound} | {name} | {value}{note} | {interval} | {bar} |")
+        lines += [_ratio_row(pipeline, limit, *bar) for bar in bars]
     lines += ["", "Settings: study overrides " + ", ".join(f"`{o}`" for o in preset.overrides) + ".", ""]
-    lines += [f"- {name}: {text}." for name, text in SETTINGS.items() if name in set(table["strategy"])]
-    return "\n".join([*lines, "", f"```json\n{json.dumps(found, indent=1)}\n```", ""])
+    lines += [
+        f"- {label(name)}: {text}." for name, text in SETTINGS.items() if name in set(table["strategy"])
+    ]
+    return "\n".join([*lines, *([published] if published else []), ""])
+
+
+SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
+"""Of the joint search's cost, at which curves are read."""
+
+
+def _row(bed: str, bound: float, name: str, rows: pd.DataFrame, share: pd.Series[float]) -> str:
+    inside, reach = int((rows["sparsity_components"] > 0).sum()), rows["cost_to_reach"].dropna()
+    reached = f"{reach.mean():,.0f}" if len(reach) else "never"
+    reached += f" ({len(reach)} of {len(rows)})" if 0 < len(reach) < len(rows) else ""
+    sparsity = f"{share.mean():.1%} [{share.min():.1%}, {share.max():.1%}]"
+    sparsity += f" (own in {inside} of {len(rows)})" if inside < len(rows) else ""
+    return (
+        f"| {bed} | {bound:g} | {len(rows)} | {label(name)} | {sparsity} | {rows['nfe'].mean():,.0f} | "
+        f"{rows['candidates'].mean():.0f} | {reached} |"
+    )
+
+
+def _curve_row(bed: str, bound: float, name: str, rows: pd.DataFrame, curves: pd.DataFrame) -> str:
+    means = []
+    for share in SHARES:
+        found = []
+        for seed in dict.fromkeys(rows["seed"]):
+            whole = rows[(rows["seed"] == seed) & (rows["strategy"] == JOINT)]["nfe"].max()
+            here = curves[
+                (curves["bed"] == bed) & (curves["max_drop"] == bound) & (curves["seed"] == seed)
+                & (curves["strategy"] == name) & (curves["nfe"] <= share * whole)
+            ]  # fmt: skip
+            found.append(0.0 if here.empty else float(here["sparsity_components"].max()))
+        means.append(f"{np.mean(found):.1%}")
+    return f"| {bed} | {bound:g} | {label(name)} | " + " | ".join(means) + " |"
+
+
+def _ratio_row(bed: str, bound: str, name: str, figure: dict[str, Any], bar: str) -> str:
+    value = "—" if figure["ratio"] is None else f"{figure['ratio']:.2f}"
+    interval = (
+        "not measured" if figure["ci_low"] is None else f"{figure['ci_low']:.2f} to {figure['ci_high']:.2f}"
+    )
+    never = figure["rival_never_inside"]
+    note = f" (left out: {never}, where nothing of it was inside)" if never else ""
+    return f"| {bed} | {bound} | {name} | {value}{note} | {interval} | {bar} |"
+
+
+def all_figures(table: pd.DataFrame) -> dict[str, Any]:
+    """`figures` for each pipeline and bound."""
+    return {f"{bed} {bound:g}": figures(part) for bed, bound, part in parts_of(table)}
+
+
+def parts_of(table: pd.DataFrame) -> list[tuple[str, float, pd.DataFrame]]:
+    """Rows by pipeline and bound, in their order."""
+    pairs = dict.fromkeys(zip(table["bed"].tolist(), table["max_drop"].tolist(), strict=True))
+    return [(b, d, table[(table["bed"] == b) & (table["max_drop"] == d)]) for b, d in pairs]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -401,32 +582,106 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", choices=list(PRESETS), default="cpu")
     parser.add_argument("--out", type=Path, help=f"default: {OUT}/search-<preset>")
     parser.add_argument("--quick", action="store_true", help="the preset tiny, in a temporary folder")
+    parser.add_argument("--table", action="store_true", help="measure nothing: the table from the rows")
+    parser.add_argument(
+        "--published", action="store_true", help="EvoPress at its published length, on the probe"
+    )
+    parser.add_argument("--generations", type=int, help="of --published; default: the published number")
+    parser.add_argument("--studies", type=int, help="end after so many studies of this start")
     parsed = parser.parse_args(arguments)
     name = "tiny" if parsed.quick else parsed.preset
     with tempfile.TemporaryDirectory() as temporary:
         out = parsed.out or (Path(temporary) if parsed.quick else OUT / f"search-{name}")
-        return compare(name, PRESETS[name], out)
-
-
-def compare(name: str, preset: Preset, out: Path) -> int:
-    """All studies of a preset; the exit status."""
-    out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    for bound in preset.bounds:
-        for seed in range(preset.seeds):
-            prompts = prompts_of(seed, preset.seeds, out / "runs")
-            study = study_of(preset, seed, bound, str(prompts))
-            rows += run(study, out / "runs" / f"drop-{bound:g}-seed-{seed}")
-            # After each study, so that a stopped benchmark leaves what it has.
-            table = pd.DataFrame(rows)
-            table.to_parquet(out / "strategies.parquet", index=False, write_page_checksum=True)
-            found = {f"{b:g}": figures(part) for b, part in table.groupby("max_drop", sort=False)}
-            (out / "summary.md").write_text(summary(preset, table, found), encoding="utf-8")
-            print(table.tail(len(preset.strategies) + 1).to_string(index=False), flush=True)
+        out.mkdir(parents=True, exist_ok=True)
+        if not parsed.table:
+            compare(PRESETS[name], out, parsed.studies)
+        if parsed.published or parsed.quick:
+            published_length(PRESETS[name], out, 2 if parsed.quick else parsed.generations)
+        table = write_summary(PRESETS[name], out)
+    found = all_figures(table)
     held = all(holds(each) for each in found.values())
     bar = {"sparsity": {**BARS, "any other": 1.0}, "cost_to_reach": COST_BAR}
     print(json.dumps({"benchmark": "search", "preset": name, "figures": found, "bar": bar, "holds": held}))
     return 0 if held or name == "tiny" else 1
+
+
+def compare(preset: Preset, out: Path, at_most: int | None = None) -> None:
+    """All studies of a preset that are not done, and their rows; the first seed of every pipeline and bound first."""
+    done = 0
+    for seed, bound, bed in itertools.product(range(preset.seeds), preset.bounds, preset.beds):
+        known, curves = rows_in(out)
+        if not known.empty and bool(of(known, bed, bound, seed).any()):
+            continue
+        if at_most is not None and done >= at_most:
+            return
+        prompts = prompts_of(seed, preset.seeds, out / "runs")
+        study = study_of(preset, seed, bound, bed, str(prompts))
+        reached = run(study, out / "runs" / f"{bed}-drop-{bound:g}-seed-{seed}")
+        for name, old, new in ((ROWS, known, reached.rows), (CURVES, curves, reached.curves)):
+            pd.concat([old, pd.DataFrame(new)]).to_csv(out / name, index=False)
+        write_summary(preset, out)
+        print(pd.DataFrame(reached.rows).to_string(index=False), flush=True)
+        done += 1
+
+
+ROWS, CURVES, PUBLISHED = "strategies.csv", "curves.csv", "published.json"
+
+
+def rows_in(out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows and curves that are there."""
+    rows, curves = (
+        pd.read_csv(out / name) if (out / name).exists() else pd.DataFrame() for name in (ROWS, CURVES)
+    )
+    return rows, curves
+
+
+def of(rows: pd.DataFrame, bed: str, bound: float, seed: int) -> pd.Series[bool]:
+    """Which rows are of a study."""
+    return (rows["bed"] == bed) & (rows["max_drop"] == bound) & (rows["seed"] == seed)
+
+
+def write_summary(preset: Preset, out: Path) -> pd.DataFrame:
+    """The table from the rows that are there; gives them.
+
+    Raises:
+        SystemExit: There are none.
+    """
+    rows, curves = rows_in(out)
+    if rows.empty:
+        raise SystemExit(f"`{out}` holds no rows; run the benchmark first")
+    file = out / PUBLISHED
+    told = published_in_words(json.loads(file.read_text())) if file.exists() else ""
+    (out / "summary.md").write_text(summary(preset, rows, curves, told), encoding="utf-8")
+    return rows
+
+
+def published_length(preset: Preset, out: Path, generations: int | None) -> None:
+    """EvoPress at its published length at the total that ours reached, on the probe, and both on held-out prompts.
+
+    Its data are drawn anew at every selection: 1 in 16, 4 in 16 and all of the recorded prompts, as its tokens are.
+    """
+    rows, _ = rows_in(out)
+    bed, bound, seed = preset.beds[0], preset.bounds[0], 0
+    ours = rows[of(rows, bed, bound, seed) & rows["strategy"].isin(OURS)]
+    if ours.empty or not ours["zeros"].max():
+        return
+    from benchmarks.long_evopress import run_long
+
+    study = study_of(preset, seed, bound, bed, str(prompts_of(seed, preset.seeds, out / "runs")))
+    state = run_long(study, int(ours["zeros"].max()), out / "runs" / "published", generations)
+    (out / PUBLISHED).write_text(json.dumps({"bed": bed, "max_drop": bound, **state}, indent=1))
+
+
+def published_in_words(state: Mapping[str, Any]) -> str:
+    """What `published_length` found, a paragraph."""
+    verdict = "inside" if state["feasible"] else "outside"
+    return (
+        f"\nEvoPress on the probe at its published procedure, {state['bed']}, max_drop {state['max_drop']:g}, at the "
+        f"total that raysense reached ({state['sparsity_components']:.1%}, given to it): {state['generation']} of "
+        f"{state['of']} generations of 64, {state['nfe']:,} NFE; probe error {state['first']:.4g} at the start (one "
+        f"ratio), {state['last']:.4g} at the end. On held-out prompts the survivor is {verdict} of the budget: CLIP "
+        f"score drop {state['drop']['value']:.4g} [{state['drop']['ci_low']:.4g}, {state['drop']['ci_high']:.4g}]."
+    )
 
 
 if __name__ == "__main__":

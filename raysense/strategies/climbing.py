@@ -75,10 +75,11 @@ def search_jointly(
             _lane(context, name, proposer, left)
             for _ in range(min(search.lookahead, search.rounds * search.offspring))
         ]
+    allowed = _allowed(context, curves)
     start = best_of([candidate for candidate in climbed if candidate.strategy not in (SOLVER, JOINT)])
     if EVOPRESS in search.strategies and start is not None:
-        coroutines.append(_evopress(context, start.allocation))
-    coroutines += [propose(context, name, own, climbed) for name, own in context.own.items()]
+        coroutines.append(_evopress(context, start.allocation, allowed))
+    coroutines += [propose(context, name, own, climbed, allowed) for name, own in context.own.items()]
     if not coroutines:
         return []
     found: list[list[Candidate]] = yield coroutines
@@ -134,10 +135,17 @@ def _lane(context: SearchContext, strategy: str, proposer: Proposer, left: Itera
     return found
 
 
-def _evopress(context: SearchContext, start: Allocation) -> Coroutine:
-    """EvoPress's procedure on the study's rungs, for what the other iterative strategies may cost at most."""
+def _allowed(context: SearchContext, curves: Sequence[Curve]) -> int:
+    """NFE that a strategy beside the joint search may spend: its candidates', its curves' and the solver's climb's."""
+    search, costs = context.study.search, context.costs
+    probes = sum(len(curve.zeros) - 1 for curve in curves)
+    solver = search.bisections if curves else 0
+    return (search.rounds * search.offspring + solver) * costs.climb + probes * costs.probe
+
+
+def _evopress(context: SearchContext, start: Allocation, allowed: int) -> Coroutine:
+    """EvoPress's procedure on the study's rungs, for so many NFE."""
     study, found, spent = context.study, list[Candidate](), 0
-    allowed = study.search.rounds * study.search.offspring * context.costs.climb
     procedure = evopress(context.grid, start, [study.seed, len(ITERATIVE)])
     stage, pool = next(procedure)
     try:

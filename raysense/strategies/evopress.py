@@ -53,13 +53,15 @@ def generation(
 ) -> Generator[Stage, Sequence[float], tuple[Allocation, float]]:
     """One generation of EvoPress; the survivor and its loss on the last stage.
 
-    64 offspring by 1 to 3 level switches (the total stays exact) are measured on the cheapest stage, 8 are kept and
-    measured on the next, then 2; the parent re-enters the last stage. All candidates of a stage share their data.
+    64 different offspring by 1 to 3 level switches, few more likely than many (the total stays exact), are measured on
+    the cheapest stage, 8 are kept and measured on the next, then 2; the parent re-enters the last stage. All candidates
+    of a stage share their data.
 
     Source: Sieberling et al., "EvoPress: Towards Optimal Dynamic Model Compression via Evolutionary Search" (ICML
-    2025), algorithm 1 and its settings for unstructured sparsity.
+    2025), algorithm 1 and its settings for unstructured sparsity; the number of switches, and that an offspring like
+    another or like its parent is drawn anew, as in the authors' programme (IST-DASLab/EvoPress).
     """
-    pool = [switched(grid, parent, rng, int(rng.integers(1, 4))) for _ in range(EVOPRESS_OFFSPRING)]
+    pool = offspring_of(grid, parent, rng)
     loss = math.inf
     for stage, survivors in enumerate(EVOPRESS_SURVIVORS):
         if stage == len(EVOPRESS_SURVIVORS) - 1:
@@ -69,3 +71,15 @@ def generation(
         order = sorted(range(len(pool)), key=lambda i: (losses[i], i))
         pool, loss = [pool[i] for i in order[:survivors]], losses[order[0]]
     return pool[0], loss
+
+
+def offspring_of(grid: LevelGrid, parent: Allocation, rng: np.random.Generator) -> list[Allocation]:
+    """As many different mutations of a parent as a generation has; fewer where a grid has not so many."""
+    found: dict[Allocation, None] = {}
+    in_vain = 0
+    while len(found) < EVOPRESS_OFFSPRING and in_vain < EVOPRESS_OFFSPRING:
+        child = switched(grid, parent, rng, int(rng.integers(1, 4, size=2).min()))
+        in_vain = in_vain + 1 if child == parent or child in found else 0
+        if not in_vain:
+            found[child] = None
+    return list(found) or [parent]

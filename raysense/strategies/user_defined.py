@@ -65,15 +65,17 @@ def checked_allocation(name: str, found: object, grid: LevelGrid) -> Allocation:
 
 
 def propose(
-    context: SearchContext, name: str, strategy: UserStrategy, candidates: Sequence[Candidate]
+    context: SearchContext,
+    name: str,
+    strategy: UserStrategy,
+    candidates: Sequence[Candidate],
+    allowed: int,
 ) -> Coroutine:
     """A strategy of the user's own at work; returns its candidates.
 
-    It may spend what the other iterative strategies may at most, then it is closed.
+    It may spend `allowed` NFE, then it is closed.
     """
     found: list[Candidate] = []
-    search = context.study.search
-    allowed = search.rounds * search.offspring * context.costs.climb
     spent, asked, answer = 0, 0, None
     proposals = started(name, strategy, context, candidates)
     try:
@@ -99,19 +101,25 @@ def propose(
                 labels = [f"{name}/{asked + i}" for i in range(len(pool))]
                 answer = yield from judged_together(context, name, labels, pool)
                 found += answer
-                spent += len(pool) * context.costs.climb
+                spent += sum(_climbed(context, candidate) for candidate in answer)
                 asked += len(pool)
             else:
                 allocation = checked_allocation(name, wanted, context.grid)
                 answer = yield from judged(context, name, f"{name}/{asked}", allocation)
                 found.append(answer)
-                spent += context.costs.climb
+                spent += _climbed(context, answer)
                 asked += 1
     except OutOfBudget:
         pass
     finally:
         proposals.close()
     return found
+
+
+def _climbed(context: SearchContext, candidate: Candidate) -> int:
+    """NFE of a candidate's climb, as far as it came: what fell at the preview cost no more."""
+    dropped = candidate.evaluation.rung == "preview"
+    return context.costs.images("preview") if dropped else context.costs.climb
 
 
 def started(

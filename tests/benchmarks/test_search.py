@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmarks.search import cost_to_reach, credited, prompts_of, ratio
-from raysense.records import Bound, Evaluation, Measure
+from benchmarks.search import PRESETS, STAGES, credited, curve_of, path_of, prompts_of, ratio, summary
+from raysense.names import EVOPRESS, JOINT, SOLVER
+from raysense.records import Bound, Evaluation, Measure, TrialSpec
 
 
 def test_a_ratio_has_paired_bounds_over_studies() -> None:
@@ -36,7 +37,7 @@ def test_a_search_that_found_nothing_counts_with_what_it_starts_from() -> None:
     assert counted == {**reached, "evopress": 0.4, "joint": 0.7}
 
 
-def test_cost_to_reach_counts_what_led_there() -> None:
+def test_a_curve_counts_what_led_to_each_step() -> None:
     bound = Bound("constraints.clip_score.max_drop", "clip_score_drop", True, 0.01)
     path = [
         evaluation("probe", zeros=90, drop=0.0),
@@ -45,8 +46,44 @@ def test_cost_to_reach_counts_what_led_there() -> None:
         evaluation("score", zeros=70, drop=0.005),
         evaluation("score", zeros=75, drop=0.005),
     ]
-    assert cost_to_reach(60, path, [bound]) == 40
-    assert cost_to_reach(76, path, [bound]) is None
+    assert curve_of(path, [bound]) == [(20, 50), (40, 70), (50, 75)]
+    assert curve_of(path, [bound], before=100)[0] == (120, 50)
+
+
+def test_everybody_is_charged_what_it_stands_on() -> None:
+    def asked(name: str, rung: str, zeros: int, stage: str = "search") -> tuple[TrialSpec, list[Evaluation]]:
+        return TrialSpec(name, stage, ()), [evaluation(rung, zeros, 0.0)]
+
+    answers = [
+        asked("sensitivity/a", "probe", 1, "sensitivity"),
+        asked("search/lamp/0", "score", 10),
+        asked("search/uniform/0", "score", 20),
+        asked(f"search/{SOLVER}/0", "score", 30),
+        asked(f"search/{JOINT}/0", "score", 40),
+        asked(f"search/{EVOPRESS}/0", "score", 50),
+        asked(f"search/{STAGES}/0", "score", 60),
+    ]
+    stands_on = {
+        name: [e.zeros for e in path_of(name, answers, "lamp")]
+        for name in ("lamp", SOLVER, JOINT, EVOPRESS, STAGES)
+    }
+    assert stands_on == {
+        "lamp": [10],
+        SOLVER: [1, 30],
+        JOINT: [1, 30, 10, 20, 40],  # it learns from every rule's climb
+        EVOPRESS: [10, 50],
+        STAGES: [60],
+    }
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(Path("reports/benchmarks").glob("search-*/strategies.csv")), ids=str
+)
+def test_the_committed_table_follows_from_the_committed_rows(folder: Path) -> None:
+    place = folder.parent
+    rows, curves = pd.read_csv(folder), pd.read_csv(place / "curves.csv")
+    text = summary(PRESETS[place.name.removeprefix("search-")], rows, curves)
+    assert (place / "summary.md").read_text(encoding="utf-8").startswith(text.rstrip("\n"))
 
 
 def test_every_seed_begins_with_prompts_of_its_own(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from benchmarks.landscapes import Landscape, run
 from raysense.allocation import Allocation, LevelGrid
 from raysense.strategies.baselines import Random, Switches, Tpe
-from raysense.strategies.evopress import evopress
+from raysense.strategies.evopress import evopress, offspring_of
 from raysense.strategies.proposers import Proposer, scaled, switched
 
 GRID = LevelGrid([(f"unet:layer.{i}", 1_000 * (i + 1)) for i in range(10)], 0.95)
@@ -78,8 +78,19 @@ def test_evopress_sends_64_then_8_then_2_with_the_parent() -> None:
     for _ in range(3):
         sizes.append((stage, len(pool)))
         stage, pool = procedure.send([damage(allocation) for allocation in pool])
-    assert sizes[0][1] <= 64
-    assert sizes[1:] == [(1, 8), (2, 3)]
+    assert sizes == [(0, 64), (1, 8), (2, 3)]
+
+
+def test_evopress_draws_offspring_anew_until_all_differ_and_prefers_few_switches() -> None:
+    parent = GRID.uniform(0.5)
+    pool = offspring_of(GRID, parent, np.random.default_rng(0))
+    assert len(set(pool)) == 64
+    assert parent not in pool
+    changed = [sum(child[a] != parent[a] for a in GRID.addresses) for child in pool]
+    # Least of two draws of 1 to 3: 5 in 9 switch once.
+    assert sum(count <= 2 for count in changed) > len(pool) / 3
+    alone = LevelGrid([("unet:only", 1_000)], 0.95)
+    assert offspring_of(alone, alone.uniform(0.5), np.random.default_rng(0)) == [alone.uniform(0.5)]
 
 
 def test_learning_corrects_what_the_probe_gets_wrong() -> None:
