@@ -53,7 +53,7 @@ ROOMS = (
 
 LONGEST_FUNCTION, LONGEST_CLASS = 60, 250
 REASON = "# long:"
-"""Written on the line above a longer one, or on its own line, with why it stays."""
+"""Written above a longer class, with why it stays whole. There is none for functions: they are split."""
 
 
 def module_of(path: Path) -> str:
@@ -142,7 +142,8 @@ def test_functions_and_classes_fit_on_a_page() -> None:
             first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             beside = [lines[node.lineno - 1], *lines[max(0, first - 2) : first - 1]]
             reasons = [line.partition(REASON)[2].strip() for line in beside]
-            if length > most and not any(reasons):
+            excused = isinstance(node, ast.ClassDef) and any(reasons)
+            if length > most and not excused:
                 long.append(
                     f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {length} lines, at most {most}"
                 )

@@ -104,7 +104,6 @@ class Run(results.Run):
         return self.winner.allocation
 
 
-# long: half of it says what the arguments mean
 def search(
     study: Study | str | Path,
     out: str | Path,
@@ -157,7 +156,6 @@ def search(
     return Run(str(out))
 
 
-# long: half of it says what the arguments mean
 def sweep(
     study: Study | str | Path,
     out: str | Path,

@@ -127,9 +127,7 @@ def run_study(
     with Weights(study, out, inputs, lambda text: say(console, text)) as weights:
         begun = begin(study, out, inputs, weights, console, looks)
         spec = evaluator_spec(study, out, inputs)
-        executor: Executor = (
-            LocalExecutor(spec.build()) if in_process else ray_executor(study, spec, begun.inventory, address)
-        )
+        executor = executor_of(study, spec, begun.inventory, address, in_process)
         where = "this process" if in_process else address
         summary = _searched(study, out, begun, executor, inputs, where, console, earlier, page)
     if page:
@@ -251,8 +249,12 @@ def search(
             raise KeyboardInterrupt
 
 
-def ray_executor(study: Study, spec: EvaluatorSpec, inventory: Inventory, address: str | None) -> RayExecutor:
-    """What measures for a study: the cluster at an address, or Ray on this machine."""
+def executor_of(
+    study: Study, spec: EvaluatorSpec, inventory: Inventory, address: str | None, in_process: bool
+) -> Executor:
+    """What measures for a study: this process, the cluster at an address, or Ray on this machine."""
+    if in_process:
+        return LocalExecutor(spec.build())
     cluster = study.cluster
     return RayExecutor(
         spec,

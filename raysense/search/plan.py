@@ -30,7 +30,6 @@ START_SECONDS = 12.0
 """From the command to the first evaluator's process, on a Ray that has to be started: 11.6 to 12.0 s on two cores."""
 
 
-# long: half of it says what the arguments mean
 def forecast(
     study: Study,
     *,
@@ -69,19 +68,15 @@ def forecast(
     inventory, grid = inventory_and_grid(study, empty)
     foreseen = foreseen_for(study)
     cost = foreseen.cost
-    wanted = study.cluster.evaluators
-    counts = list(evaluators or [here(study) if wanted == "auto" else wanted])
-    stored = stored_footprint(Disk(store), study) if store is not None else None
-    speed, peak, footprint = (
-        calibrated(study, counts[0])
-        if nfe_per_second is None
-        else (given_speed(study, nfe_per_second, cost), None, None)
+    counts = list(
+        evaluators or [here(study) if study.cluster.evaluators == "auto" else study.cluster.evaluators]
     )
+    stored = stored_footprint(Disk(store), study) if store is not None else None
+    speed, peak, footprint = _speed(study, nfe_per_second, counts[0], cost)
     need = needs(study, inventory, empty, foreseen, footprint or stored)
     told = [*in_words(study, need), *(verdicts(study, need, gpu_memory) if gpu_memory else ())]
     estimates = [_estimate(study, inventory, grid, empty, speed, count, cost, sweep) for count in counts]
-    said = f"An image costs {cost.image:,} NFE in {cost.steps} steps, {cost.told}."
-    console.print(said, markup=False, highlight=False)
+    _say(console, f"An image costs {cost.image:,} NFE in {cost.steps} steps, {cost.told}.")
     render(
         study,
         speed,
@@ -92,8 +87,21 @@ def forecast(
         console=console,
     )
     for line in foretold(study, spreads) if not sweep else ():
-        console.print(line, markup=False, highlight=False)
+        _say(console, line)
     return estimates
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False)
+
+
+def _speed(
+    study: Study, nfe_per_second: float | None, count: int, cost: Cost
+) -> tuple[Speed, int | None, Footprint | None]:
+    """The speed of one evaluator beside as many others, its peak of memory and footprint: measured, or as given."""
+    if nfe_per_second is None:
+        return calibrated(study, count)
+    return given_speed(study, nfe_per_second, cost), None, None
 
 
 def _estimate(

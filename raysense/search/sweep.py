@@ -18,8 +18,6 @@ from raysense.evaluation.identity import grid_of, signature
 from raysense.evaluation.inputs import inputs_of
 from raysense.evaluation.scoring import ImageScorer
 from raysense.evaluation.weights import Weights
-from raysense.execution.executor import Executor
-from raysense.execution.local import LocalExecutor
 from raysense.names import OWL, UNIFORM
 from raysense.pipelines.adapter import takes_timestep
 from raysense.pipelines.cost import Cost
@@ -36,7 +34,7 @@ from raysense.search.job import (
     begin_store,
     device_of,
     evaluator_spec,
-    ray_executor,
+    executor_of,
     refuse_to_overwrite,
     search,
 )
@@ -68,7 +66,6 @@ def refuse_without_sweep(study: Study) -> None:
         )
 
 
-# long: half of it says what the arguments mean
 def run_sweep(
     study: Study,
     out: str,
@@ -110,10 +107,7 @@ def run_sweep(
             empty = empty_components(Origin.of(study))
         strategy, layout = sweep_strategy(study, inventory, grid, empty, foreseen.cost, weights.counts)
         store = begin_store(study, out, inventory, grid, inputs, foreseen.order)
-        spec = evaluator_spec(study, out, inputs)
-        executor: Executor = (
-            LocalExecutor(spec.build()) if in_process else ray_executor(study, spec, inventory, address)
-        )
+        executor = executor_of(study, evaluator_spec(study, out, inputs), inventory, address, in_process)
         with store.lock(), Starts(Disk(out), address, inputs["versions"]) as starts:
             search(
                 strategy,
