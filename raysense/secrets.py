@@ -8,6 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable
+from functools import cache
 from types import TracebackType
 from urllib.parse import quote, quote_plus
 
@@ -16,6 +17,9 @@ MASK = "***"
 _NAMES = re.compile(r"SECRET|TOKEN|PASSWORD|ACCESS_KEY|CREDENTIAL|API_KEY", re.IGNORECASE)
 _SHORTEST = 6
 """What is shorter than this is no secret, and would be masked in the middle of words."""
+
+_LONGEST_TOKEN = 10_000
+"""Characters that are read of the file of a login."""
 
 _USER = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s'\"`<>]*@", re.IGNORECASE)
 """A secret may hold a slash, a plus or an `@`: all up to the last `@` of the address."""
@@ -29,8 +33,8 @@ _BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
 
 
 def masked(text: str) -> str:
-    """The text without the credentials of addresses, and without the values of the environment's secrets."""
-    for secret in _of_environment():
+    """The text without the credentials of addresses, the environment's secrets, and the hub's token of a login."""
+    for secret in _secrets():
         if secret in text:
             text = text.replace(secret, MASK)
     if "://" not in text:
@@ -83,14 +87,32 @@ def show_exception(kind: type[BaseException], error: BaseException, trace: Trace
     sys.stderr.write(masked("".join(traceback.format_exception(kind, error, trace))))
 
 
-def _of_environment() -> list[str]:
-    """The environment's secrets, as they are and as addresses quote them, the longest first."""
+def _secrets() -> list[str]:
+    """What may not be shown, as it is and as addresses quote it, the longest first."""
     values = {
         v
         for name, v in os.environ.items()
         if _NAMES.search(name) and len(v) >= _SHORTEST and not os.path.exists(v)
     }
+    if len(token := _of_login(_token_file())) >= _SHORTEST:
+        values.add(token)
     forms = {
         form for value in values for form in (value, quote(value, safe=""), quote(value), quote_plus(value))
     }
     return sorted(forms, key=len, reverse=True)
+
+
+def _token_file() -> str:
+    """Where ``hf auth login`` leaves the hub's token, by the hub library's own rules; that library takes its time."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    home = os.environ.get("HF_HOME") or os.path.join(cache, "huggingface")
+    return os.path.expanduser(os.environ.get("HF_TOKEN_PATH") or os.path.join(home, "token"))
+
+
+@cache
+def _of_login(file: str) -> str:
+    try:
+        with open(file, encoding="utf-8") as found:
+            return found.read(_LONGEST_TOKEN).strip()
+    except (OSError, ValueError):
+        return ""

@@ -27,6 +27,7 @@ PLACES = (
 )
 OF = {
     "search": ["--out", "{}"],
+    "sweep": ["--out", "{}"],
     "prepare": ["--out", "{}"],
     "try": ["--set", "pipeline={}"],
     "init": ["{}"],
@@ -90,6 +91,22 @@ def test_what_is_said_is_masked(secret: str, monkeypatch: pytest.MonkeyPatch) ->
     except OSError:
         record = logging.LogRecord("x", logging.ERROR, "x", 1, "at %s", (text,), sys.exc_info())
     assert secret not in Masked("%(message)s").format(record)
+
+
+def test_the_hubs_token_is_masked_wherever_it_is_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HF_TOKEN_PATH", raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert masked("nothing to hide") == "nothing to hide"
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "token").write_text("hf_abcdefghijklmnop\n")
+    monkeypatch.setenv("HF_HOME", str(home))
+    assert masked("401 for hf_abcdefghijklmnop at the hub") == "401 for *** at the hub"
+    monkeypatch.setenv("HF_TOKEN", "hf_0123456789abcdef")
+    assert masked("401 for hf_0123456789abcdef at the hub") == "401 for *** at the hub"
 
 
 def test_an_exception_that_nobody_caught_is_masked() -> None:

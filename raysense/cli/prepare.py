@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from raysense.cli.common import RUNS, checked, named_code, study_arguments, warn
-from raysense.errors import RaysenseError
 from raysense.study.remote import settle
 
 SUMMARY = "fetch and check all that a study needs, once, so that workers start warm and offline"
@@ -23,15 +22,12 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit status."""
     study, warnings = checked(args)
     warn([settle(study), named_code(study)])
-    from raysense.search.prepare import prepare, without_token
+    from raysense.search.prepare import prepare
 
-    try:
-        for found in prepare(study, args.out or str(RUNS / study.name)):
-            print(f"{found.what:10} {found.text}", flush=True)
-            if found.advice:
-                warnings.append(f"{found.what}: {found.advice}")
-    except RaysenseError as error:
-        raise RaysenseError(without_token(str(error))) from None
+    for found in prepare(study, args.out or str(RUNS / study.name)):
+        print(f"{found.what:10} {found.text}", flush=True)
+        if found.advice:
+            warnings.append(f"{found.what}: {found.advice}")
     warn(warnings)
     print(
         "Ready. Workers that share this hub cache need no network: HF_HUB_OFFLINE=1 keeps them from asking."

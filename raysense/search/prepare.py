@@ -123,13 +123,3 @@ def side_of(pipeline: object, study: Study) -> int | None:
         sample_size = getattr(getattr(denoiser, "config", None), "sample_size", None)
     factor = getattr(pipeline, "vae_scale_factor", None)
     return int(sample_size * factor) if isinstance(sample_size, int) and isinstance(factor, int) else None
-
-
-def without_token(text: str) -> str:
-    """A text with the hub's token, should it stand there, blacked out."""
-    from huggingface_hub import get_token
-
-    token = get_token()
-    if token and not token.isspace():
-        text = text.replace(token, "***")
-    return text

@@ -22,7 +22,7 @@ from raysense.metrics import gaussians
 from raysense.metrics.intervals import mean_interval
 from raysense.pipelines.origin import pipeline_folder
 from raysense.records import Evaluation, EvaluationRequest
-from raysense.search.prepare import prepare, without_token
+from raysense.search.prepare import prepare
 from raysense.study import Study, load
 
 SMALL = [
@@ -164,13 +164,6 @@ def test_a_hub_pipeline_is_pinned_to_its_commit_without_a_network(
     assert hub_commit("someone/emoji", None) == commit
     assert hub_commit("someone/other", None) == ""
     assert hub_commit("bundled", None) == ""
-
-
-def test_the_token_is_blacked_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnop")
-    assert without_token("401 for hf_abcdefghijklmnop at the hub") == "401 for *** at the hub"
-    monkeypatch.setenv("HF_TOKEN", "")
-    assert without_token("nothing to hide") == "nothing to hide"
 
 
 def test_more_than_half_must_be_broken_and_an_undefined_metric_breaks_all() -> None:
