@@ -100,22 +100,28 @@ class Disk:
                 self._bucket.write(name, content)
                 return
             try:
-                partial = self.path(f"partial/{uuid.uuid4().hex}")
-                for folder in (os.path.dirname(partial), os.path.dirname(self.path(name))):
-                    if not os.path.isdir(folder):
-                        os.makedirs(folder, exist_ok=True)
+                self._write_locally(name, content)
+            except FileNotFoundError:  # a clock jumped, and what was being written looked like nobody's
                 try:
-                    with open(partial, "wb") as file:
-                        file.write(content)
-                        file.flush()
-                        os.fsync(file.fileno())
-                    os.replace(partial, self.path(name))
-                except OSError:  # a full disk is not to be filled further with what nobody reads
-                    with contextlib.suppress(OSError):
-                        os.unlink(partial)
-                    raise
-            except FileNotFoundError as error:  # the folder vanished in between
-                raise OSError(str(error)) from error
+                    self._write_locally(name, content)
+                except FileNotFoundError as error:  # the folder is gone
+                    raise OSError(str(error)) from error
+
+    def _write_locally(self, name: str, content: bytes) -> None:
+        partial = self.path(f"partial/{uuid.uuid4().hex}")
+        for folder in (os.path.dirname(partial), os.path.dirname(self.path(name))):
+            if not os.path.isdir(folder):
+                os.makedirs(folder, exist_ok=True)
+        try:
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, self.path(name))
+        except OSError:  # a full disk is not to be filled further with what nobody reads
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+            raise
 
     def write_if(self, name: str, content: bytes, version: Version) -> Version:
         """Makes the file visible if it is still of this version; for who holds the driver's lock.
