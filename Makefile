@@ -2,7 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-UV := uv==0.13.9
 
 .PHONY: search sweep test long bench-quick check setup lock bundle cluster-test browser docs reference sbom audit help
 
@@ -49,9 +48,9 @@ reference: $(READY)  ## run the committed reference study anew, and what is show
 
 setup: $(READY)  ## only install
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock requirements-uv.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
 	# Compiled once here, not by each of Ray's processes: where nothing may write bytecode, each import costs seconds.
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
@@ -60,6 +59,8 @@ $(READY): requirements.lock pyproject.toml
 lock:  ## pin what is tested, anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-header \
 		--generate-hashes --group dev pyproject.toml --output-file requirements.lock
+	grep -o '^uv==[^ ]*' requirements-uv.lock | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+		--no-emit-index-url --no-header --no-annotate --generate-hashes - --output-file requirements-uv.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate \
 		--extra cluster --constraint requirements.lock pyproject.toml --output-file deploy/cluster.lock
 

@@ -16,7 +16,7 @@ BUNDLED = ROOT / "raysense" / "bundled"
 
 
 def test_every_pinned_package_has_hashes() -> None:
-    text = (ROOT / "requirements.lock").read_text()
+    text = (ROOT / "requirements.lock").read_text() + (ROOT / "requirements-uv.lock").read_text()
     entries = re.split(
         r"^(?=[A-Za-z0-9])", re.sub(r"^ *#.*\n", "", text, flags=re.MULTILINE), flags=re.MULTILINE
     )
@@ -28,10 +28,11 @@ def test_every_pinned_package_has_hashes() -> None:
 def test_one_uv_everywhere() -> None:
     found = {
         version
-        for name in ("Makefile", "deploy/gcp.yaml", "requirements.lock")
-        for version in re.findall(r"^(?:.*\s)?uv==(\S+)", (ROOT / name).read_text(), re.MULTILINE)
+        for name in ("deploy/gcp.yaml", "requirements-uv.lock")
+        for version in re.findall(r"(?:^|\s)uv==(\S+)", (ROOT / name).read_text(), re.MULTILINE)
     }
     assert len(found) == 1
+    assert "--require-hashes -r requirements-uv.lock" in (ROOT / "Makefile").read_text()
 
 
 def test_the_origin_of_every_file_of_weights_is_written_down() -> None:
