@@ -86,7 +86,7 @@ def dead_weight(
     Args:
         pipeline: Dense.
         components: Which of its components are pruned.
-        prompts: One image each; 16 tell .03 well, since pruned and dense images share their noise.
+        prompts: One image each; 16 tell 0.03 well, since pruned and dense images share their noise.
         network: Whose features the closeness compares.
         sampling: How images are made.
     """

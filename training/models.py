@@ -142,7 +142,7 @@ def unet() -> UNet2DConditionModel:
 def scheduler() -> DPMSolverMultistepScheduler:
     """DPM-Solver++(2M) over DDPM's linear schedule, whose last step is almost pure noise.
 
-    Stable Diffusion's own schedule leaves a signal of .07 there; in 8×8 latents that would give away the mean
+    Stable Diffusion's own schedule leaves a signal of 0.07 there; in 8×8 latents that would give away the mean
     colour during training and miss it when sampling.
     """
     return DPMSolverMultistepScheduler(

@@ -2,7 +2,7 @@
 
 The model. Removing the smallest share s of normally distributed weights removes the share E(s) of their energy, and
 the damage of a group is close to a power of it: log damage = a + b·log E(s) + residual. On the bundled pipeline's
-layers b lies around 1.7 and the residual below .2 in half of them, over up to eight decades of damage, so two or
+layers b lies around 1.7 and the residual below 0.2 in half of them, over up to eight decades of damage, so two or
 three measured points say what seven said before. Residuals are correlated between near sparsities; together this is
 a Gaussian process on (log E, log damage), and its posterior is the curve with its uncertainty. The constants below are
 its maximum-likelihood fit, rounded, to 80 layers of the bundled pipeline. `check_curves` tests it on any study.
