@@ -9,9 +9,9 @@
 2. Early stop: a candidate whose true drop lies exactly on the bound climbs preview and score rung; how often does
    the rule that the search gives its trials (`raysense.strategies.verdict.hopeless`) stop it, and how often would
    plain 95 % intervals. Who wins on held-out prompts is `benchmarks.verdicts`' question: it runs the whole plan.
-3. The bundled pipeline, dense and pruned by one ratio, 600 prompts × 6 seeds, 4 steps: coverage of the mean
-   difference of 3,570 pairs of images by intervals from 210 disjoint parts of 17 prompts each; with
-   ``--quick`` 96 pairs in 12 parts. ``--out`` keeps the dense images' features for the next time.
+3. Real pairs of both bundled pipelines (`benchmarks.pool`): prompts drawn anew from 240, two reference images of each
+   drawn anew from three, measured by the product's own scorer at five sparsities; coverage of the population's value.
+   ``--out`` keeps the painted images' features for the next time.
 
 The last line is one JSON object: benchmark, figures, bar, holds.
 """
@@ -23,32 +23,31 @@ import itertools
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
-from raysense.evaluation.evaluator import Evaluator
+from benchmarks.pool import BEDS, Pool, Size
+from benchmarks.pool import QUICK as QUICK_POOL
 from raysense.metrics import gaussians
 from raysense.metrics.builtin import SPECS
 from raysense.metrics.intervals import (
     Floats,
     Interval,
     influence_rise,
-    mean_interval,
     paired_drop,
     prompt_labels,
     reference_labels,
 )
 from raysense.metrics.spec import Distance
-from raysense.records import Bound, Evaluation, EvaluationRequest, Measure
+from raysense.records import Bound, Evaluation, Measure
 from raysense.strategies.verdict import hopeless
-from raysense.study import Rungs, load
+from raysense.study import Rungs
 
-REAL_SPARSITY = 0.3
 COVERAGE = (0.93, 0.97)
 WRONG_STOPS = 0.025
 ENOUGH = 2000
@@ -193,29 +192,30 @@ def clip_row(dense: Floats, pruned: Floats, prompts: int) -> Evaluation:
     )
 
 
+REAL = ("clip_score_drop", "closeness", "kid_rise")
+
+
 def real_coverage(
-    rng: np.random.Generator, folder: str, prompts: int, seeds: int, size: int
+    rng: np.random.Generator, folder: Path, size: Size, draws: int, counts: Sequence[int]
 ) -> dict[str, float]:
-    """Coverage of the mean over all real pairs by intervals from disjoint parts, for each per-image measure."""
-    study = load(
-        overrides=[
-            "sampling.steps=4",
-            "rungs.preview.prompts=8",
-            f"rungs.score={{prompts: {prompts}, seeds: {seeds}}}",
-        ]
-    )
-    evaluator = Evaluator(study, folder)
-    evaluation = evaluator.evaluate(EvaluationRequest(evaluator.grid.uniform(REAL_SPARSITY), "score"))
-    table = pd.DataFrame(list(evaluation.samples))
-    # Parts never see a prompt twice: they are consecutive prompts, in random order, under one seed.
-    order = rng.permutation(table["prompt_id"].unique())
+    """Coverage of the population's value by the intervals of draws from it, mean over the sparsities."""
     found = {}
-    for measure in ("clip_score_drop", "closeness"):
-        values = table.pivot(index="seed", columns="prompt_id", values=measure)[order].to_numpy()
-        parts = values[:, : values.shape[1] // size * size].reshape(-1, size)
-        intervals = (mean_interval(part) for part in parts)
-        share = share_covering(intervals, float(parts.mean()))
-        found[f"{measure}, {len(parts)} parts of {size} prompts"] = share
+    for bed, count in itertools.product(BEDS, counts):
+        pool = Pool(bed, size, folder)
+        rows: dict[str, list[list[Measure]]] = {name: [[] for _ in pool.levels] for name in REAL}
+        for _ in range(draws):
+            drawn = pool.drawn(rng, count)
+            for level in range(len(pool.levels)):
+                measures = drawn.measures(level)
+                for name in REAL:
+                    rows[name][level].append(measures[name])
+        for name, levels in rows.items():
+            # What a draw estimates is the mean over all draws, known far better than any one of them says.
+            shares = []
+            for each in levels:
+                truth = float(np.mean([m.value for m in each]))
+                shares.append(np.mean([m.ci_low <= truth <= m.ci_high for m in each]))
+            found[f"{bed}, {name}, {count} prompts"] = float(np.mean(shares))
     return found
 
 
@@ -226,7 +226,8 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="few studies: shows that it works")
     parser.add_argument("--studies", type=int, default=4000, help="simulated studies of each kind")
-    parser.add_argument("--out", help="the cache of part 3; default: a temporary folder")
+    parser.add_argument("--draws", type=int, default=300, help="of part 3, for each number of prompts")
+    parser.add_argument("--out", help="where part 3 keeps what it paints; default: a temporary folder")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng, began = np.random.default_rng(options.seed), time.perf_counter()
@@ -237,19 +238,16 @@ def main() -> None:
     figures["distribution"] = distribution_coverage(options.seed, sets)
     # Its rate is close to what is allowed: more studies, so that chance does not decide.
     figures["early stop"] = early_stop(rng, 10 * studies)
-    size = (48, 2, 8) if options.quick else (600, 6, 17)
+    draws, counts, size = (20, (16,), QUICK_POOL) if options.quick else (options.draws, (64, 160), Size())
     with tempfile.TemporaryDirectory() as temporary:
-        figures["real"] = real_coverage(rng, options.out or temporary, *size)
-    for part, values in figures.items():
-        for name, value in values.items():
-            print(f"{part:13} {name:58} {value:.4f}")
+        figures["real"] = real_coverage(rng, Path(options.out or temporary), size, draws, counts)
     print(f"{studies} studies of each kind ({sets} of sets) in {time.perf_counter() - began:.0f} s")
 
     low, high = COVERAGE
     slack = {
         "mean": margin(low, studies),
         "distribution": margin(low, sets),
-        "real": margin(low, size[0] // size[2] * size[1]),
+        "real": margin(low, draws),
     }
     checks = {
         f"{part}: {name}": low - slack[part] <= value <= high + slack[part]

@@ -1,6 +1,6 @@
 """Synthetic search problems with a known optimum: is raysense near it, and ahead of the others at equal cost?
 
-    python -m benchmarks.landscapes            # 50, 200 and 1,000 layers, 3 seeds: ten minutes
+    python -m benchmarks.landscapes            # 50, 200 and 1,000 layers, 3 seeds: some twenty minutes
     python -m benchmarks.landscapes --quick    # 50 layers, 2 seeds
 
 Every problem hides a damage function of all layers; the sparsest allocation with damage at most 1 is wanted. It is
@@ -13,6 +13,10 @@ shows the damage itself with its noise. raysense pays for its sensitivity curves
 - ``noisy``: `additive`, each measurement off by 5 % of the bound; a found total counts by its true damage.
 - ``misled``: what a layer costs differs from what its probe says, by a hidden factor (log standard deviation .7 within
   and between components).
+- ``threshold``, ``linear``, ``coupled``: shapes that the solver's prior (a power of the removed energy) does not know.
+  A layer is harmless up to a sparsity of its own and then breaks within a few percent; damage is proportional to
+  sparsity; or neighbours hurt together beyond what each does alone. The optimum of the last is not known: shares are
+  of a bound, the optimum without what neighbours do together.
 
 The last line of the output is one JSON object.
 """
@@ -37,11 +41,13 @@ from raysense.strategies.joint import JointProposer
 from raysense.strategies.proposers import Proposer
 from raysense.strategies.solver import solve
 
-KINDS = ("additive", "cliff", "dip", "noisy", "misled")
+KINDS = ("additive", "cliff", "dip", "noisy", "misled", "threshold", "linear", "coupled")
 PROVABLE = ("additive", "cliff", "noisy")
 STRATEGIES = ("raysense", "solver", "switches", "evopress", "tpe", "random", "uniform")
 SCORE_COST, NOISE = 12, 0.05
 POINTS = 96
+WIDTH = 0.03
+"""Of a threshold, in sparsity."""
 
 
 class Landscape:
@@ -68,6 +74,7 @@ class Landscape:
         hidden = np.array([common[name.split(":")[0]] + rng.normal(0, 0.7) for name in self.names])
         self.hidden = np.exp(hidden) if kind == "misled" else np.ones(layers)
         self.scale *= 20 / self.scale.sum()
+        self.edge = np.random.default_rng([seed, layers]).uniform(0.3, 0.9, layers)
         self._noise = np.random.default_rng([seed, 1])
         self.cost = 0
 
@@ -80,6 +87,13 @@ class Landscape:
     def parts(self, sparsity: np.ndarray[Any, Any], probe: bool = False) -> np.ndarray[Any, Any]:
         """Damage of every layer; `sparsity` has shape (layers, ...)."""
         shape = (-1,) + (1,) * (sparsity.ndim - 1)
+        if self.kind == "linear":
+            return np.asarray(self.scale.reshape(shape) * sparsity)
+        if self.kind == "threshold":
+            edge = self.edge.reshape(shape)
+            # Nothing at 0, so that the dense pipeline is harmless.
+            rise = 1 / (1 + np.exp((edge - sparsity) / WIDTH)) - 1 / (1 + np.exp(edge / WIDTH))
+            return np.asarray(self.scale.reshape(shape) * rise)
         energy = np.where(sparsity > 0, removed_energy(sparsity), 0.0)
         damage = self.scale.reshape(shape) * energy ** self.power.reshape(shape)
         if self.kind == "dip" and not probe:
@@ -87,7 +101,10 @@ class Landscape:
         return np.asarray(damage if probe else damage * self.hidden.reshape(shape))
 
     def damage(self, allocation: Allocation) -> float:
-        total = float(self.parts(self.sparsities(allocation)).sum())
+        parts = self.parts(self.sparsities(allocation))
+        total = float(parts.sum())
+        if self.kind == "coupled":
+            total += float(np.sqrt(parts[1:] * parts[:-1]).sum())
         return total + 3 * max(0.0, total - 0.5) ** 2 if self.kind == "cliff" else total
 
     def score(self, allocation: Allocation) -> float:

@@ -142,6 +142,10 @@ def _read(run: str, overrides: Sequence[str]) -> _Stored:
     for row in layers:
         if row["layer"] in own:
             groups.setdefault(row["group"], []).append(row["layer"])
+    if study.constraints != old.constraints:
+        # Asked after the study's own verdict: one more look at the same held-out prompts.
+        looks = study.search.earlier_looks + 1
+        study = study.model_copy(update={"search": study.search.model_copy(update={"earlier_looks": looks})})
     evaluations = store.evaluations()
     curves = _curves(evaluations, levels, groups, grid)
     if not curves:
@@ -219,16 +223,22 @@ def _evidence(
     levels: Mapping[str, Mapping[str, int]],
     bounds: Sequence[Bound],
 ) -> list[Candidate]:
-    """What was judged, under the new bounds: by held-out prompts where there are some, else by the score rung."""
+    """What was judged, under the new bounds: by held-out prompts where there are some, else by the score rung.
+
+    On held-out prompts as in a study: a strategy's finalists count from the least sparse up to the first failure.
+    """
     found: dict[str, Candidate] = {}
+    failed: set[str] = set()
     for rung, stage in (("score", "search"), ("validation", "validation")):
         stretch = held_out_stretch(study) if rung == "validation" else 1.0
-        for evaluation in evaluations:
+        for evaluation in sorted(evaluations, key=lambda evaluation: evaluation.zeros):
             if (evaluation.rung, evaluation.stage) != (rung, stage) or evaluation.failed:
                 continue
             allocation = Allocation(levels.get(evaluation.allocation, {}))
-            feasible = is_feasible(evaluation, bounds, stretch)
             strategy = strategy_of(stage, evaluation.trial)
+            feasible = strategy not in failed and is_feasible(evaluation, bounds, stretch)
+            if rung == "validation" and not feasible:
+                failed.add(strategy)
             found[evaluation.allocation] = Candidate(
                 strategy, allocation, grid.zeros(allocation), evaluation, feasible
             )

@@ -14,8 +14,9 @@ from raysense.execution.local import LocalExecutor
 from raysense.pipelines.load import empty_components
 from raysense.records import Evaluation, EvaluationRequest
 from raysense.search.job import denominators, layer_rows
-from raysense.search.resolve import in_words, resolve
+from raysense.search.resolve import _evidence, in_words, resolve
 from raysense.store.store import Store
+from raysense.strategies.verdict import held_out_stretch
 from tests.strategies.test_schedule import SIGNATURE, Landscape, made_up
 
 
@@ -140,3 +141,39 @@ def test_what_cannot_be_answered_is_refused(
 ) -> None:
     with pytest.raises(RaysenseError, match=words):
         resolve(str(stored[0]), [override])
+
+
+def test_another_bound_is_another_look_at_the_held_out_rows(
+    stored: tuple[Path, Landscape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    judged = held_out_stretch
+    monkeypatch.setattr(
+        "raysense.search.resolve.held_out_stretch",
+        lambda study: looks.append(study.search.earlier_looks) or judged(study),
+    )
+    resolve(str(stored[0]), [])
+    resolve(str(stored[0]), ["constraints.clip_score.max_drop=0.3"])
+    assert looks == [0, 1]
+
+
+def test_finalists_count_up_to_the_first_failure(tmp_path: Path) -> None:
+    """A sparser finalist that passes by luck after one that failed is not what was measured inside."""
+    run = ran(tmp_path)
+    store = Store.open(run)
+    tested = sorted(
+        (e for e in store.evaluations() if e.stage == "validation" and "/uniform/" not in e.trial),
+        key=lambda e: e.zeros,
+    )
+    m = tested[0].measures["clip_score_drop"]
+    bound = tested[-1].measures["clip_score_drop"].ci_high + 1
+    bad = replace(
+        tested[0], measures={"clip_score_drop": replace(m, value=m.value + 9, ci_high=m.ci_high + 9)}
+    )
+    assert len(tested) > 1
+    levels: dict[str, dict[str, int]] = {e.allocation: {} for e in tested}
+    study, _, layers, _ = made_up()
+    bounds = [replace(b, limit=bound) for b in study.constraints.bounds()]
+    assert [c.feasible for c in _evidence(study, layers, tested, levels, bounds)] == [True] * len(tested)
+    found = _evidence(study, layers, [*tested[1:], bad], levels, bounds)
+    assert [c.feasible for c in found] == [False] * len(tested)
