@@ -37,6 +37,7 @@ from raysense.pruning.obs import Substituter, check_pattern, find_updater, hessi
 from raysense.pruning.saliency import LayerStats, find_method
 from raysense.store.disk import Disk
 from raysense.study import Study
+from raysense.study.sweep import by_component
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +63,14 @@ def needs_of(study: Study) -> frozenset[str]:
 
 
 def with_method(study: Study, method: str) -> Study:
-    """The study with another method in the place of its own; `OWL` for what that allocation rule needs alone."""
-    saliency = "magnitude" if method == OWL else method
+    """The study with another method in the place of its own; `OWL` for what that allocation rule needs alone.
+
+    Of a mapping from components to methods, see `raysense.study.sweep.by_component`, with all that it names.
+    """
+    several = tuple(dict.fromkeys((*study.prune.methods, *by_component(method).values())))
+    saliency: str | tuple[str, ...] = "magnitude" if method == OWL else method
+    if by_component(method):
+        saliency = several if len(several) > 1 else several[0]
     updating = study.prune.updates_weights and method == study.prune.saliency
     prune = study.prune.model_copy(update={"saliency": saliency, "updates_weights": updating})
     search = study.search.model_copy(update={"strategies": (OWL,) if method == OWL else (UNIFORM,)})

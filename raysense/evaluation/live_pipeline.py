@@ -27,6 +27,7 @@ from raysense.prompts.sets import PromptSets
 from raysense.pruning.masks import Pruner
 from raysense.store.disk import Disk
 from raysense.study import Study
+from raysense.study.sweep import by_component
 
 
 def device_of(study: Study) -> str:
@@ -124,8 +125,11 @@ class LivePipeline:
         )
 
     def _methods(self) -> dict[str, str]:
-        names = self.by.prune.methods
-        return dict.fromkeys(components_of(self.grid), names[0]) if len(names) == 1 else {}
+        named = by_component(self.method)
+        own = (self.study if named else self.by).prune.methods
+        if len(own) > 1:
+            return {}
+        return {component: named.get(component, own[0]) for component in components_of(self.grid)}
 
     def prune_by(self, method: str) -> None:
         """Let a method other than the study's own choose the weights that leave; empty for the study's own."""

@@ -156,7 +156,7 @@ def sweep_strategy(
     own = calibration_cost(plain, inventory, grid, empty, cost)
     others = [name for name in study.sweep.methods if name != study.prune.saliency]
     others += [OWL] if OWL in study.sweep.rules else []
-    methods = {name: taken for name in others if (taken := learning(name))}
+    methods = {name: taken for name in dict.fromkeys(others) if (taken := learning(name))}
     denoisers = [name for name, part in empty.items() if takes_timestep(type(part))]
     layout = Layout(study, inventory, grid, counts, denoisers)
     return make_sweep(layout, cost, own, methods), layout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -18,6 +17,7 @@ from raysense.records import EvaluationRequest
 from raysense.strategies.rules import built_in_rules
 from raysense.strategies.screen import runs_for, subsets
 from raysense.study import PointSet, Screen, Study, Sweep
+from raysense.study.sweep import in_words
 
 TOGETHER, SUBSET = "together", "subset"
 """What stands in the column `over` of points that prune several groups: those listed, and those of the screen."""
@@ -48,7 +48,7 @@ class Point:
     @property
     def rule(self) -> str:
         """`rules` in one text."""
-        return self.rules if isinstance(self.rules, str) else json.dumps(dict(self.rules), sort_keys=True)
+        return in_words(dict(self.rules) if isinstance(self.rules, Mapping) else self.rules)
 
     @property
     def groups(self) -> str:
@@ -216,7 +216,8 @@ class Layout:
         groups = [] if one.together else self.matching(one.over, one.only, field)
         alone = [(one.over, {group: share}) for group in groups for share in one.sparsity]
         sharing = itertools.product(methods, one.rules, one.steps or (None,))
-        for method, rules, steps in sharing:
+        for entry, rules, steps in sharing:
+            method = in_words(entry)
             for over, shares in several + alone:
                 yield self.point(name, over, rung, shares, rules, method, steps)
 

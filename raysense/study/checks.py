@@ -481,7 +481,9 @@ def _sweep(study: Study, doubt: Doubt) -> Iterator[str]:
                 "less or raise it"
             )
         named = [group for entry in one.together for group in entry]
-        named += [group for entry in one.rules if not isinstance(entry, str) for group in entry]
+        named += [
+            group for entry in (*one.rules, *one.saliency) if not isinstance(entry, str) for group in entry
+        ]
         for group in dict.fromkeys(named):
             if group.split(":")[0] not in there:
                 yield (
@@ -490,6 +492,12 @@ def _sweep(study: Study, doubt: Doubt) -> Iterator[str]:
                 )
     for name in sweep.methods:
         yield from _sweep_method(study, name)
+    mapped = [entry for one in sweep.points for entry in one.saliency if not isinstance(entry, str)]
+    if mapped and (len(prune.methods) > 1 or prune.updates):
+        yield (
+            "`sweep`: a mapping from components to methods needs a `prune.saliency` that is one method and updates no "
+            "weights"
+        )
     for rule in sweep.rules:
         if rule not in names.SWEEP_RULES:
             yield f"`sweep`: there is no rule {rule!r} within a group; there are {', '.join(names.SWEEP_RULES)}"

@@ -34,7 +34,11 @@ class PointSet(Section):
         description="instead of `over` and `sparsity`: components, blocks, layers or kinds that are pruned at once, "
         "each with its share",
     )
-    saliency: tuple[str, ...] = Field((), strict=False, description="methods; the study's own if empty")
+    saliency: tuple[Rule, ...] = Field(
+        (),
+        strict=False,
+        description="methods, or mappings from components to methods; the study's own if empty, and where missing",
+    )
     rules: tuple[Rule, ...] = Field(
         ("uniform",),
         min_length=1,
@@ -132,7 +136,8 @@ class Sweep(Section):
     @property
     def methods(self) -> tuple[str, ...]:
         """The methods that are named."""
-        return tuple(dict.fromkeys(name for one in self.points for name in one.saliency))
+        found = [name for one in self.points for entry in one.saliency for name in rules_in(entry)]
+        return tuple(dict.fromkeys(found))
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -142,8 +147,18 @@ class Sweep(Section):
 
 
 def rules_in(entry: Rule) -> tuple[str, ...]:
-    """The rules of an entry of `PointSet.rules`."""
+    """The names in an entry of `PointSet.rules` or `PointSet.saliency`."""
     return (entry,) if isinstance(entry, str) else tuple(entry.values())
+
+
+def in_words(entry: Rule) -> str:
+    """An entry of `PointSet.rules` or `PointSet.saliency` in one text: ``text_encoder: owl, unet: uniform``."""
+    return entry if isinstance(entry, str) else ", ".join(f"{key}: {entry[key]}" for key in sorted(entry))
+
+
+def by_component(method: str) -> dict[str, str]:
+    """Component -> method, of what `in_words` made of a mapping; empty for the name of a method."""
+    return dict(part.split(": ") for part in method.split(", ")) if ": " in method else {}
 
 
 def losses_on(rung: str) -> str:
