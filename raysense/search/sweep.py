@@ -29,7 +29,7 @@ from raysense.pruning.allocation_rules import Counts
 from raysense.pruning.layers import Inventory
 from raysense.results.failures import failures, refuse_if_nothing_was_measured
 from raysense.results.run import Run
-from raysense.results.sweeps import cliffs_of, points_of
+from raysense.results.sweeps import FOLLOWING, points_of
 from raysense.search.job import (
     begin_store,
     device_of,
@@ -41,6 +41,7 @@ from raysense.search.job import (
 from raysense.search.starts import Starts
 from raysense.store.checksummed_json import seal
 from raysense.store.disk import Disk
+from raysense.store.schema import TABLES
 from raysense.store.store import Store
 from raysense.strategies.runner import StrategyRunner
 from raysense.strategies.sweep import Swept, make_sweep
@@ -173,8 +174,9 @@ def _finished(
     store.write_table("points", _point_rows(swept, layout, store))
     run = Run(store.uri)
     points = points_of(run)
-    cliffs = cliffs_of(run, points)
-    store.write_table("cliffs", pa.Table.from_pylist(_plain(cliffs)))
+    found = {name: of(run, points) for name, of in FOLLOWING.items()}
+    for name, frame in found.items():
+        store.write_table(name, pa.Table.from_pylist(_plain(frame), schema=TABLES[name]))
     own = [e for e in store.evaluations() if e.stage == "sweep"]
     summary = {
         "study": study.name,
@@ -182,7 +184,7 @@ def _finished(
         "points": len(points),
         "listed": swept.wanted,
         "missing": swept.wanted - int(points["listed"].sum()),
-        "cliffs": _plain(cliffs),
+        **{name: _plain(found[name]) for name in ("cliffs", "pairs", "agreement")},
         "evaluations": len(own),
         "images": sum(e.images for e in own),
         "nfe": strategy.tracker.spent,

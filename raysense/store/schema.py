@@ -209,7 +209,52 @@ CLIFFS = _schema(
     ("points", _INT, "measured points of the curve"),
 )
 
-DERIVED = ("points", "cliffs")
+RANKING = _schema(
+    "One row per block, layer or kind and set of a sweep that prunes several alone by the same share or zeros.",
+    *_POINT,
+    ("key", _TEXT, "the evaluation's key"),
+    ("asked", _TEXT, "what all of them lost: a share of each one's weights, or zeros"),
+    ("zeros", _INT, "weights that left"),
+    ("measure", _TEXT, "the loss they are ranked by"),
+    ("loss", _FLOAT, "its value"),
+    ("ci_low", _FLOAT, "lower end of its 95 % interval"),
+    ("ci_high", _FLOAT, "upper end"),
+    ("all_ci_low", _FLOAT, "lower end of an interval that holds for all of the set at once (Bonferroni)"),
+    ("all_ci_high", _FLOAT, "upper end"),
+    ("p", _FLOAT, "probability of so large a loss by chance, corrected for looking at all (Holm)"),
+    ("rank", _INT, "1 for the largest loss"),
+    ("rank_low", _INT, "1 + how many surely lose more: their whole interval for all lies above"),
+    ("rank_high", _INT, "how many do not surely lose less"),
+)
+
+PAIRS = _schema(
+    "One row per pair of groups that a sweep's screening design found to damage more together than apart, or less.",
+    ("first", _TEXT, "the one group"),
+    ("second", _TEXT, "the other"),
+    ("rung", _TEXT, "where it was measured"),
+    ("measure", _TEXT, "the loss that tells"),
+    ("effect", _FLOAT, "loss of both together beyond the sum of each alone"),
+    ("ci_low", _FLOAT, "lower end of its interval, which holds for all pairs at once"),
+    ("ci_high", _FLOAT, "upper end"),
+    ("p", _FLOAT, "probability of so strong a pair anywhere, were there none (Westfall & Young)"),
+    ("runs", _INT, "subsets that were measured"),
+    ("pairs", _INT, "pairs that were looked at"),
+)
+
+AGREEMENT = _schema(
+    "One row per set of a sweep whose points were also probed: how well the probe orders what images say.",
+    ("point_set", _TEXT, "the set with images"),
+    ("granularity", _TEXT, "what its groups are"),
+    ("rung", _TEXT, "where the images were judged"),
+    ("asked", _TEXT, "what all of them lost"),
+    ("measure", _TEXT, "the loss"),
+    ("n", _INT, "groups"),
+    ("spearman", _FLOAT, "rank correlation of the probe error and the loss"),
+    ("ci_low", _FLOAT, "lower end of its 95 % interval (Bonett & Wright 2000)"),
+    ("ci_high", _FLOAT, "upper end"),
+)
+
+DERIVED = ("points", "cliffs", "ranking", "pairs", "agreement")
 """Tables that a sweep writes anew whenever it ends."""
 
 LATER = {"method", "device", "versions", "order", "taken_from", "look", "looked_before"}
@@ -224,6 +269,9 @@ TABLES: dict[str, pa.Schema] = {
     "samples": SAMPLES,
     "points": POINTS,
     "cliffs": CLIFFS,
+    "ranking": RANKING,
+    "pairs": PAIRS,
+    "agreement": AGREEMENT,
 }
 
 

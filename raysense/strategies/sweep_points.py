@@ -188,7 +188,7 @@ class Layout:
         sweep = self.sweep
         for number, one in enumerate(sweep.points):
             field = f"sweep.points.{number}"
-            groups = [*(self.matching(one.over, one.only, field) if one.sparsity else ())]
+            groups = [*(self.matching(one.over, one.only, field) if not one.together else ())]
             groups += [group for shares in one.together for group in shares]
             for group in groups if one.steps else ():
                 if group.split(":")[0] not in self.denoisers:
@@ -214,12 +214,21 @@ class Layout:
         rung, methods = self.sweep.rung_of(one), one.saliency or ("",)
         several = [(TOGETHER, shares) for shares in one.together]
         groups = [] if one.together else self.matching(one.over, one.only, field)
-        alone = [(one.over, {group: share}) for group in groups for share in one.sparsity]
+        alone = [(one.over, {group: share}) for group in groups for share in self._shares(group, one)]
+        if not several and not alone:
+            raise RaysenseError(
+                f"`{field}.zeros`: no {one.over} can lose {min(one.zeros):,} weights; ask for fewer"
+            )
         sharing = itertools.product(methods, one.rules, one.steps or (None,))
         for entry, rules, steps in sharing:
             method = in_words(entry)
             for over, shares in several + alone:
                 yield self.point(name, over, rung, shares, rules, method, steps)
+
+    def _shares(self, group: str, one: PointSet) -> list[float]:
+        """A group's shares in a set: as listed, or what gives the listed zeros."""
+        grid = self.grid.part(self.members(group, "sweep"))
+        return list(one.sparsity) or [zeros / grid.n for zeros in one.zeros if zeros <= grid.max_zeros]
 
     def _screened(self, screen: Screen) -> list[Point]:
         groups = self.matching(screen.over, screen.only, "sweep.screen")

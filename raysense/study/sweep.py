@@ -28,10 +28,15 @@ class PointSet(Section):
     sparsity: tuple[Share, ...] = Field(
         (), strict=False, description="shares of the group's own weights that leave"
     )
+    zeros: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (),
+        strict=False,
+        description="instead of `sparsity`: weights that leave each group; smaller groups are left out",
+    )
     together: tuple[dict[str, Annotated[float, Field(ge=0, le=1)]], ...] = Field(
         (),
         strict=False,
-        description="instead of `over` and `sparsity`: components, blocks, layers or kinds that are pruned at once, "
+        description="instead of these: components, blocks, layers or kinds that are pruned at once, "
         "each with its share",
     )
     saliency: tuple[Rule, ...] = Field(
@@ -71,8 +76,8 @@ class PointSet(Section):
 
     @model_validator(mode="after")
     def _one_kind(self) -> PointSet:
-        if bool(self.sparsity) == bool(self.together):
-            raise ValueError("must hold either `sparsity` or `together`")
+        if sum(map(bool, (self.sparsity, self.zeros, self.together))) != 1:
+            raise ValueError("must hold one of `sparsity`, `zeros` and `together`")
         if self.together and (self.over != "component" or self.only != ("*",)):
             raise ValueError("holds `together`, which names its groups itself; leave `over` and `only` out")
         return self
