@@ -12,7 +12,8 @@ SUMMARY = "write one self-contained HTML page about a study"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    run_argument(parser, "a study, finished or not")
+    run_argument(parser, "a study, finished or not, or a sweep")
+    parser.add_argument("--sweep", action="store_true", help="of its sweep: RUN/sweep.html")
     parser.add_argument(
         "--out", type=Path, metavar="HTML", help="default: RUN/report.html, written anew each time"
     )
@@ -29,12 +30,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit status."""
-    from raysense.results.page import NAME, build, refuse_to_replace, replaceable, write_page
+    from raysense.results import page as of_search
+    from raysense.results import sweep_page as of_sweep
+    from raysense.results.page import refuse_to_replace, replaceable
 
+    name = of_sweep.NAME if args.sweep else of_search.NAME
+    build = of_sweep.build if args.sweep else of_search.build
+    write = of_sweep.write_sweep_page if args.sweep else of_search.write_page
     if args.out is None:
-        own = Path(args.run_folder) / NAME
+        own = Path(args.run_folder) / name
         refuse_to_replace(own, args.force or replaceable(own))
-        print(write_page(args.run_folder, images=args.images, code=args.run_code))
+        print(write(args.run_folder, images=args.images, code=args.run_code))
         return 0
     from raysense.results.run import Run
     from raysense.store.disk import write_file

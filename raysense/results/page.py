@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
@@ -109,15 +109,13 @@ def build(
     tell: Callable[[str], None] | None = None,
 ) -> str:
     """The page as text; see `write_page`."""
-    candidates = run.candidates()
+    candidates = run.candidates().query("stage != 'sweep'").reset_index(drop=True)
     summary = run.summary
     winner = run.allocation(summary["allocation"]) if summary and summary["feasible"] else None
     chosen = run.layer_sparsity(winner) if winner is not None else None
     shown = drawn(run, candidates, winner.key if winner else None, chosen)
     rows, missing = _pictures(run, candidates, images, paint, code, tell)
-    page = _environment().from_string(
-        (files("raysense.results") / "page.html.j2").read_text(encoding="utf-8")
-    )
+    page = environment().from_string((files("raysense.results") / "page.html.j2").read_text(encoding="utf-8"))
     return page.render(
         name=run.study.name,
         generator=f"{GENERATOR} {raysense.__version__}",
@@ -138,12 +136,12 @@ def build(
         cliffs=_cliffs(run),
         blocks=_blocks(chosen),
         strategies=_strategies(candidates, run.study.search.strategies),
-        costs=_costs(run),
-        provenance=_provenance(run, candidates),
+        costs=costs_of(run),
+        provenance=provenance_of(run, candidates),
         definition=run.study.to_yaml(),
         tolerable=TOLERABLE,
-        specs=_script_json(shown),
-        library=_library(),
+        specs=script_json(shown),
+        library=library(),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
@@ -332,7 +330,7 @@ def _pictures(
             "note": strip.note,
             "kind": strip.kind,
             "images": [
-                {"src": _data_uri(strip, position), "alt": f"{strip.label}: {prompt}", "prompt": prompt}
+                {"src": data_uri(strip, position), "alt": f"{strip.label}: {prompt}", "prompt": prompt}
                 for position, prompt in enumerate(strip.prompts)
             ],
         }
@@ -340,7 +338,8 @@ def _pictures(
     ], ""
 
 
-def _data_uri(strip: Strip, position: int) -> str:
+def data_uri(strip: Strip, position: int) -> str:
+    """A picture as the address of an image."""
     buffer = io.BytesIO()
     picture = Image.fromarray(strip.pixels[position])
     if max(picture.size) > 128:  # photographs: a tenth of the bytes, and no difference to be seen
@@ -405,7 +404,8 @@ def _strategies(candidates: pd.DataFrame, asked: Sequence[str]) -> list[dict[str
     return rows
 
 
-def _costs(run: Run) -> dict[str, Any]:
+def costs_of(run: Run) -> dict[str, Any]:
+    """What stages took, and all of them."""
     frame = run.costs()
     total = {name: float(frame[name].sum()) for name in ("evaluations", "images", "nfe", "seconds")}
     rows = [
@@ -419,7 +419,8 @@ def _costs(run: Run) -> dict[str, Any]:
     return {"rows": rows, "total": total}
 
 
-def _provenance(run: Run, candidates: pd.DataFrame) -> list[tuple[str, str]]:
+def provenance_of(run: Run, candidates: pd.DataFrame) -> list[tuple[str, str]]:
+    """What the numbers come from, label and text."""
     study, record = run.study, run.record
     measures = run.table("measures")
     extractors = (
@@ -493,15 +494,20 @@ def _start_in_words(start: Mapping[str, Any]) -> str:
 # --- the machinery ------------------------------------------------------------------------------------
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Where templates are found, and the filters that they use."""
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(lambda name: (files("raysense.results") / name).read_text(encoding="utf-8")),
     )
     environment.filters.update(number=number, percent=percent)
     return environment
 
 
-def _script_json(value: Any) -> Markup:
+def script_json(value: Any) -> Markup:
     """JSON that may stand inside a script element whatever texts it holds."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_plain)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
@@ -512,7 +518,7 @@ def _plain(value: Any) -> Any:
 
 
 @cache
-def _library() -> Markup:
+def library() -> Markup:
     """Vega, Vega-Lite and their embedding, as one script."""
     import vl_convert
 

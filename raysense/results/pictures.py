@@ -91,7 +91,7 @@ def strips(
     if not chosen:
         return []
     prompts = held_out(prompts_of(run.record, run.study, run.disk), run.study, count)
-    painter = _Painter(run, prompts)
+    painter = Painter(run, prompts)
     found = []
     for number, row in enumerate(chosen, 1):
         painter.tell = partial(tell, f"Painting pictures: {number} of {len(chosen)} …") if tell else None
@@ -193,7 +193,7 @@ def _strip(
     return Strip(label, note, row["kind"], tuple(prompt.text for prompt in prompts), pixels)
 
 
-def _uniform_like(run: Run, painter: _Painter, winner: Allocation, paint: bool) -> Allocation | None:
+def _uniform_like(run: Run, painter: Painter, winner: Allocation, paint: bool) -> Allocation | None:
     """One ratio for all layers with the winner's zeros; needs the pipeline's inventory, so only where painting may."""
     zeros = run.grid.zeros(winner)
     key = content_key("uniform", run.record["signature"], zeros)
@@ -209,7 +209,7 @@ def _uniform_like(run: Run, painter: _Painter, winner: Allocation, paint: bool) 
     return Allocation(dict(zip(run.grid.layers, stored["levels"].tolist(), strict=True)))
 
 
-class _Painter:
+class Painter:
     """Pictures of a study's allocations, from its cache or from the pipeline, which is loaded when first needed."""
 
     def __init__(self, run: Run, prompts: tuple[Prompt, ...]) -> None:
@@ -219,11 +219,13 @@ class _Painter:
         self.tell: Callable[[], None] | None = None
 
     def evaluator(self) -> Evaluator:
+        """Holds the pipeline, from the first call on."""
         if self._evaluator is None:
             self._evaluator = evaluator_of(self._run)
         return self._evaluator
 
     def pixels(self, allocation: Allocation, paint: bool) -> npt.NDArray[np.uint8] | None:
+        """uint8 (n, height, width, 3), or None where they are not in the cache and may not be painted."""
         seeds = noise_of_pictures(self._run.study, len(self._prompts))
         ids = [prompt.id for prompt in self._prompts]
         key = content_key(

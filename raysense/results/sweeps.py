@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,11 +30,6 @@ CURVE = (
 
 FEWEST = 3
 """Points of a curve that is asked where its cliff is."""
-
-
-def sweep_of(run: Run) -> Sweep | None:
-    """The study's section `sweep`."""
-    return run.study.sweep
 
 
 def points_of(run: Run) -> pd.DataFrame:
@@ -116,14 +111,6 @@ def _place(place: Place | None) -> dict[str, float | None]:
     if place is None:
         return {"sparsity": None, "ci_low": None, "ci_high": None}
     return {"sparsity": place.value, "ci_low": place.ci_low, "ci_high": place.ci_high}
-
-
-def label_of(curve: Mapping[str, Any], several: Sequence[str] = ("method", "rule")) -> str:
-    """A curve in words: its group, and of method, rule and steps what differs."""
-    parts = [str(curve["groups"]), *(str(curve[name]) for name in several)]
-    if curve["steps_from"] == curve["steps_from"] and curve["steps_from"] is not None:
-        parts.append(f"steps {curve['steps_from']:.0%} to {curve['steps_to']:.0%}")
-    return ", ".join(parts)
 
 
 def ranking_of(run: Run, points: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -303,3 +290,17 @@ def by_prompt_kind(run: Run, measure: str = "clip_score_drop") -> pd.DataFrame:
              "ci_low": interval.ci_low, "ci_high": interval.ci_high}
         )  # fmt: skip
     return points.merge(pd.DataFrame(rows), on="key")
+
+
+def labels_of(points: pd.DataFrame) -> dict[tuple[Any, ...], str]:
+    """Curve (a missing step as -1) -> its words: its group, and of method, rule and steps what differs among them."""
+    filled = points.fillna({"steps_from": -1.0, "steps_to": -1.0})
+    curves = filled[list(CURVE)].drop_duplicates()
+    several = [name for name in ("method", "rule") if curves[name].nunique() > 1]
+    found = {}
+    for row in curves.to_dict("records"):
+        parts = [str(row["groups"]), *(str(row[name]) for name in several)]
+        if row["steps_from"] >= 0:
+            parts.append(f"steps {row['steps_from']:.0%} to {row['steps_to']:.0%}")
+        found[tuple(row[name] for name in CURVE)] = ", ".join(parts)
+    return found

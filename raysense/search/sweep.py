@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -29,6 +30,7 @@ from raysense.pruning.allocation_rules import Counts
 from raysense.pruning.layers import Inventory
 from raysense.results.failures import failures, refuse_if_nothing_was_measured
 from raysense.results.run import Run
+from raysense.results.sweep_page import write_sweep_page
 from raysense.results.sweeps import FOLLOWING, points_of
 from raysense.search.job import (
     begin_store,
@@ -52,6 +54,9 @@ from raysense.terminal import patient, say
 
 NAME = "sweep.json"
 """What a sweep found, beside the tables."""
+
+SHOWN = 24
+"""Rows of cliffs that the terminal gets."""
 
 
 def refuse_without_sweep(study: Study) -> None:
@@ -122,6 +127,8 @@ def run_sweep(
             )
             summary = _finished(study, layout, strategy, store, starts)
     render(summary, out, console)
+    if page:
+        _write_page(study, out, console)
     if failed := failures(store.evaluations()):
         say(console, failed)
     return summary
@@ -196,6 +203,16 @@ def _finished(
     return summary
 
 
+def _write_page(study: Study, out: str, console: Console) -> None:
+    """The page, with pictures where this machine can paint them; what goes wrong is said, and loses nothing."""
+    can_paint = not study.cluster.gpus_per_evaluator or torch.cuda.is_available()
+    try:
+        path = write_sweep_page(out, paint=can_paint, code=True, tell=lambda text: say(console, text))
+        say(console, f"Page:    {path}", whole=True)
+    except RaysenseError as error:
+        say(console, f"The page could not be written: {error}")
+
+
 def _point_rows(swept: Swept, layout: Layout, store: Store) -> pa.Table:
     """The table `points`."""
     rows = []
@@ -236,13 +253,15 @@ def render(summary: Mapping[str, Any], out: str, console: Console) -> None:
     say(console)
     if summary["cliffs"]:
         table = Table("curve", "place", "share of its weights", "95 % interval")
-        for row in summary["cliffs"]:
+        for row in summary["cliffs"][:SHOWN]:
             name = ", ".join([row["groups"], row["method"], row["rule"]])
             where = ("not reached", "") if row["sparsity"] is None else (
                 f"{row['sparsity']:.1%}", f"[{row['ci_low']:.1%}, {row['ci_high']:.1%}]"
             )  # fmt: skip
             table.add_row(name, row["place"], *where)
         console.print(table)
+    if len(summary["cliffs"]) > SHOWN:
+        say(console, f"… {len(summary['cliffs']) - SHOWN} more rows: the table `cliffs`, and the page.")
     say(
         console,
         f"{summary['points']:,} points, {summary['evaluations']:,} evaluations, {summary['images']:,} images, "

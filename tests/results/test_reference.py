@@ -62,6 +62,10 @@ def test_measured_again_the_rows_are_the_same(
 def test_the_answers_beside_the_queries_are_what_it_gives(run: Run) -> None:
     queries: Path = REPORTS / "queries"
     assert (queries / "README.md").read_text() == answers(run, queries)
+    swept = answers(
+        Run(str(REPORTS / "paper/bundled")), queries / "sweep", 8, "paper/bundled", "queries/sweep"
+    )
+    assert (queries / "sweep/README.md").read_text() == swept
 
 
 def test_the_queries_and_the_frames_speak_of_one_sensitivity(run: Run) -> None:

@@ -11,11 +11,14 @@ from rich.console import Console
 
 import raysense as rs
 from raysense.errors import RaysenseError
-from raysense.results.sweeps import points_of
+from raysense.results.sweep_page import write_sweep_page
+from raysense.results.sweeps import by_prompt_kind, points_of
 from raysense.search.sweep import run_sweep
 from raysense.study import Study, load
 from raysense.study.checks import checked
 from raysense.study.load import examine
+from tests.conftest import REFERENCE
+from tests.results.browser import Browser
 
 SMALL = [
     "sampling.steps=2", "rungs.preview.prompts=8", "rungs.score.prompts=8", "rungs.validation.prompts=8",
@@ -94,6 +97,43 @@ def test_cliffs_are_a_table_and_a_query_reads_all(run: rs.Run) -> None:
         "SELECT p.groups, p.sparsity, m.value FROM points p JOIN measures m USING (key) WHERE m.metric = 'kid'"
     )
     assert len(asked) == len(points_of(run).query("rung == 'score'"))
+
+
+def test_the_page_shows_curves_cliffs_and_pictures_and_nothing_from_outside(
+    run: rs.Run, tmp_path: Path
+) -> None:
+    page = Path(run.disk.path("sweep.html"))
+    assert page.exists()
+    text = page.read_text(encoding="utf-8")
+    for words in (
+        "Quality against sparsity",
+        "The cliffs",
+        "Along the cliff",
+        "When it is pruned",
+        "not reached",
+    ):
+        assert words in text
+    assert text.count("data:image/png") >= 6
+    with Browser(390, 800) as browser:
+        browser.open(page)
+        assert not browser.console
+        assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+        assert all(address.startswith(("file:", "data:", "blob:")) for address in browser.requests)
+        drawn = browser.evaluate(
+            "[...document.querySelectorAll('.chart')].every(c => c.querySelector('canvas'))"
+        )
+    assert drawn
+    with pytest.raises(RaysenseError, match="holds no sweep that has ended"):
+        write_sweep_page(str(REFERENCE))
+
+
+def test_pruning_by_prompt_kind_is_read_off_the_stored_samples(run: rs.Run) -> None:
+    table = by_prompt_kind(run)
+    assert set(table["kind"]) <= {"position", "colour", "object"}
+    images = points_of(run).query("rung == 'score'").set_index("key")["clip_score_drop"]
+    each = table.assign(sum=table["loss"] * table["prompts"]).groupby("key")[["sum", "prompts"]].sum()
+    whole = each["sum"] / each["prompts"]
+    assert (whole - images[~images.index.duplicated()].loc[whole.index]).abs().max() < 1e-9
 
 
 def test_going_on_measures_nothing_twice_and_adds_points(run: rs.Run, tmp_path: Path) -> None:
