@@ -541,11 +541,10 @@ def _updates(all_beds: Sequence[Bed], rows: Path) -> str:
     if not any(updating(rows, bed) for bed in all_beds):
         return "\n".join([*lines, "SparseGPT and OBS-Diff on this grid: not measured.\n"])
     lines += [
-        "Not in the paper, whose code has no Hessian method. Layers have 16 levels here (5 % each, so that one ratio is only nearly one), Linear layers "
-        "only; thousandths of "
-        "CLIP score lost more than magnitude at the same share (negative: less), interval for all comparisons of "
-        "the pipeline. "
-        "`search/paper_bundled_updates.yaml`, `search/paper_transformer_updates.yaml`.\n",
+        "Not in the paper, whose code has no Hessian method. Linear layers only, of 16 levels here (5 % each, so "
+        "that one ratio is only nearly one). Thousandths of CLIP score lost more than magnitude at the same share "
+        "(negative: less), interval for all comparisons of the pipeline. `search/paper_bundled_updates.yaml`, "
+        "`search/paper_transformer_updates.yaml`.\n",
     ]
     for bed in all_beds:
         found = pd.DataFrame(updating(rows, bed))
