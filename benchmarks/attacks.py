@@ -328,13 +328,15 @@ def attempts(names: Sequence[str], quick: bool) -> Iterator[tuple[str, int | Non
         if not count:
             continue
         with tempfile.TemporaryDirectory(prefix="raysense-attack-") as folder:
+            found: tuple[int | None, list[str]]
             try:
                 with contextlib.redirect_stdout(sys.stderr):
-                    yield name, *attack.run(count, Path(folder))
+                    found = attack.run(count, Path(folder))
             except pytest.skip.Exception as reason:
-                yield name, None, [str(reason)]
+                found = None, [str(reason)]
             except Exception:
-                yield name, count, [traceback.format_exc(limit=-3)]
+                found = count, [traceback.format_exc(limit=-3)]
+        yield name, *found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -122,7 +122,10 @@ def answer(work: Callable[[dict[str, Any], Say], None]) -> None:
     """
 
     def say(what: str, value: Any) -> None:
-        print(json.dumps({what: value}), flush=True)
+        try:
+            print(json.dumps({what: value}), flush=True)
+        except BrokenPipeError:  # whoever gave the order was killed
+            os._exit(1)
 
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     try:

@@ -27,7 +27,9 @@ def work(order, say):
         os._exit(7)
     if order["what"] == "orphan":
         print(os.getpid(), file=open(order["file"], "w"))
-    if order["what"] in ("hang", "orphan"):
+        while time.sleep(0.02) is None:
+            say("progress", "speaks to nobody")
+    if order["what"] == "hang":
         time.sleep(600)
     say("doubled", 2 * order["number"])
 
@@ -82,7 +84,10 @@ def test_it_leaves_when_whoever_ordered_is_killed(program: str, tmp_path: Path) 
     order = {"what": "orphan", "file": str(file)}
     parent = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from raysense.child_process import Child;"
     parent += f"Child({program!r}, {order!r}).awaited('doubled', print, 'starting')"
-    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.DEVNULL) as process:
+    with (
+        (tmp_path / "said").open("w") as said,
+        subprocess.Popen([sys.executable, "-c", parent], stdout=said, stderr=said) as process,
+    ):
         until = time.monotonic() + 60
         while not (file.exists() and file.read_text().strip()):
             assert time.monotonic() < until
@@ -92,3 +97,4 @@ def test_it_leaves_when_whoever_ordered_is_killed(program: str, tmp_path: Path) 
     while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < until
         time.sleep(0.05)
+    assert "Traceback" not in (tmp_path / "said").read_text()
