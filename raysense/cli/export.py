@@ -28,10 +28,11 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from raysense.execution.interrupt import stop_signals
     from raysense.export.write import export
     from raysense.terminal import patient, say
 
-    with patient(Console(stderr=True), "Exporting …"):
+    with stop_signals("Stopped; nothing was written."), patient(Console(stderr=True), "Exporting …"):
         done = export(
             args.run_folder,
             args.out,

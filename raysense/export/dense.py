@@ -25,10 +25,7 @@ from raysense.pipelines.load import (
 )
 from raysense.pipelines.origin import Origin, local_folder
 from raysense.study import Study
-from raysense.study.weight_files import Stored, chosen_variant, files_of, tensors_in
-
-_INDEX = ".index.json"
-"""Ending of the list of what stands in which of several weight files; a variant's name stands inside it."""
+from raysense.study.weight_files import INDEX, Stored, chosen_variant, files_of, tensors_in
 
 
 def write_dense(study: Study, out: Path) -> None:
@@ -86,10 +83,10 @@ def _save(study: Study, folder: Path, name: str, module: nn.Module, out: str) ->
         tensor_files.write(target / plain, entries, tensor_files.metadata_of(file))
         where |= dict.fromkeys(tensors, plain)
         total += sum(entry.size for entry in entries)
-    if len(files) > 1:
+    if any("-of-" in plain for plain in where.values()):  # even a single one is found by its index only
         stem = min(where.values()).split("-0")[0]
         index = {"metadata": {"total_size": total}, "weight_map": where}
-        _write_json(target / f"{stem}.safetensors{_INDEX}", index)
+        _write_json(target / f"{stem}.safetensors{INDEX}", index)
 
 
 def _as_its_class_names_them(
@@ -110,7 +107,10 @@ def _as_its_class_names_them(
         names[id(tensor)].add(name)
     if any(_is_float(tensor) and tensor.dtype not in TYPES.values() for tensor in stored.values()):
         return False
-    return all(shared & set(stored) for shared in names.values())
+    there = {weight: len(shared & set(stored)) for weight, shared in names.items()}
+    # Under two names it may stand only where it is never pruned: as T5's embedding does in older files.
+    embeddings = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+    return all(count == 1 or (count > 1 and weight in embeddings) for weight, count in there.items())
 
 
 def _is_float(stored: Stored) -> bool:

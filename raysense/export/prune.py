@@ -13,7 +13,7 @@ from raysense.allocation import Allocation, LevelGrid
 from raysense.export import tensor_files
 from raysense.pipelines.load import load_component
 from raysense.pruning.layers import Inventory, Layer, count_zeros, weight_of
-from raysense.study.weight_files import files_of, tensors_in
+from raysense.study.weight_files import INDEX, files_of, tensors_in
 
 AtLevel = Callable[[Layer, Tensor, int], Tensor]
 """A layer, its dense weights, a level above 0 -> its weights at that level."""
@@ -86,8 +86,8 @@ def _in_memory(
         if level:
             weight.copy_(at_level(layer, weight, level))
         zeros[layer.address] = count_zeros(weight)
-    for file in files_of(folder / component, None):
-        file.unlink()
+    for file in (*files_of(folder / component, None), *(folder / component).glob(f"*{INDEX}")):
+        file.unlink()  # an index of files that are no longer there would be believed
     module.save_pretrained(folder / component)
     return zeros
 

@@ -8,7 +8,6 @@ pruned tensor is a bit mask and the values that stay; `expand` turns it back int
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -93,8 +92,10 @@ def export(
         finished = small if compressed else folder
         (finished / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         (finished / "README.md").write_text(model_card(run, record, compressed), encoding="utf-8")
-        if out.exists():
-            shutil.rmtree(out)
+        if (
+            out.exists()
+        ):  # moved in one step: taken apart here, half of it would be left where this is stopped
+            out.rename(scratch / "replaced")
         finished.rename(out)
     return Exported(out, chosen.key, zeros, sizes)
 

@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from raysense.errors import RaysenseError
 from raysense.hashing import refuse_odd_files
 from raysense.hub import pipeline_index
-from raysense.pipelines.lora import fuse
+from raysense.pipelines.lora import fuse, refuse_misfit
 from raysense.pipelines.origin import (
     Origin,
     configuration_folder,
@@ -415,7 +415,7 @@ def empty_components(source: str | Origin, *, device: str = "meta") -> dict[str,
         component of an unknown class is a `Foreign`.
 
     Raises:
-        RaysenseError: No configuration is there, or it cannot be read.
+        RaysenseError: No configuration is there, it cannot be read, or an adapter does not fit.
     """
     origin = source if isinstance(source, Origin) else Origin(source)
     _refuse_odd_files(origin.source, pipeline_folder(origin.source))
@@ -425,12 +425,16 @@ def empty_components(source: str | Origin, *, device: str = "meta") -> dict[str,
             pipeline_index(folder, origin.revision)
         index = DiffusionPipeline.load_config(folder, revision=origin.revision)
         classes = module_classes(index)
-        return {name: _empty(folder, name, cls, origin.revision, device) for name, cls in classes.items()}
+        modules = {name: _empty(folder, name, cls, origin.revision, device) for name, cls in classes.items()}
     except (OSError, ValueError, ImportError, AttributeError, KeyError) as error:
         raise RaysenseError(
             f"`pipeline`: the configuration of `{origin.source}` could not be read: "
             f"{' '.join(str(error).split())[:200]}"
         ) from None
+    kind: Any = getattr(diffusers, str(index.get("_class_name")), None)
+    for lora in origin.lora if kind is not None and device == "meta" else ():
+        refuse_misfit(kind, modules, lora)
+    return modules
 
 
 def _empty(folder: str, name: str, cls: Any, revision: str | None, device: str) -> nn.Module:

@@ -40,6 +40,30 @@ def fuse(pipeline: type, modules: Mapping[str, nn.Module], lora: Lora) -> str:
     Raises:
         RaysenseError: The file cannot be read, or not all of it fits this pipeline.
     """
+    found, tensors, alphas = _matched(pipeline, modules, lora)
+    for name, layer in found.items():
+        down, up = (tensors[name + end].float().flatten(1) for end in (_DOWN, _UP))
+        scale = lora.weight * alphas.get(name, len(down)) / len(down)
+        with torch.no_grad():
+            change = (up @ down).reshape(layer.weight.shape) * scale
+            layer.weight.copy_((layer.weight.float() + change).to(layer.weight.dtype))
+    name = os.path.basename(lora.path)
+    return f"adapter `{name}` of strength {lora.weight:g} is part of the weights of {len(found)} layers"
+
+
+def refuse_misfit(pipeline: type, modules: Mapping[str, nn.Module], lora: Lora) -> None:
+    """Refuse what `fuse` would refuse; `modules` may be without weights.
+
+    Raises:
+        RaysenseError: See `fuse`.
+    """
+    _matched(pipeline, modules, lora)
+
+
+def _matched(
+    pipeline: type, modules: Mapping[str, nn.Module], lora: Lora
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, float]]:
+    """An adapter's layers by name, its matrices, and its alphas."""
     tensors, alphas = read(pipeline, lora.path)
     pairs = {name.removesuffix(_DOWN) for name in tensors if name.endswith(_DOWN)}
     left = [name for name in tensors if name.removesuffix(_DOWN).removesuffix(_UP) not in pairs]
@@ -60,14 +84,7 @@ def fuse(pipeline: type, modules: Mapping[str, nn.Module], lora: Lora) -> str:
                 f"but {why}; give an adapter of this pipeline"
             )
         found[name] = layer
-    for name, layer in found.items():
-        down, up = (tensors[name + end].float().flatten(1) for end in (_DOWN, _UP))
-        scale = lora.weight * alphas.get(name, len(down)) / len(down)
-        with torch.no_grad():
-            change = (up @ down).reshape(layer.weight.shape) * scale
-            layer.weight.copy_((layer.weight.float() + change).to(layer.weight.dtype))
-    name = os.path.basename(lora.path)
-    return f"adapter `{name}` of strength {lora.weight:g} is part of the weights of {len(found)} layers"
+    return found, tensors, alphas
 
 
 def read(pipeline: type, path: str) -> tuple[dict[str, Tensor], dict[str, float]]:

@@ -22,6 +22,9 @@ LARGEST_HEADER = 100_000_000
 SAFE, PICKLED = ".safetensors", (".bin", ".ckpt", ".pt", ".pth")
 """Endings of files with weights: plain tensors, and pickles, whose loading can run code."""
 
+INDEX = ".index.json"
+"""Ending of the list of what stands in which of several weight files."""
+
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>[\w-]+?))?(?:-\d{5}-of-\d{5})?"
     r"(?:\.(?P<behind>\w+))?\.(?P<form>safetensors|bin)"
@@ -133,8 +136,13 @@ def single_file(path: Path, pickled: bool) -> None:
             f"`pipeline`: `{path}` is a file; give a folder in diffusers' format, a hub id, or a single file of "
             f"weights ({SAFE})"
         )
-    elif not tensor_names(path):
-        raise RaysenseError(f"`pipeline`: the single file `{path}` holds no tensors")
+    else:
+        try:
+            names = tensor_names(path)
+        except RaysenseError as error:
+            raise RaysenseError(f"`pipeline`: the single file {error}") from None
+        if not names:
+            raise RaysenseError(f"`pipeline`: the single file `{path}` holds no tensors")
 
 
 def tensor_names(path: Path) -> list[str]:
@@ -188,6 +196,6 @@ def tensors_in(path: Path) -> dict[str, Stored]:
         raise RaysenseError(f"`{path}` cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise RaysenseError(
-            f"the single file `{path}` is no .safetensors file: {' '.join(str(error).split())[:160]}"
+            f"`{path}` is no .safetensors file: {' '.join(str(error).split())[:160]}"
         ) from None
     return dict(sorted(found.items(), key=lambda item: item[1].start))

@@ -9,11 +9,13 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from raysense.export import dense
 from raysense.export.dense import write_dense
 from raysense.pipelines.load import load_for
 from raysense.study import Study, parse
+from raysense.study.weight_files import Stored
 from tests.pruning.families import FAMILIES
 
 
@@ -112,3 +114,41 @@ def test_files_that_hold_something_else_are_loaded_and_checked(tmp_path: Path) -
     now = load_file(tmp_path / "out" / "vae" / file.name)
     assert now.keys() == tensors.keys()
     assert all(torch.equal(now[name], tensors[name]) for name in tensors)
+
+
+def test_one_file_that_only_an_index_names(tmp_path: Path) -> None:
+    folder = saved("sd1", tmp_path / "pipeline")
+    whole = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    only = whole.with_name("diffusion_pytorch_model-00001-of-00001.safetensors")
+    tensors = load_file(whole.rename(only))
+    index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(tensors, only.name)}
+    whole.with_name(f"{whole.name}.index.json").write_text(json.dumps(index))
+    write_dense(study_of(folder), tmp_path / "out")
+    written = UNet2DConditionModel.from_pretrained(tmp_path / "out" / "unet").state_dict()
+    assert all(torch.equal(written[name], tensor) for name, tensor in tensors.items())
+
+
+class Tied(nn.Module):
+    """Two maps with one weight, or one with an embedding's."""
+
+    def __init__(self, other: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = other, nn.Linear(4, 4, bias=False)
+        self.second.weight = other.weight  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("other", "names", "copied"),
+    [
+        (nn.Linear(4, 4, bias=False), ["second.weight"], True),
+        (nn.Linear(4, 4, bias=False), ["first.weight", "second.weight"], False),
+        (nn.Embedding(4, 4), ["first.weight", "second.weight"], True),
+        (nn.Embedding(4, 4), [], False),
+    ],
+)
+def test_a_shared_weight_stands_once_where_it_may_be_pruned(
+    other: nn.Module, names: list[str], copied: bool
+) -> None:
+    """Pruned under one of its names, it would stay dense under the other."""
+    files = {Path("model.safetensors"): {name: Stored("F32", (4, 4), 0, 64) for name in names}}
+    assert dense._as_its_class_names_them(Tied(other), files, torch.float32) == copied

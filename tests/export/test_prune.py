@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation.evaluator import Evaluator
+from raysense.evaluation.identity import inventory_and_grid
 from raysense.evaluation.learned import Learned
 from raysense.evaluation.live_pipeline import identity_of_choice
 from raysense.export import prune
 from raysense.export.dense import write_dense
 from raysense.export.prune import prune_folder
-from raysense.pipelines.load import load_pipeline, modules_of
+from raysense.pipelines.load import empty_components, load_pipeline, modules_of
 from raysense.store.disk import Disk
 from raysense.study import Study, parse
 from tests.pruning.families import FAMILIES, SIZE
@@ -90,3 +92,21 @@ def test_an_allocation_of_other_layers_changes_nothing(tmp_path: Path) -> None:
     evaluator = Evaluator(study, str(tmp_path / "store"))
     with pytest.raises(RaysenseError, match="unet:nowhere"):
         on_disk(evaluator, study, Allocation({"unet:nowhere": 1}), tmp_path / "out", str(tmp_path / "store"))
+
+
+def test_no_index_of_files_that_are_gone_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loaded whole and saved again, a component may stand in fewer files than before."""
+    folder = tmp_path / "pipeline"
+    FAMILIES["sd1"].build().save_pretrained(folder)
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    unet.save_pretrained(folder / "unet", max_shard_size="50KB")
+    study = study_of(folder, components=["unet"], include=["*time_embedding*"])
+    inventory, grid = inventory_and_grid(study, empty_components(str(folder)))
+    monkeypatch.setattr(prune, "_name", lambda layer: f"other.{layer.path}")
+    allocation = Allocation(grid.uniform(0.5))
+    prune_folder(
+        folder, {"unet": type(unet)}, inventory, grid, allocation, lambda *given: given[1] * 0, torch.float32
+    )
+    written = UNet2DConditionModel.from_pretrained(folder / "unet")
+    assert not any(written.get_submodule(layer.path).weight.any() for layer in inventory.layers)

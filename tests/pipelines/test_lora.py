@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from raysense.errors import RaysenseError
-from raysense.pipelines.load import load_pipeline, modules_of, notes_of
+from raysense.pipelines.load import empty_components, load_pipeline, modules_of, notes_of
 from raysense.pipelines.origin import Origin
 from raysense.study import Lora
 from tests.pruning.families import FAMILIES
@@ -122,5 +122,8 @@ def test_an_adapter_that_diffusers_saved_is_added(name: str, folder: Path) -> No
 def test_an_adapter_that_does_not_fit_is_refused(tensors: dict[str, Tensor], told: str, folder: Path) -> None:
     file = folder / "other.safetensors"
     save_file(tensors, file)
+    lora = Lora(path=str(file))
     with pytest.raises(RaysenseError, match=rf"`lora`.*{told}"):
-        loaded(folder / "sd1", Lora(path=str(file)))
+        loaded(folder / "sd1", lora)
+    with pytest.raises(RaysenseError, match=rf"`lora`.*{told}"):  # so a plan refuses it too
+        empty_components(Origin(str(folder / "sd1"), lora=(lora,)))
