@@ -80,6 +80,11 @@ def utilisation(evaluation: Evaluation, bounds: Sequence[Bound], stretch: float 
     return max(shares)
 
 
+def by_value(evaluation: Evaluation, bounds: Sequence[Bound]) -> float | None:
+    """As `utilisation`, by the values instead of the intervals' worse ends."""
+    return utilisation(evaluation, bounds, stretch=0.0)
+
+
 def _dense(evaluation: Evaluation, measure: str) -> float:
     """The dense pipeline's value, from the evaluation's own paired measures."""
     spec = spec_of(measure)

@@ -31,5 +31,13 @@ JOIN measures m USING (key)
 JOIN allocations a ON a.allocation = e.allocation
 JOIN layers l ON l.layer = a.layer
 JOIN sizes s ON s."group" = l."group"
-WHERE e.stage = 'sensitivity' AND e.failed = ''
+WHERE e.failed = '' AND (
+    e.stage = 'sensitivity'
+    -- What a sweep has probed of a group alone, as the study itself prunes, is its curve too.
+    OR (e.key, l."group") IN (
+        SELECT key, groups FROM points
+        WHERE rung = 'probe' AND rule = 'uniform' AND steps_from IS NULL
+            AND method = (SELECT any_value(definition::JSON->'prune'->>'saliency') FROM studies)
+    )
+)
 GROUP BY l."group", e.key, m.metric;

@@ -53,6 +53,7 @@ from raysense.strategies.context import Findings
 from raysense.strategies.rules import built_in_rules, check_strategies
 from raysense.strategies.runner import StrategyRunner
 from raysense.strategies.schedule import make_strategy
+from raysense.strategies.swept_curves import Points, probed, swept_points
 from raysense.strategies.user_defined import user_rules, user_strategies
 from raysense.strategies.verdict import quality_budget
 from raysense.study import EXTENSIONS, LOOKS, PLACES, Study
@@ -265,6 +266,18 @@ def executor_of(
         patience=cluster.patience,
         tracker=Tracker(study.track, study.name, denominators(inventory)) if study.track.wanted else None,
     )
+
+
+def swept_before(out: str, study: Study, grid: LevelGrid) -> Points:
+    """What a sweep of the same study has probed in this folder: group -> zeros -> probe error."""
+    store = Store.open(out, create=True)
+    if store.study is None or not (points := store.table("points").to_pylist()):
+        return {}
+    levels: dict[str, dict[str, int]] = {}
+    for row in store.table("allocations").to_pylist():
+        levels.setdefault(row["allocation"], {})[row["layer"]] = row["level"]
+    known = {evaluation.key: evaluation for evaluation in store.evaluations()}
+    return swept_points(points, known, levels, grid, study, "probe", probed)
 
 
 def finish_page(study: Study, out: str, console: Console) -> None:

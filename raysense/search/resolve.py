@@ -12,7 +12,7 @@ import numpy as np
 
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
-from raysense.feasibility import is_feasible
+from raysense.feasibility import by_value, is_feasible
 from raysense.metrics.builtin.probe_error import PROBE_ERROR
 from raysense.names import JOINT, SOLVER
 from raysense.records import Bound, Evaluation
@@ -22,10 +22,18 @@ from raysense.strategies.context import Candidate, utilisation_of
 from raysense.strategies.curves import Curve
 from raysense.strategies.joint import JointProposer
 from raysense.strategies.solver import OBJECTIVES
+from raysense.strategies.swept_curves import is_ordinary, probed, swept_points
 from raysense.strategies.verdict import held_out_stretch
 from raysense.study import Study, parse, revise
 
-CHANGEABLE = ("constraints", "prune.components", "prune.max_layer_sparsity", "budget", "name")
+CHANGEABLE = (
+    "constraints",
+    "prune.components",
+    "prune.max_layer_sparsity",
+    "search.granularity",
+    "budget",
+    "name",
+)
 _BISECTIONS = 20
 _DENOMINATORS = ("selected", "prunable", "components", "pipeline")
 
@@ -53,7 +61,7 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
     study, grid, bounds = stored.study, stored.grid, stored.study.constraints.bounds()
     prediction = _Prediction(stored)
     _refuse_dense(run, stored.evaluations, bounds)
-    rows = _evidence(study, grid, stored.evaluations, stored.levels, bounds)
+    rows = _evidence(study, grid, stored.evaluations, stored.levels, bounds, stored.swept)
     for row in rows:
         prediction.learned.tell(row.allocation, utilisation_of(row, bounds))
     allowed = set(study.prune.components)
@@ -112,6 +120,7 @@ class _Stored:
         evaluations: All of them.
         curves: Sensitivity curves of the groups.
         denominators: What sparsities are shares of, for the components that are asked for.
+        swept: Keys of a sweep's points that are pruned as the study prunes.
     """
 
     study: Study
@@ -121,6 +130,7 @@ class _Stored:
     evaluations: Sequence[Evaluation]
     curves: Sequence[Curve]
     denominators: Mapping[str, int]
+    swept: frozenset[str]
 
 
 def _read(run: str, overrides: Sequence[str]) -> _Stored:
@@ -141,20 +151,27 @@ def _read(run: str, overrides: Sequence[str]) -> _Stored:
     groups: dict[str, list[str]] = {}
     for row in layers:
         if row["layer"] in own:
-            groups.setdefault(row["group"], []).append(row["layer"])
+            # A sweep may have curves of another granularity than the study's own.
+            asked = (
+                row["group"] if study.search.granularity == old.search.granularity else _group_of(row, study)
+            )
+            groups.setdefault(asked, []).append(row["layer"])
     if study.constraints != old.constraints:
         # Asked after the study's own verdict: one more look at the same held-out prompts.
         looks = study.search.earlier_looks + 1
         study = study.model_copy(update={"search": study.search.model_copy(update={"earlier_looks": looks})})
     evaluations = store.evaluations()
-    curves = _curves(evaluations, levels, groups, grid)
+    points = store.table("points").to_pylist()
+    curves = _curves(_measured_points(study, points, evaluations, levels, groups, grid), groups, grid)
     if not curves:
         raise RaysenseError(
-            f"`{run}` has no sensitivity curves; run the study with `solver` in `search.strategies`"
+            f"`{run}` has no sensitivity curves of {study.search.granularity}s; run the study with `solver` in "
+            f"`search.strategies`, or a sweep over them (`over: {study.search.granularity}`)"
         )
     same = study.prune.components == old.prune.components
     denominators = record["denominators"] if same else _denominators(study)
-    return _Stored(study, grid, groups, levels, evaluations, curves, denominators)
+    swept = frozenset(point["key"] for point in points if is_ordinary(point, old))
+    return _Stored(study, grid, groups, levels, evaluations, curves, denominators, swept)
 
 
 class _Prediction:
@@ -222,6 +239,7 @@ def _evidence(
     evaluations: Sequence[Evaluation],
     levels: Mapping[str, Mapping[str, int]],
     bounds: Sequence[Bound],
+    swept: frozenset[str] = frozenset(),
 ) -> list[Candidate]:
     """What was judged, under the new bounds: by held-out prompts where there are some, else by the score rung.
 
@@ -229,11 +247,13 @@ def _evidence(
     """
     found: dict[str, Candidate] = {}
     failed: set[str] = set()
-    for rung, stage in (("score", "search"), ("validation", "validation")):
+    for rung, stage in (("score", "sweep"), ("score", "search"), ("validation", "validation")):
         stretch = held_out_stretch(study) if rung == "validation" else 1.0
         for evaluation in sorted(evaluations, key=lambda evaluation: evaluation.zeros):
             if (evaluation.rung, evaluation.stage) != (rung, stage) or evaluation.failed:
                 continue
+            if stage == "sweep" and evaluation.key not in swept:
+                continue  # by another method, or in a part of the steps
             allocation = Allocation(levels.get(evaluation.allocation, {}))
             strategy = strategy_of(stage, evaluation.trial)
             feasible = strategy not in failed and is_feasible(evaluation, bounds, stretch)
@@ -327,20 +347,52 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _curves(
+def _measured_points(
+    study: Study,
+    points: Sequence[Mapping[str, Any]],
     evaluations: Sequence[Evaluation],
     levels: Mapping[str, Mapping[str, int]],
     groups: Mapping[str, Sequence[str]],
     grid: LevelGrid,
-) -> list[Curve]:
+) -> dict[str, dict[int, float]]:
+    """Group -> zeros -> damage: probe errors of the search and of a sweep; where a sweep probed nothing, image damage.
+
+    Image damage is the share of the quality budget that a group alone uses, by its value.
+    """
     group_of = {a: group for group, members in groups.items() for a in members}
-    points: dict[str, dict[int, float]] = {}
+    found: dict[str, dict[int, float]] = {}
     for evaluation in evaluations:
         if evaluation.stage != "sensitivity" or evaluation.failed or PROBE_ERROR not in evaluation.measures:
             continue
-        allocation = levels[evaluation.allocation]
-        group = group_of[next(iter(allocation))]
-        points.setdefault(group, {})[grid.zeros(allocation)] = evaluation.measures[PROBE_ERROR].value
+        of = {group_of[layer] for layer in levels[evaluation.allocation]}
+        if len(of) == 1:  # another granularity's curves may hold several
+            zeros = grid.zeros(levels[evaluation.allocation])
+            found.setdefault(of.pop(), {})[zeros] = evaluation.measures[PROBE_ERROR].value
+    by_key = {evaluation.key: evaluation for evaluation in evaluations}
+    bounds = study.constraints.bounds()
+
+    def of_images(evaluation: Evaluation) -> float | None:
+        return (
+            None
+            if any(b.measure not in evaluation.measures for b in bounds)
+            else by_value(evaluation, bounds)
+        )
+
+    swept = swept_points(points, by_key, levels, grid, study, "probe", probed)
+    for group, more in swept.items():
+        found.setdefault(group, {}).update(more)
+    return found or swept_points(points, by_key, levels, grid, study, "score", of_images)
+
+
+def _group_of(row: Mapping[str, Any], study: Study) -> str:
+    """A layer's group under the granularity that is asked for."""
+    return str(row[study.search.granularity])
+
+
+def _curves(
+    points: Mapping[str, Mapping[int, float]], groups: Mapping[str, Sequence[str]], grid: LevelGrid
+) -> list[Curve]:
+    """The points as curves."""
     curves = []
     for group, measured in points.items():
         size = sum(grid.weights(a) for a in groups[group])

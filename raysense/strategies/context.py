@@ -76,6 +76,7 @@ class SearchContext:
         bounds: The quality budget.
         costs: What requests cost; replaced by what the baseline counts.
         own: Search strategies of the user's own, by name, see `raysense.strategies.user_defined`.
+        swept: Group -> zeros -> probe error that a sweep in the same folder has measured: not measured again.
     """
 
     study: Study
@@ -85,6 +86,7 @@ class SearchContext:
     bounds: Sequence[Bound]
     costs: RungCosts
     own: Mapping[str, Any] = field(default_factory=dict)
+    swept: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     def zeros(self, share: float) -> int:
         """Zeros at a share of all selected weights, at most what the grid can remove."""

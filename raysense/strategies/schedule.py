@@ -31,6 +31,7 @@ def make_strategy(
     calibration_cost: int = 0,
     cost: Cost | None = None,
     own: Mapping[str, UserStrategy] | None = None,
+    swept: Mapping[str, Mapping[int, float]] | None = None,
 ) -> StrategyRunner[Findings]:
     """The study's strategy.
 
@@ -42,13 +43,16 @@ def make_strategy(
         calibration_cost: NFE of the calibration at most; 0 if the study needs none.
         cost: Of an image, as foreseen; replaced by what the baseline counts.
         own: Search strategies of the user's own; those that the study names by dotted path if missing.
+        swept: Group -> zeros -> probe error that a sweep of the same study has stored.
 
     Raises:
         RaysenseError: `budget.max_nfe` does not even cover the dense pipeline; nothing is spent yet.
     """
     costs = RungCosts(study, cost or assumed(study.sampling), calibration_cost)
     own = user_strategies(study.search.strategies) if own is None else own
-    context = SearchContext(study, inventory, grid, rules, study.constraints.bounds(), costs, own)
+    context = SearchContext(
+        study, inventory, grid, rules, study.constraints.bounds(), costs, own, swept or {}
+    )
     refuse_small_budget(context)
 
     def cost_of(spec: TrialSpec) -> int:

@@ -26,6 +26,10 @@ DOUBT = 0.4
 total damage by more than 2 % on the bundled pipeline, at twice the probes."""
 
 
+SWEPT = 2
+"""Points of a group in a stored sweep from which its curve begins instead of from the two of its own."""
+
+
 def sensitivity(runner: StrategyRunner[Findings], context: SearchContext) -> Stage[list[Curve]]:
     """Measure how each group's damage grows; gives the curves, none where no strategy needs them."""
     search = context.study.search
@@ -44,7 +48,7 @@ def _curve(context: SearchContext, group: str, members: Sequence[str]) -> Corout
     """
     grid, most = context.grid, context.study.search.levels
     size = sum(grid.weights(address) for address in members)
-    measured: dict[int, float] = {}
+    measured: dict[int, float] = dict(context.swept.get(group, {}))
     asked: set[Allocation] = set()
 
     def curve() -> Curve:
@@ -62,6 +66,9 @@ def _curve(context: SearchContext, group: str, members: Sequence[str]) -> Corout
     lighter = sparsity_removing(float(removed_energy(np.array(cap))) / 6)
     wanted = [at(cap), at(lighter)]
     stop: StopRule | None = StopRule(below={PROBE_ERROR: HARMLESS_PROBE})
+    if len(measured) >= SWEPT:  # a sweep has: only where it leaves the curve in doubt
+        sparsity, doubt = least_known(curve(), HARMLESS_PROBE, HOPELESS_PROBE)
+        wanted, stop = [at(sparsity)] if doubt > DOUBT else [], None
     while wanted := [
         allocation for allocation in dict.fromkeys(wanted) if allocation and allocation not in asked
     ]:

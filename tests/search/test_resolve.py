@@ -17,6 +17,7 @@ from raysense.search.job import denominators, layer_rows
 from raysense.search.resolve import _evidence, in_words, resolve
 from raysense.store.store import Store
 from raysense.strategies.verdict import held_out_stretch
+from tests.conftest import REPORTS
 from tests.strategies.test_schedule import SIGNATURE, Landscape, made_up
 
 
@@ -177,3 +178,29 @@ def test_finalists_count_up_to_the_first_failure(tmp_path: Path) -> None:
     assert [c.feasible for c in _evidence(study, layers, tested, levels, bounds)] == [True] * len(tested)
     found = _evidence(study, layers, [*tested[1:], bad], levels, bounds)
     assert [c.feasible for c in found] == [False] * len(tested)
+
+
+SWEPT = str(REPORTS / "paper/bundled")
+
+
+def test_a_sweep_answers_for_the_best_allocation_of_its_granularity_without_an_image() -> None:
+    """Its curves are what images said of components alone; other methods' points are no evidence."""
+    overrides = ["search.granularity=component", "constraints={clip_score: {max_drop: 0.02}}"]
+    answer = resolve(SWEPT, overrides)
+    predicted = answer["predicted"]
+    assert predicted["supported"]
+    assert predicted["levels"]
+    assert predicted["utilisation_ci_low"] < predicted["utilisation"] < predicted["utilisation_ci_high"] <= 1
+    tighter = resolve(SWEPT, [overrides[0], "constraints={clip_score: {max_drop: 0.01}}"])["predicted"]
+    assert 0 < tighter["zeros"] < predicted["zeros"]
+    measured = answer["measured"]
+    assert measured["rung"] == "score"
+    rows = Store.open(SWEPT).table("points").to_pylist()
+    own = {row["key"] for row in rows if row["method"] == "magnitude"}
+    keys = {e.key for e in Store.open(SWEPT).evaluations() if e.allocation == measured["allocation"]}
+    assert keys & own
+
+
+def test_a_sweep_without_curves_of_what_is_asked_says_so() -> None:
+    with pytest.raises(RaysenseError, match=r"no sensitivity curves of blocks.*`over: block`"):
+        resolve(SWEPT, ["search.granularity=block"])

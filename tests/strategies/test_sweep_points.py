@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,16 @@ import pytest
 from raysense.allocation import LevelGrid
 from raysense.errors import RaysenseError
 from raysense.evaluation.identity import inventory_and_grid
+from raysense.evaluation.rungs.cost import RungCosts
 from raysense.pipelines.cost import assumed
 from raysense.pipelines.load import load_pipeline, modules_of
 from raysense.pruning.allocation_rules import counts_below
 from raysense.pruning.layers import Inventory
-from raysense.records import Evaluation, Measure, TrialSpec
+from raysense.records import Evaluation, EvaluationRequest, Measure, TrialSpec
+from raysense.strategies.context import SearchContext
 from raysense.strategies.runner import StrategyRunner
 from raysense.strategies.screen import runs_for, subsets
+from raysense.strategies.sensitivity import sensitivity
 from raysense.strategies.sweep import Swept, make_sweep
 from raysense.strategies.sweep_points import Layout
 from raysense.study import Study, load
@@ -147,3 +151,28 @@ def test_what_the_budget_covers_is_measured_and_one_that_buys_no_point_refused(p
     assert whole.outcome is not None
     assert len(whole.outcome.points) == whole.outcome.wanted == 4
     assert whole.tracker.refusal is None
+
+
+def test_a_search_begins_its_curves_from_what_a_sweep_has_probed(parts: Parts) -> None:
+    inventory, grid, _ = parts
+    one = load(overrides=["search.granularity=component"])
+    sizes = {
+        name: sum(grid.weights(a) for a in grid.addresses if a.startswith(name)) for name in ("unet", "text")
+    }
+    known = {round(share * sizes["unet"]): 0.001 * (1 + 9 * share) ** 3 for share in (0.3, 0.5, 0.7, 0.9)}
+    costs = RungCosts(one, assumed(one.sampling))
+    runner: Any = SimpleNamespace(headline="")
+
+    def asked(swept: dict[str, dict[int, float]]) -> list[list[EvaluationRequest]]:
+        context = SearchContext(one, inventory, grid, {}, one.constraints.bounds(), costs, swept=swept)
+        specs = [next(coroutine, None) for coroutine in next(sensitivity(runner, context))]
+        return [list(spec.requests) if isinstance(spec, TrialSpec) else [] for spec in specs]
+
+    text, unet = asked({"unet": known})
+    assert len(text) == 2
+    # Neither the cap nor a lighter level: only what the sweep left in doubt, below its lightest point.
+    assert len(unet) == 1
+    assert grid.zeros(unet[0].allocation) < min(known)
+    finer = known | {round(share * sizes["unet"]): 0.001 * (1 + 9 * share) ** 3 for share in (0.15, 0.2)}
+    assert asked({"unet": finer})[1] == []
+    assert [len(requests) for requests in asked({})] == [2, 2]
