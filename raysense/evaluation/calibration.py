@@ -28,7 +28,8 @@ from raysense.names import OWL, UNIFORM, UPDATING
 from raysense.pipelines.cost import Cost, assumed
 from raysense.pipelines.load import denoiser_of, modules_of
 from raysense.pipelines.sample import call_pipeline
-from raysense.prompts.sets import PromptSets, load_prompts
+from raysense.prompts import coco
+from raysense.prompts.sets import PromptSets, check_counts
 from raysense.pruning.activations import InputMoments, StepWeight, calibrate
 from raysense.pruning.allocation_rules import outlier_ratios
 from raysense.pruning.layers import Inventory, Layer, weight_of
@@ -119,7 +120,8 @@ def calibration_cost(
     selection = _selection_cost(study, grid, cost) if len(methods) > 1 else 0
     if not needs:
         return selection
-    available = len(load_prompts(study.prompts).search)
+    known = check_counts(study.prompts, {})  # a plan is made where COCO's captions are not
+    available = coco.PER_SET if known is None else len(known.search)
     if calibration.prompts > available:
         raise RaysenseError(
             f"`prune.calibration.prompts` must be ≤ {available}, the number of search prompts in `prompts`, but got "

@@ -124,12 +124,13 @@ class _Expectation:
         """These points are to come, and where cliffs are looked for, some between those of each curve."""
         costs = self._context.costs
         first = {*first_requests(self._context, self._layout), *(point.request for point in points)}
-        curves = {point.curve for point in points if sum(map(bool, point.shares.values())) == 1}
+        curves = {
+            point.curve: point.request for point in points if sum(map(bool, point.shares.values())) == 1
+        }
         cliffs = self._layout.sweep.cliffs
-        between = 0 if cliffs is None else min(cliffs.most, BETWEEN) * len(curves)
-        self._runner.wanted = len(first) + between
-        each = max((costs.of(point.request) for point in points), default=0)
-        self._runner.wanted_nfe = sum(map(costs.of, first)) + between * each
+        between = 0 if cliffs is None else min(cliffs.most, BETWEEN)
+        self._runner.wanted = len(first) + between * len(curves)
+        self._runner.wanted_nfe = sum(map(costs.of, first)) + between * sum(map(costs.of, curves.values()))
 
 
 def _stages(runner: StrategyRunner[Swept], context: SearchContext, layout: Layout) -> Schedule[Swept]:
