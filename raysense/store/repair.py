@@ -18,7 +18,7 @@ from raysense.feasibility import IMAGE_RUNGS
 from raysense.records import SHARD
 from raysense.store.disk import Disk
 from raysense.store.objects import Objects
-from raysense.store.schema import TABLES
+from raysense.store.schema import DERIVED, TABLES
 from raysense.store.store import Store
 from raysense.store.table_files import Manifest, TableFiles
 
@@ -99,9 +99,11 @@ def rebuild_tables(disk: Disk, store: Store) -> int:
             lost = set(TABLES)  # nothing tells whether there were more files than are found
         whole = {name: [f for f in named.get(name, ()) if not _damage(files, name, f)] for name in TABLES}
         lost |= {name for name in TABLES if len(whole[name]) < len(named.get(name, ()))}
-        tables = {name: _rows(files, name, whole[name]) for name in TABLES}
+        tables = {name: _rows(files, name, whole[name]) for name in TABLES if name not in DERIVED}
         before = len(tables["evaluations"])
         tables = _consistent(tables, lost)
+        # Written as one, and anew when the sweep is resumed: all of it or nothing.
+        tables |= {name: files.read(name, whole[name]) for name in DERIVED if name not in lost}
         new = {name: [files.write(name, rows)] for name, rows in tables.items() if len(rows)}
         switched = files.switch(new, manifest, lock)
         files.delete(files.orphans(switched))

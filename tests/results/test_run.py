@@ -12,7 +12,7 @@ from raysense.errors import RaysenseError
 from raysense.metrics.builtin import SPECS, higher_is_better, spec_of
 from raysense.results.run import Run
 from raysense.store.rows import strategy_of
-from raysense.store.schema import LATER, TABLES
+from raysense.store.schema import DERIVED, LATER, TABLES
 from raysense.study import load
 from tests.conftest import REFERENCE, REPORTS
 
@@ -71,14 +71,16 @@ def test_the_grid_is_the_stored_one(run: Run) -> None:
 
 
 def test_parquet_files_carry_the_meaning_of_every_field() -> None:
-    for name, schema in TABLES.items():
+    for name in set(TABLES) - set(DERIVED):  # those are a sweep's
+        schema = TABLES[name]
         files = sorted((REFERENCE / "tables" / name).glob("*.parquet"))
         assert files, name
         for file in files:
             stored = pq.read_schema(file)
             assert set(schema.names) - LATER <= set(stored.names)
             for field in stored:
-                assert field.metadata[b"description"] == schema.field(field.name).metadata[b"description"]
+                described = schema.field(field.name).metadata[b"description"]
+                assert described.startswith(field.metadata[b"description"])  # more may have been said since
 
 
 def test_an_unknown_allocation_is_named_with_those_there_are(run: Run) -> None:
