@@ -12,7 +12,7 @@ from raysense.store.disk import Disk, read_sealed
 from raysense.store.repair import Broken, broken_objects, broken_tables, rebuild_tables
 from raysense.store.store import Store
 
-_ANEW = ("summary.json", "starts.json", "plugins.json")
+_ANEW = ("summary.json", "starts.json", "plugins.json", "sweep.json")
 _WHEN_RESUMED = "deleted; the study writes it anew when it is resumed"
 
 
