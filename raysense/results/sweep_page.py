@@ -16,6 +16,7 @@ from raysense.errors import RaysenseError
 from raysense.evaluation.inputs import prompts_of
 from raysense.feasibility import IMAGE_RUNGS
 from raysense.metrics.builtin import SPECS
+from raysense.metrics.builtin.probe_error import PROBE_ERROR
 from raysense.metrics.spec import base_of
 from raysense.results.charts.common import Spec
 from raysense.results.charts.ranking_bars import ranking_bars
@@ -35,7 +36,7 @@ from raysense.results.sweeps import CURVE, by_prompt_kind, curves_of, labels_of,
 
 NAME = "sweep.html"
 
-SHOWN = ("clip_score", "frechet", "kid", "closeness", "cmmd", "ssim", "lpips")
+SHOWN = tuple(name for name, spec in SPECS.items() if spec.kind != "probe")
 """Measures that are drawn, as far as they were measured."""
 
 STEPS_OF_CLIFF = 6
@@ -124,7 +125,7 @@ def drawn(run: Run, points: pd.DataFrame) -> dict[str, Spec]:
         (points["rung"] == "probe") & points["point_set"].isin([c["point_set"] for c, _ in curves_of(points)])
     ]
     if not fine.empty:
-        found["probed"] = sweep_curves(fine, "probe_error", "probe error", list(fine["point_set"].unique()))
+        found["probed"] = sweep_curves(fine, PROBE_ERROR, "probe error", list(fine["point_set"].unique()))
     for number, group in enumerate(_sets_of_ranking(run)):
         found[f"ranking-{number}"] = ranking_bars(group, _words(str(group["measure"].iloc[0]), run))
     return {name: spec for name, spec in found.items() if spec is not None}

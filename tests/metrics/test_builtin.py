@@ -25,6 +25,14 @@ ELSEWHERE = {
     ("cli/search.py", "clip_score"): "likewise",
     ("cli/plan.py", "kid"): "likewise",
     ("testing/strategies.py", "clip_score"): "the study that plug-ins are tried on",
+    ("names.py", "layer_error"): "what a rung without images measures",
+    ("names.py", "probe_error"): "likewise",
+    ("names.py", "text_error"): "likewise",
+    ("study/sweep.py", "clip_score"): "the loss that a sweep tells by default",
+    ("study/sweep.py", "probe_error"): "likewise, where no images are sampled",
+    ("study/sweep.py", "layer_error"): "likewise",
+    ("results/sweeps.py", "clip_score"): "the loss that is told first where a study names none",
+    ("results/sweep_page.py", "closeness"): "said under the pictures along a cliff",
 }
 """File and metric -> why it is named there."""
 

@@ -146,7 +146,7 @@ class TrialBook:
         if error and work is not None:
             self.error = self.error or RaysenseError(
                 f"trial {trial} of {work.spec.name} failed again and again. It can be asked again: "
-                "resume with the same command; if it recurs, see the workers' logs of Ray."
+                "go on with --resume; if it recurs, see the workers' logs of Ray."
             )
         elif work is not None and not work.settled:
             self._unstarted.append(work)  # the trial ended early: another one goes on
