@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit  # `stats` takes half a second to import
+from scipy.special import ndtri, stdtrit  # `stats` takes half a second to import
 
 from raysense.errors import RaysenseError
 
@@ -35,6 +35,9 @@ Integers = npt.NDArray[np.int64]
 
 LEVEL = 0.95
 """Confidence of every interval that is reported: two-sided 95 %, so 97.5 % on each side."""
+
+NORMAL = float(ndtri((1 + LEVEL) / 2))
+"""The normal distribution's quantile of such an interval."""
 
 GROUPS = 32
 """Groups left out in turn by the jackknife: Student's t of 31 degrees of freedom is 4 % above normal."""

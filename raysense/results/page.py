@@ -115,7 +115,7 @@ def build(
     chosen = run.layer_sparsity(winner) if winner is not None else None
     shown = drawn(run, candidates, winner.key if winner else None, chosen)
     rows, missing = _pictures(run, candidates, images, paint, code, tell)
-    page = environment().from_string((files("raysense.results") / "page.html.j2").read_text(encoding="utf-8"))
+    page = environment().get_template("page.html.j2")
     return page.render(
         name=run.study.name,
         generator=f"{GENERATOR} {raysense.__version__}",
@@ -324,21 +324,23 @@ def _pictures(
             f"not painted yet: `raysense report {shlex.quote(run.uri)}{' --run-code' if foreign else ''}` paints them"
             + (f", and runs code that the study names: {', '.join(foreign)}" if foreign else "")
         )
-    return [
-        {
-            "label": strip.label,
-            "note": strip.note,
-            "kind": strip.kind,
-            "images": [
-                {"src": data_uri(strip, position), "alt": f"{strip.label}: {prompt}", "prompt": prompt}
-                for position, prompt in enumerate(strip.prompts)
-            ],
-        }
-        for strip in found
-    ], ""
+    return [row_of(strip) for strip in found], ""
 
 
-def data_uri(strip: Strip, position: int) -> str:
+def row_of(strip: Strip) -> dict[str, Any]:
+    """A row of pictures for the templates."""
+    return {
+        "label": strip.label,
+        "note": strip.note,
+        "kind": strip.kind,
+        "images": [
+            {"src": _data_uri(strip, position), "alt": f"{strip.label}: {prompt}", "prompt": prompt}
+            for position, prompt in enumerate(strip.prompts)
+        ],
+    }
+
+
+def _data_uri(strip: Strip, position: int) -> str:
     """A picture as the address of an image."""
     buffer = io.BytesIO()
     picture = Image.fromarray(strip.pixels[position])

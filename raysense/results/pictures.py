@@ -268,13 +268,16 @@ def thumbnails(images: Tensor) -> Tensor:
     return (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).contiguous()
 
 
+def can_paint(study: Study) -> bool:
+    """Whether this machine has what the study's evaluators need: a GPU, if they have one."""
+    return not study.cluster.gpus_per_evaluator or torch.cuda.is_available()
+
+
 def on_this_machine(study: Study) -> Study:
     """The study with its evaluator on the CPU where this machine has no GPU."""
-    if study.cluster.gpus_per_evaluator and not torch.cuda.is_available():
-        return study.model_copy(
-            update={"cluster": study.cluster.model_copy(update={"gpus_per_evaluator": 0.0})}
-        )
-    return study
+    if can_paint(study):
+        return study
+    return study.model_copy(update={"cluster": study.cluster.model_copy(update={"gpus_per_evaluator": 0.0})})
 
 
 def evaluator_of(run: Run) -> Evaluator:

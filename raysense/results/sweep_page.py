@@ -24,15 +24,16 @@ from raysense.results.charts.sweep_curves import sweep_curves
 from raysense.results.page import (
     GENERATOR,
     costs_of,
-    data_uri,
     environment,
     library,
     provenance_of,
+    row_of,
     script_json,
 )
 from raysense.results.pictures import Painter, Strip, held_out, in_words
 from raysense.results.run import Run
-from raysense.results.sweeps import CURVE, by_prompt_kind, curves_of, labels_of, loss_on, points_of
+from raysense.results.sweeps import CURVE, by_prompt_kind, curves_of, labels_of, points_of
+from raysense.study.sweep import loss_on
 
 NAME = "sweep.html"
 
@@ -41,6 +42,9 @@ SHOWN = tuple(name for name, spec in SPECS.items() if spec.kind != "probe")
 
 STEPS_OF_CLIFF = 6
 """Rows of pictures beside the dense one."""
+
+MOST_KINDS = 60
+"""Rows of the table of losses by kind of prompt."""
 
 
 def write_sweep_page(
@@ -104,7 +108,7 @@ def build(
         screened=run.study.sweep is not None and run.study.sweep.screen is not None,
         steps=_steps(run, points),
         kinds=_kinds(run),
-        pictures=[_row(strip) for strip in strips],
+        pictures=[row_of(strip) for strip in strips],
         costs=costs_of(run),
         provenance=provenance_of(run, run.candidates()),
         definition=run.study.to_yaml(),
@@ -189,7 +193,7 @@ def _steps(run: Run, points: pd.DataFrame) -> list[dict[str, Any]]:
             {
                 "groups": row["groups"], "sparsity": row["sparsity"], "from": row["steps_from"], "to": row["steps_to"],
                 "measure": _words(measure, run), "loss": row[measure], "ci_low": row[f"{measure}_ci_low"],
-                "ci_high": row[f"{measure}_ci_high"], "closeness": row.get("closeness"),
+                "ci_high": row[f"{measure}_ci_high"],
                 "whole": float(same[measure].iloc[0]) if len(same) else None,
             }
         )  # fmt: skip
@@ -197,23 +201,23 @@ def _steps(run: Run, points: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _kinds(run: Run) -> list[dict[str, Any]]:
-    """The loss by kind of prompt, at the heaviest common point of each component."""
+    """The loss by kind of prompt at listed points of components and kinds of layers, `MOST_KINDS` rows at most."""
     table = by_prompt_kind(run)
     if table.empty:
         return []
     own = table[table["granularity"].isin(["component", "kind"]) & table["steps_from"].isna()]
-    own = own[own["kind"].map(own["kind"].value_counts()) > 0].drop_duplicates(["key", "kind", "groups"])
+    own = own.drop_duplicates(["key", "kind", "groups"])
     columns = ["groups", "sparsity", "kind", "prompts", "loss", "ci_low", "ci_high"]
     return [
         {str(k): v for k, v in row.items()}
         for row in own[own["listed"]].sort_values(["groups", "sparsity", "kind"])[columns].to_dict("records")
-    ][:60]
+    ][:MOST_KINDS]
 
 
 def cliff_strips(
     run: Run, points: pd.DataFrame, count: int, paint: bool, tell: Callable[[str], None] | None
 ) -> list[Strip]:
-    """Dense, then the first curve with images from mild to past its cliff, from the same noise."""
+    """Dense, then the first two curves with images from mild to past their cliffs, from the same noise."""
     own = run.study.prune.saliency
     curves = [
         (curve, frame)
@@ -246,16 +250,3 @@ def cliff_strips(
 def _note(run: Run, row: dict[Any, Any]) -> str:
     measure = loss_on(run.study.sweep, row["rung"])
     return f"{_words(measure, run)} {row[measure]:.3g}"
-
-
-def _row(strip: Strip) -> dict[str, Any]:
-    """A row of pictures for the template."""
-    return {
-        "label": strip.label,
-        "note": strip.note,
-        "kind": strip.kind,
-        "images": [
-            {"src": data_uri(strip, position), "alt": f"{strip.label}: {prompt}", "prompt": prompt}
-            for position, prompt in enumerate(strip.prompts)
-        ],
-    }

@@ -12,24 +12,18 @@ import pandas as pd
 from scipy.special import stdtr
 
 from raysense.feasibility import IMAGE_RUNGS
-from raysense.metrics.builtin import SPECS
 from raysense.metrics.builtin.probe_error import PROBE_ERROR
-from raysense.metrics.intervals import LEVEL, mean_interval, quantile
-from raysense.metrics.spec import base_of
+from raysense.metrics.intervals import LEVEL, NORMAL, mean_interval, quantile
 from raysense.results.run import Run
 from raysense.store.schema import TABLES
-from raysense.strategies.cliffs import Place, Seen, collapse_of, knee_of
+from raysense.strategies.cliffs import FEWEST, Place, Seen, collapse_of, knee_of, seen_at, whole_of
 from raysense.strategies.screen import interactions
-from raysense.study import Sweep
-from raysense.study.sweep import losses_on
+from raysense.study.sweep import IMAGE_LOSS, loss_on, losses_on
 
 CURVE = (
     "point_set", "granularity", "groups", "rule", "method", "steps_from", "steps_to", "rung",
 )  # fmt: skip
 """Columns that points of one curve have in common."""
-
-FEWEST = 3
-"""Points of a curve that is asked where its cliff is."""
 
 
 def points_of(run: Run) -> pd.DataFrame:
@@ -49,31 +43,14 @@ def points_of(run: Run) -> pd.DataFrame:
     return found.astype(dict.fromkeys(wide.columns, float))
 
 
-def loss_on(sweep: Sweep | None, rung: str) -> str:
-    """The measure that tells where a curve's cliff is."""
-    cliffs = sweep.cliffs if sweep else None
-    return (cliffs.measure if cliffs else None) or losses_on(rung)
-
-
-def whole_of(points: pd.DataFrame, rung: str, measure: str) -> float:
-    """What there is to lose on a rung; see `raysense.strategies.sweep.whole_of`."""
-    lost = points.loc[points["rung"] == rung, measure]
-    most = float(lost[lost.map(math.isfinite)].max()) if lost.notna().any() else 0.0
-    spec = SPECS.get(base_of(measure))
-    return min(most, 1.0) if spec is not None and spec.kind == "probe" else most
-
-
 def seen_of(curve: pd.DataFrame, measure: str, whole: float) -> list[Seen]:
     """A curve as numbers; a broken output has lost all there is to lose."""
     found = []
     for row in curve.sort_values("sparsity").to_dict("records"):
-        value = row[measure]
         if row["failed"] or not row["sparsity"]:
             continue
-        if row["collapsed"] or not math.isfinite(value):
-            found.append(Seen(row["sparsity"], whole, whole, whole))
-        else:
-            found.append(Seen(row["sparsity"], value, row[f"{measure}_ci_low"], row[f"{measure}_ci_high"]))
+        told = (row[measure], row[f"{measure}_ci_low"], row[f"{measure}_ci_high"])
+        found.append(seen_at(row["sparsity"], None if row["collapsed"] else told, whole))
     return found
 
 
@@ -97,7 +74,7 @@ def cliffs_of(run: Run, points: pd.DataFrame | None = None) -> pd.DataFrame:
         measure = loss_on(run.study.sweep, curve["rung"])
         if measure not in frame:
             continue
-        whole = whole_of(points, curve["rung"], measure)
+        whole = whole_of(measure, points.loc[points["rung"] == curve["rung"], measure])
         seen = seen_of(frame, measure, whole)
         places = {"knee": knee_of(seen, whole, run.study.seed), "collapse": collapse_of(seen, whole)}
         rows += [
@@ -234,7 +211,7 @@ def agreement_of(run: Run, points: pd.DataFrame | None = None) -> pd.DataFrame:
         if len(both) < 5:
             continue
         rho = float(both[measure].corr(both["probe"], method="spearman"))
-        reach = 1.959964 * math.sqrt((1 + rho**2 / 2) / (len(both) - 3))
+        reach = NORMAL * math.sqrt((1 + rho**2 / 2) / (len(both) - 3))
         centre = math.atanh(min(max(rho, -0.9999), 0.9999))
         rows.append(
             {
@@ -260,13 +237,13 @@ FOLLOWING: Mapping[str, Callable[[Run, pd.DataFrame], pd.DataFrame]] = {
 
 
 KINDS = {
-    "position": r"\b(between|above|below|under|over|behind|beside|next to|left of|right of|in front of|on top of)\b",
-    "colour": r"\b(red|orange|yellow|green|blue|purple|pink|brown|black|white|gr[ae]y)\b",
+    "position": r"\b(?:between|above|below|under|over|behind|beside|next to|left of|right of|in front of|on top of)\b",
+    "colour": r"\b(?:red|orange|yellow|green|blue|purple|pink|brown|black|white|gr[ae]y)\b",
 }
 """Kind of prompt -> what its texts hold; the first that fits counts, all others name objects only."""
 
 
-def by_prompt_kind(run: Run, measure: str = "clip_score_drop") -> pd.DataFrame:
+def by_prompt_kind(run: Run, measure: str = IMAGE_LOSS) -> pd.DataFrame:
     """A loss of every point by kind of prompt, with its interval over prompts.
 
     Columns: those of `points`, ``kind`` (position, colour or object: the first whose words the prompt holds),
@@ -280,7 +257,7 @@ def by_prompt_kind(run: Run, measure: str = "clip_score_drop") -> pd.DataFrame:
     texts = samples["prompt"].str.lower()
     kind = pd.Series("object", index=samples.index)
     for name, words in reversed(KINDS.items()):
-        kind = kind.mask(texts.str.contains(words.replace("(", "(?:", 1), regex=True), name)
+        kind = kind.mask(texts.str.contains(words, regex=True), name)
     means = samples.assign(kind=kind).groupby(["key", "kind", "prompt_id"])["value"].mean().reset_index()
     rows = []
     for (key, kind_of_prompt), values in means.groupby(["key", "kind"])["value"]:

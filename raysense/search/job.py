@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 from rich.console import Console
 
 from raysense import plugins
@@ -39,6 +38,7 @@ from raysense.results.failures import failures, refuse_if_nothing_was_measured
 from raysense.results.page import NAME as PAGE
 from raysense.results.page import is_finished_page, page_of, write_page
 from raysense.results.page_with_pictures import write_painted_page
+from raysense.results.pictures import can_paint
 from raysense.results.refresh import PageWhileRunning
 from raysense.results.summary import render, summarise
 from raysense.search.earlier_run import EarlierRun
@@ -48,6 +48,7 @@ from raysense.search.save_live_objects import FOLDER
 from raysense.search.starts import Starts, stored_starts
 from raysense.store.checksummed_json import seal
 from raysense.store.disk import Disk, read_sealed
+from raysense.store.rows import levels_of
 from raysense.store.store import Store
 from raysense.strategies.context import Findings
 from raysense.strategies.rules import built_in_rules, check_strategies
@@ -273,21 +274,17 @@ def swept_before(out: str, study: Study, grid: LevelGrid) -> Points:
     store = Store.open(out, create=True)
     if store.study is None or not (points := store.table("points").to_pylist()):
         return {}
-    levels: dict[str, dict[str, int]] = {}
-    for row in store.table("allocations").to_pylist():
-        levels.setdefault(row["allocation"], {})[row["layer"]] = row["level"]
+    levels = levels_of(store.table("allocations"))
     known = {evaluation.key: evaluation for evaluation in store.evaluations()}
     return swept_points(points, known, levels, grid, study, "probe", probed)
 
 
 def finish_page(study: Study, out: str, console: Console) -> None:
     """Write the finished page, first without pictures, then with them: stopped in between, it only lacks those."""
-    # Pictures are painted on this machine: where the study needed a GPU, only if there is one here.
-    can_paint = not study.cluster.gpus_per_evaluator or torch.cuda.is_available()
     try:
         say(console, "Writing the page …")
         say(console, f"Page:    {write_page(out, paint=False)}", whole=True)
-        if can_paint:
+        if can_paint(study):  # on this machine
             write_painted_page(out, lambda text: say(console, text))
     except RaysenseError as error:
         say(console, f"The page could not be written: {error}")

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,10 @@ def with_looks(
             kept = [Look(**fields) for fields in record.get("looks", [])]
             return _counting(study, before.search.earlier_looks), Looks(tuple(kept))
     looks, unread = dict[str, Look](), list[str]()
+    own = cache(lambda: _held_out(load_prompts(study.prompts), study))
     for place in _places(out, source):
         try:
-            for look in _of_run(place, study, inputs, is_source=place == source, is_own=place == out):
+            for look in _of_run(place, study, inputs, own, is_source=place == source, is_own=place == out):
                 looks.setdefault(look.signature, look)
         except RaysenseError:
             unread.append(place)
@@ -135,9 +137,25 @@ def _places(out: str, source: str | None) -> Iterator[str]:
 
 
 def _of_run(
-    place: str, study: Study, inputs: Mapping[str, Any] | None, *, is_source: bool, is_own: bool
+    place: str,
+    study: Study,
+    inputs: Mapping[str, Any] | None,
+    own: Callable[[], set[str]],
+    *,
+    is_source: bool,
+    is_own: bool,
 ) -> Iterator[Look]:
     """The looks of one run: its own, and those that it had counted before where the new one goes on from it.
+
+    There may be many runs: what is cheap to tell comes first, texts are read last.
+
+    Args:
+        place: Its address.
+        study: The new study.
+        inputs: What that is measured on.
+        own: Gives the texts that its finalists are tested on.
+        is_source: Whether ``--from`` names the run.
+        is_own: Whether it is where the new study is stored.
 
     Raises:
         RaysenseError: It cannot be read.
@@ -145,29 +163,23 @@ def _of_run(
     store, disk = Store.open(place), Disk(place)
     record = store.study
     assert record is not None
+    if not _same_pipeline(record, study, inputs):
+        return
     theirs = parse(record["definition"])
     is_same = theirs.identity() == study.identity()
     if is_own and is_same:
         return
-    if not _same_pipeline(record, theirs, study, inputs):
-        return
-    if not _held_out(prompts_of(record, theirs, disk), theirs) & _held_out(
-        load_prompts(study.prompts), study
-    ):
-        return
-    if is_source:
-        yield from (Look(**fields) for fields in record.get("looks", []))
-    if is_same and theirs.budget == study.budget:
-        return
-    if _has_looked(store) or _at_work(disk):
-        yield Look(place, record["signature"])
+    before = [Look(**fields) for fields in record.get("looks", [])] if is_source else []
+    is_other = not (is_same and theirs.budget == study.budget)
+    if is_other and (_has_looked(store) or _at_work(disk)):
+        before.append(Look(place, record["signature"]))
+    if before and _held_out(prompts_of(record, theirs, disk), theirs) & own():
+        yield from before
 
 
-def _same_pipeline(
-    record: Mapping[str, Any], theirs: Study, study: Study, inputs: Mapping[str, Any] | None
-) -> bool:
+def _same_pipeline(record: Mapping[str, Any], study: Study, inputs: Mapping[str, Any] | None) -> bool:
     if inputs is None:
-        return theirs.pipeline == study.pipeline
+        return bool(record["definition"].get("pipeline") == study.pipeline)
     return bool(record["inputs"].get("pipeline") == inputs["pipeline"])
 
 

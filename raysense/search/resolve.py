@@ -8,18 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
 from raysense.feasibility import by_value, is_feasible
 from raysense.metrics.builtin.probe_error import PROBE_ERROR
 from raysense.names import JOINT, SOLVER
 from raysense.records import Bound, Evaluation
-from raysense.store.rows import strategy_of
+from raysense.store.rows import levels_of, strategy_of
 from raysense.store.store import Store
 from raysense.strategies.context import Candidate, utilisation_of
-from raysense.strategies.curves import Curve
+from raysense.strategies.curves import Curve, damages_of
 from raysense.strategies.joint import JointProposer
 from raysense.strategies.solver import OBJECTIVES
 from raysense.strategies.swept_curves import is_ordinary, probed, swept_points
@@ -144,9 +142,7 @@ def _read(run: str, overrides: Sequence[str]) -> _Stored:
     grid = LevelGrid([(row["layer"], row["weights"]) for row in layers], old.prune.max_layer_sparsity)
     if any(row["levels"] and grid.step(row["layer"]) != row["step"] for row in layers):
         raise RaysenseError("`prune` gives layers fixed levels in this study; there is nothing to solve anew")
-    levels: dict[str, dict[str, int]] = {}
-    for row in store.table("allocations").to_pylist():
-        levels.setdefault(row["allocation"], {})[row["layer"]] = row["level"]
+    levels = levels_of(store.table("allocations"))
     own = set(grid.addresses)
     groups: dict[str, list[str]] = {}
     for row in layers:
@@ -183,7 +179,7 @@ class _Prediction:
     """
 
     def __init__(self, stored: _Stored) -> None:
-        study, grid, groups = stored.study, stored.grid, stored.groups
+        study = stored.study
         allowed = set(study.prune.components)
         fine = [curve.refined() for curve in stored.curves]
         self._free = [
@@ -191,12 +187,8 @@ class _Prediction:
         ]
         self._stored = stored
         self.most = sum(max(curve.zeros) for curve in self._free)
-
-        def damages(allocation: Allocation) -> list[float]:
-            zeros = [sum(grid.zeros_at(a, allocation[a]) for a in groups[c.group]) for c in fine]
-            return [float(np.interp(z, c.zeros, c.damage)) for z, c in zip(zeros, fine, strict=True)]
-
-        self.learned = JointProposer(grid, damages, [c.group for c in fine], self._solved, study.seed)
+        damages = damages_of(fine, stored.groups, stored.grid)
+        self.learned = JointProposer(stored.grid, damages, [c.group for c in fine], self._solved, study.seed)
 
     def sparsest(self, most: int) -> Allocation:
         """The sparsest total up to `most` whose whole predicted interval is inside the bounds."""

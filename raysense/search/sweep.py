@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -29,6 +28,7 @@ from raysense.prompts.sets import load_prompts
 from raysense.pruning.allocation_rules import Counts
 from raysense.pruning.layers import Inventory
 from raysense.results.failures import failures, refuse_if_nothing_was_measured
+from raysense.results.pictures import can_paint
 from raysense.results.run import Run
 from raysense.results.sweep_page import write_sweep_page
 from raysense.results.sweeps import FOLLOWING, points_of
@@ -205,9 +205,8 @@ def _finished(
 
 def _write_page(study: Study, out: str, console: Console) -> None:
     """The page, with pictures where this machine can paint them; what goes wrong is said, and loses nothing."""
-    can_paint = not study.cluster.gpus_per_evaluator or torch.cuda.is_available()
     try:
-        path = write_sweep_page(out, paint=can_paint, code=True, tell=lambda text: say(console, text))
+        path = write_sweep_page(out, paint=can_paint(study), code=True, tell=lambda text: say(console, text))
         say(console, f"Page:    {path}", whole=True)
     except RaysenseError as error:
         say(console, f"The page could not be written: {error}")

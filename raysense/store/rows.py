@@ -108,6 +108,14 @@ def from_object(content: bytes, where: str) -> tuple[Evaluation, dict[str, int]]
         raise ValueError(f"field {error} is missing or of the wrong type") from error
 
 
+def levels_of(allocations: pa.Table) -> dict[str, dict[str, int]]:
+    """The table `allocations` as mappings: allocation -> layer -> level."""
+    found: dict[str, dict[str, int]] = {}
+    for row in allocations.to_pylist():
+        found.setdefault(row["allocation"], {})[row["layer"]] = row["level"]
+    return found
+
+
 def strategy_of(stage: str, trial: str) -> str:
     """Who proposed an allocation, by the name of the trial: ``search/lamp/3`` → lamp."""
     if stage == "baseline":

@@ -16,19 +16,26 @@ around it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from raysense.metrics.builtin import SPECS
+from raysense.metrics.intervals import NORMAL
+from raysense.metrics.spec import base_of
+
 Floats = npt.NDArray[np.float64]
+
+FEWEST = 3
+"""Points of a curve that is asked where its cliff is."""
 
 DRAWS = 400
 """Refits behind a knee's interval."""
 
 _FINE = 0.0025  # of the knees that are tried
-_NORMAL = 1.959964
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,20 @@ class Place:
     value: float
     ci_low: float
     ci_high: float
+
+
+def seen_at(sparsity: float, told: tuple[float, float, float] | None, whole: float) -> Seen:
+    """A point whose loss was told with both ends; a broken output, which has no finite loss, has lost all there is."""
+    if told is None or not math.isfinite(told[0]):
+        return Seen(sparsity, whole, whole, whole)
+    return Seen(sparsity, *told)
+
+
+def whole_of(measure: str, lost: Iterable[float]) -> float:
+    """What there is to lose on a rung: the most that any point lost; of an error at most 1, when nothing is left."""
+    most = max((value for value in lost if math.isfinite(value)), default=0.0)
+    spec = SPECS.get(base_of(measure))
+    return min(most, 1.0) if spec is not None and spec.kind == "probe" else most
 
 
 def collapse_of(seen: Sequence[Seen], whole: float) -> Place | None:
@@ -84,7 +105,7 @@ def knee_of(seen: Sequence[Seen], whole: float, seed: int = 0) -> Place | None:
         return None
     rng = np.random.default_rng(seed)
     values = np.array([point.value for point in points])
-    sd = np.array([(point.ci_high - point.ci_low) / (2 * _NORMAL) for point in points])
+    sd = np.array([(point.ci_high - point.ci_low) / (2 * NORMAL) for point in points])
     drawn = values + sd * rng.standard_normal((DRAWS, len(points)))
     found = _best_knees(np.array([point.sparsity for point in points]), drawn)
     found = found[np.isfinite(found)]

@@ -6,8 +6,6 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-
 from raysense.allocation import Allocation
 from raysense.metrics.builtin.probe_error import PROBE_ERROR
 from raysense.names import EVOPRESS, ITERATIVE, JOINT, OWL, RANDOM, SOLVER, SWITCHES, TPE
@@ -24,7 +22,7 @@ from raysense.strategies.context import (
     headline_of,
     utilisation_of,
 )
-from raysense.strategies.curves import Curve
+from raysense.strategies.curves import Curve, damages_of
 from raysense.strategies.evopress import evopress
 from raysense.strategies.joint import JointProposer
 from raysense.strategies.proposers import Proposer
@@ -178,14 +176,10 @@ def _solver(context: SearchContext, curves: Sequence[Curve], weights: Mapping[st
 
 def _learned(context: SearchContext, curves: Sequence[Curve]) -> JointProposer:
     """The joint search on the study's curves."""
-    grid, groups = context.grid, context.groups
     fine = [curve.refined() for curve in curves]
-
-    def damages(allocation: Allocation) -> list[float]:
-        zeros = [sum(grid.zeros_at(a, allocation[a]) for a in groups[c.group]) for c in fine]
-        return [float(np.interp(z, c.zeros, c.damage)) for z, c in zip(zeros, fine, strict=True)]
+    damages = damages_of(fine, context.groups, context.grid)
 
     def solve(zeros: int, weights: Mapping[str, float]) -> Allocation:
         return _solver(context, curves, weights)(zeros)
 
-    return JointProposer(grid, damages, [c.group for c in fine], solve, [context.study.seed, 0])
+    return JointProposer(context.grid, damages, [c.group for c in fine], solve, [context.study.seed, 0])

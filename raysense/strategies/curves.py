@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri
+
+from raysense.allocation import Allocation, LevelGrid
 
 Floats = npt.NDArray[np.float64]
 
@@ -165,3 +167,21 @@ def _covariance(a: Floats, b: Floats, centre: float) -> Floats:
     slope = SLOPE_SD**2 * (a[:, None] - centre) * (b[None, :] - centre)
     residual = RESIDUAL_SD**2 * np.exp(-distance / RESIDUAL_REACH)
     return np.asarray(_LEVEL_SD**2 + slope + residual)
+
+
+def damages_of(
+    curves: Sequence[Curve], groups: Mapping[str, Sequence[str]], grid: LevelGrid
+) -> Callable[[Allocation], list[float]]:
+    """What curves say of an allocation: allocation -> each curve's damage at the zeros of its group, in their order.
+
+    Args:
+        curves: Read on the straight lines between their points.
+        groups: Group -> its layers.
+        grid: The layers' levels.
+    """
+
+    def damages(allocation: Allocation) -> list[float]:
+        zeros = [sum(grid.zeros_at(a, allocation[a]) for a in groups[c.group]) for c in curves]
+        return [float(np.interp(z, c.zeros, c.damage)) for z, c in zip(zeros, curves, strict=True)]
+
+    return damages

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,18 +9,17 @@ from raysense.allocation import Allocation
 from raysense.errors import MeasuringFailed, RaysenseError
 from raysense.evaluation.rungs.cost import RungCosts
 from raysense.feasibility import IMAGE_RUNGS
-from raysense.metrics.builtin import SPECS
 from raysense.names import OWL
 from raysense.pipelines.cost import Cost
 from raysense.records import CALIBRATION, OUTLIERS, Evaluation, EvaluationRequest, TrialSpec
 from raysense.strategies.affordable import with_shards
 from raysense.strategies.asking import asked_for
 from raysense.strategies.budget import BudgetTracker
-from raysense.strategies.cliffs import Seen, next_place
+from raysense.strategies.cliffs import FEWEST, Seen, next_place, seen_at, whole_of
 from raysense.strategies.context import SearchContext
 from raysense.strategies.runner import Coroutine, OutOfBudget, Schedule, Stage, StrategyRunner
 from raysense.strategies.sweep_points import TOGETHER, Layout, Point
-from raysense.study.sweep import losses_on
+from raysense.study.sweep import loss_on
 
 STAGE = "sweep"
 
@@ -148,7 +146,7 @@ def _stages(runner: StrategyRunner[Swept], context: SearchContext, layout: Layou
         curves = curves_of(measured, layout)
         runner.headline = f"looking for the cliffs of {len(curves)} curves"
         between: list[list[Measured]] = yield [
-            _between(context, layout, curve, whole_of(measured, curve, layout)) for curve in curves
+            _between(context, layout, curve, _whole(measured, curve, layout)) for curve in curves
         ]
         measured += [one for curve in between for one in curve]
     return Swept(dense, measured, len(points))
@@ -242,7 +240,7 @@ def _between(context: SearchContext, layout: Layout, curve: Sequence[Measured], 
     assert cliffs is not None
     first = curve[0].point
     (group,) = (name for name, share in first.shares.items() if share)
-    measure = loss_of(layout, first.request.rung)
+    measure = loss_on(layout.sweep, first.request.rung)
     known, found = list(curve), list[Measured]()
     try:
         while len(found) < cliffs.most:
@@ -272,26 +270,15 @@ def curves_of(measured: Sequence[Measured], layout: Layout) -> list[list[Measure
         if one.point.over != TOGETHER and sum(map(bool, one.point.shares.values())) == 1:
             curves.setdefault(one.point.curve, []).append(one)
     kept = [sorted(curve, key=lambda one: _share(one, layout)) for curve in curves.values()]
-    return [curve for curve in kept if len({one.point.request for one in curve}) >= 3]
+    return [curve for curve in kept if len({one.point.request for one in curve}) >= FEWEST]
 
 
-def loss_of(layout: Layout, rung: str) -> str:
-    """The measure that tells where a curve's cliff is."""
-    cliffs = layout.sweep.cliffs
-    return (cliffs.measure if cliffs else None) or losses_on(rung)
-
-
-def whole_of(measured: Iterable[Measured], curve: Sequence[Measured], layout: Layout) -> float:
-    """What there is to lose on a curve's rung: the most that any point lost; of an error at most 1, nothing left."""
+def _whole(measured: Iterable[Measured], curve: Sequence[Measured], layout: Layout) -> float:
+    """What there is to lose on a curve's rung."""
     rung = curve[0].point.request.rung
-    name = loss_of(layout, rung)
-    lost = [
-        one.evaluation.measures[name].value
-        for one in measured
-        if one.point.request.rung == rung and name in one.evaluation.measures
-    ]
-    most = max((value for value in lost if math.isfinite(value)), default=0.0)
-    return min(most, 1.0) if name in SPECS and SPECS[name].kind == "probe" else most
+    name = loss_on(layout.sweep, rung)
+    lost = (one.evaluation.measures.get(name) for one in measured if one.point.request.rung == rung)
+    return whole_of(name, (measure.value for measure in lost if measure is not None))
 
 
 def seen_of(curve: Iterable[Measured], measure: str, layout: Layout, whole: float) -> list[Seen]:
@@ -302,10 +289,8 @@ def seen_of(curve: Iterable[Measured], measure: str, layout: Layout, whole: floa
         told = evaluation.measures.get(measure)
         if evaluation.failed or not share:
             continue
-        if evaluation.collapsed or told is None or not math.isfinite(told.value):
-            found.append(Seen(share, whole, whole, whole))
-        else:
-            found.append(Seen(share, told.value, told.ci_low, told.ci_high))
+        loss = None if told is None or evaluation.collapsed else (told.value, told.ci_low, told.ci_high)
+        found.append(seen_at(share, loss, whole))
     return found
 
 

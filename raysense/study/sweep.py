@@ -166,6 +166,16 @@ def by_component(method: str) -> dict[str, str]:
     return dict(part.split(": ") for part in method.split(", ")) if ": " in method else {}
 
 
+IMAGE_LOSS = "clip_score_drop"
+"""The loss that tells where there are images."""
+
+
 def losses_on(rung: str) -> str:
     """The loss that tells on a rung unless the study says another."""
-    return "clip_score_drop" if rung in IMAGE_RUNGS else f"{rung}_error"
+    return IMAGE_LOSS if rung in IMAGE_RUNGS else f"{rung}_error"
+
+
+def loss_on(sweep: Sweep | None, rung: str) -> str:
+    """The loss that tells where the cliff of a curve on a rung is; of a study whose `sweep` is gone, the usual one."""
+    cliffs = sweep.cliffs if sweep else None
+    return (cliffs.measure if cliffs else None) or losses_on(rung)
