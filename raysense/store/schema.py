@@ -113,7 +113,7 @@ EVALUATIONS = _schema(
     (
         "strategy",
         _TEXT,
-        "which strategy proposed it; dense in the baseline, sweep for a sweep, an empty text for sensitivity",
+        "which strategy proposed it; dense in the baseline, an empty text for sensitivity, sweep for a sweep",
     ),
     (
         "feasible",

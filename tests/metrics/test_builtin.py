@@ -31,8 +31,6 @@ ELSEWHERE = {
     ("study/sweep.py", "clip_score"): "the loss that a sweep tells by default",
     ("study/sweep.py", "probe_error"): "likewise, where no images are sampled",
     ("study/sweep.py", "layer_error"): "likewise",
-    ("results/sweeps.py", "clip_score"): "the loss that is told first where a study names none",
-    ("results/sweep_page.py", "closeness"): "said under the pictures along a cliff",
 }
 """File and metric -> why it is named there."""
 
