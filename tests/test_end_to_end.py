@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +167,26 @@ def test_a_compressed_export_is_smaller_and_comes_back_bit_for_bit(finished: Pat
         ours, theirs = getattr(one, component).state_dict(), getattr(two, component).state_dict()
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_an_export_learns_what_the_cache_has_lost(finished: Path, tmp_path: Path) -> None:
+    """Which method prunes which component, and what Wanda ranks by, stand in the cache."""
+    kept = export(str(finished), tmp_path / "kept")
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "cache")
+    again = export(str(tmp_path / "run"), tmp_path / "again")
+    assert (again.zeros, again.sizes) == (kept.zeros, kept.sizes)
+    for file in sorted(kept.out.rglob("*.safetensors")):
+        assert file.read_bytes() == (again.out / file.relative_to(kept.out)).read_bytes()
+
+
+def test_the_dense_pipeline_is_exported_with_its_own_rows(finished: Path, tmp_path: Path) -> None:
+    dense = export(str(finished), tmp_path / "dense", allocation=Allocation().key)
+    record = json.loads((dense.out / "allocation.json").read_text())
+    assert record["rung"] == "validation"
+    assert record["saliency"] == "wanda or magnitude"
+    assert record["measures"]["clip_score"]["n"] > 0
+    assert dense.sizes["pruned"] == dense.sizes["dense"]
 
 
 def test_an_export_overwrites_nothing_and_names_what_is_wrong(finished: Path, tmp_path: Path) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raysense import plugins
 from raysense.study import Study, examine
 from raysense.study.remote import settle
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 RUNS = Path("reports/runs")
 """Where a study's folder is made unless `--out` says otherwise."""
@@ -28,6 +33,37 @@ def study_arguments(parser: argparse.ArgumentParser) -> None:
         help="change a value, e.g. rungs.score.prompts=64",
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="log what happens")
+
+
+def measuring_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where what is measured is stored, where it is measured, what is written, and whether to go on."""
+    parser.add_argument(
+        "--out", metavar="DIR", help=f"folder or s3:// address; default: {RUNS}/<name of the study>"
+    )
+    parser.add_argument("--address", help="a running Ray cluster, e.g. auto; default: Ray on this machine")
+    parser.add_argument("--no-page", action="store_true", help="write tables and summary only")
+    parser.add_argument("--resume", action="store_true", help="go on with the study that DIR holds, if any")
+
+
+@contextmanager
+def resumable(console: Console, again: str) -> Iterator[None]:
+    """While this is open, Ctrl-C and signals end the command with the line that goes on.
+
+    Args:
+        console: Where it is said.
+        again: The command that goes on.
+    """
+    from raysense.execution.interrupt import stop_signals
+    from raysense.terminal import say
+
+    stopping = f"Stopped; nothing stored is lost. Go on with: {again}"
+    with stop_signals(stopping):
+        try:
+            yield
+        except KeyboardInterrupt as stopped:
+            with suppress(OSError):  # the terminal may be what went away
+                say(console, str(stopped) or stopping, whole=True)
+            raise
 
 
 def run_argument(parser: argparse.ArgumentParser, text: str) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 
-from raysense.cli.common import RUNS, ready, study_arguments
+from raysense.cli.common import RUNS, measuring_arguments, ready, resumable, study_arguments
 
 SUMMARY = "measure how quality answers to sparsity: components, blocks, layers, methods"
 
@@ -29,12 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     study_arguments(parser)
-    parser.add_argument(
-        "--out", metavar="DIR", help=f"folder or s3:// address; default: {RUNS}/<name of the study>"
-    )
-    parser.add_argument("--address", help="a running Ray cluster, e.g. auto; default: Ray on this machine")
-    parser.add_argument("--no-page", action="store_true", help="write tables and summary only")
-    parser.add_argument("--resume", action="store_true", help="go on with the study that DIR holds, if any")
+    measuring_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,25 +37,19 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or str(RUNS / study.name)
     from rich.console import Console
 
-    from raysense.execution.interrupt import stop_signals
-    from raysense.terminal import patient, say
+    from raysense.terminal import patient
 
-    console, stopping = Console(), f"Stopped; nothing stored is lost. Go on with: {args.again}"
-    with stop_signals(stopping):
-        try:
-            with patient(console, "Loading …"):
-                from raysense.search.sweep import run_sweep
+    console = Console()
+    with resumable(console, args.again):
+        with patient(console, "Loading …"):
+            from raysense.search.sweep import run_sweep
 
-            run_sweep(
-                study,
-                out,
-                address=args.address,
-                resume=args.resume,
-                console=console,
-                page=not args.no_page,
-            )
-        except KeyboardInterrupt as stopped:
-            with contextlib.suppress(OSError):  # the terminal may be what went away
-                say(console, str(stopped) or stopping, whole=True)
-            raise
+        run_sweep(
+            study,
+            out,
+            address=args.address,
+            resume=args.resume,
+            console=console,
+            page=not args.no_page,
+        )
     return 0

@@ -65,6 +65,16 @@ def taken_away(study: Study) -> dict[str, Any]:
     }
 
 
+def device_of(study: Study) -> str:
+    """What kind of device a study's evaluators run on: ``cpu`` or ``cuda``."""
+    return "cuda" if study.cluster.gpus_per_evaluator > 0 else "cpu"
+
+
+def identity_of_choice(study: Study) -> str:
+    """A hash of what the choice of weights follows from beside the study itself: files, plug-ins, software, device."""
+    return content_key(taken_away(study), versions(), device_of(study))
+
+
 def _beside(study: Study) -> dict[str, str]:
     """What else weights follow from: adapters, and the configuration that a single file is read by."""
     found = {f"lora {number}": file_hash(Path(lora.path)) for number, lora in enumerate(study.lora)}

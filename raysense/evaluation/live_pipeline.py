@@ -13,11 +13,10 @@ from raysense.errors import RaysenseError
 from raysense.evaluation import checks
 from raysense.evaluation.calibration import Calibration, with_method
 from raysense.evaluation.identity import inventory_and_grid
-from raysense.evaluation.inputs import taken_away, versions
+from raysense.evaluation.inputs import device_of, identity_of_choice
 from raysense.evaluation.memory import decode_in_slices, release_memory
 from raysense.evaluation.method_selection import components_of, method_in_words
 from raysense.evaluation.stepping import pruned_in
-from raysense.hashing import content_key
 from raysense.pipelines.idle_modules import foreseen_for
 from raysense.pipelines.load import compile_denoiser, load_for, modules_of
 from raysense.pipelines.offload import place
@@ -28,16 +27,6 @@ from raysense.pruning.masks import Pruner
 from raysense.store.disk import Disk
 from raysense.study import Study
 from raysense.study.sweep import by_component
-
-
-def device_of(study: Study) -> str:
-    """Where a study's evaluators measure: ``cpu`` or ``cuda``."""
-    return "cuda" if study.cluster.gpus_per_evaluator > 0 else "cpu"
-
-
-def identity_of_choice(study: Study, device: str) -> str:
-    """A hash of what the choice of weights follows from beside the study itself: files, plug-ins, software, device."""
-    return content_key(taken_away(study), versions(), device)
 
 
 class LivePipeline:
@@ -121,7 +110,7 @@ class LivePipeline:
             self.grid,
             self.prompts,
             self.disk,
-            identity_of_choice(self.study, self.device),
+            identity_of_choice(self.study),
         )
 
     def _methods(self) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import defaultdict
 from functools import partial
@@ -52,9 +53,8 @@ def write_dense(study: Study, out: Path) -> None:
         pipeline = DiffusionPipeline.from_pretrained(folder, **empty, **rest)
         if study.sampling.scheduler is not None:
             use_scheduler(pipeline, study.sampling.scheduler)
-        pipeline.register_modules(
-            **empty
-        )  # those that a class's signature makes optional were loaded all the same
+        # Those that a class's signature makes optional were loaded all the same.
+        pipeline.register_modules(**empty)
         for name, module in empty.items():
             # The pipeline saves everything else, and asks each component to save itself.
             module.save_pretrained = partial(_save, study, Path(folder), name, module)  # type: ignore[assignment]
@@ -122,8 +122,8 @@ def _cast(file: Path, name: str, stored: Stored, kind: torch.dtype) -> Entry:
     make = partial(tensor_files.read, file, name)
     if stored.dtype not in TYPES.values() or stored.dtype == TYPES[kind]:
         return Entry(name, stored.dtype, stored.shape, stored.size, make)
-    count = stored.size // (4 if stored.dtype == "F32" else 2)
-    return Entry(name, TYPES[kind], stored.shape, count * kind.itemsize, lambda: make().to(kind))
+    size = math.prod(stored.shape) * kind.itemsize
+    return Entry(name, TYPES[kind], stored.shape, size, lambda: make().to(kind))
 
 
 def _of_type(configuration: Any, dtype: str) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from raysense.errors import RaysenseError
 from raysense.export import tensor_files
-from raysense.export.tensor_files import TYPES, Entry
+from raysense.export.tensor_files import WIDTHS, Entry
 from raysense.study.weight_files import Stored, tensors_in
 
 RECORD = "allocation.json"
@@ -123,7 +123,7 @@ def _files(folder: Path) -> Iterator[Path]:
 def _packed(source: Path, name: str, stored: Stored) -> list[Entry]:
     """What stands for a tensor in the compressed form; it is read again for every entry that is written."""
     read = partial(tensor_files.read, source, name)
-    if stored.dtype not in TYPES.values() or not stored.size:
+    if stored.dtype not in WIDTHS or not stored.size:
         return [Entry(name, stored.dtype, stored.shape, stored.size, read)]
     count = math.prod(stored.shape)
     kept = int(_stays(read()).sum())
@@ -133,7 +133,7 @@ def _packed(source: Path, name: str, stored: Stored) -> list[Entry]:
     return [
         Entry(f"{name}{_MASK}", "U8", (-(-count // 8),), -(-count // 8), lambda: _mask(_stays(read()))),
         Entry(
-            f"{name}{_VALUES}", stored.dtype, (kept,), kept * stored.size // count, lambda: _values(read())
+            f"{name}{_VALUES}", stored.dtype, (kept,), kept * WIDTHS[stored.dtype], lambda: _values(read())
         ),
         Entry(f"{name}{_SHAPE}", "I64", tuple(shape.shape), shape.nbytes, lambda: shape),
     ]
@@ -163,8 +163,7 @@ def _unpacked(source: Path, stored: Mapping[str, Stored]) -> Iterator[Entry]:
         if base != name:
             values = stored[base + _VALUES]
             shape = tuple(tensor_files.read(source, base + _SHAPE).tolist())
-            width = {"F32": 4, "F16": 2, "BF16": 2}[values.dtype]
-            size = math.prod(shape) * width
+            size = math.prod(shape) * WIDTHS[values.dtype]
             yield Entry(base, values.dtype, shape, size, partial(_full, source, base, shape))
         elif not name.endswith((_VALUES, _SHAPE)):
             yield Entry(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from raysense.study.weight_files import tensors_in
 
 TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """The format's names of the types that weights can have."""
+
+WIDTHS = {name: kind.itemsize for kind, name in TYPES.items()}
+"""Bytes of a weight of these types."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,6 @@ def read(path: Path, name: str) -> Tensor:
     with safe_open(path, "pt") as file:
         tensor: Tensor = file.get_tensor(name)
     return tensor
-
-
-def each(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a file, one after another."""
-    for name in tensors_in(path):
-        yield name, read(path, name)
 
 
 def write(path: Path, entries: Sequence[Entry], metadata: Mapping[str, str]) -> None:
@@ -103,7 +101,5 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _width(entry: Entry) -> int:
-    count = 1
-    for length in entry.shape:
-        count *= length
+    count = math.prod(entry.shape)
     return entry.size // count if count else 0

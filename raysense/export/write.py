@@ -23,9 +23,8 @@ from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation.cache import TensorCache
 from raysense.evaluation.identity import inventory_and_grid
-from raysense.evaluation.inputs import prompts_of, refuse_other, use_code
+from raysense.evaluation.inputs import identity_of_choice, prompts_of, refuse_other, use_code
 from raysense.evaluation.learned import Learned
-from raysense.evaluation.live_pipeline import device_of, identity_of_choice
 from raysense.evaluation.method_selection import best_methods, components_of, method_in_words, selection_key
 from raysense.export.card import model_card
 from raysense.export.dense import write_dense
@@ -92,9 +91,8 @@ def export(
         finished = small if compressed else folder
         (finished / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         (finished / "README.md").write_text(model_card(run, record, compressed), encoding="utf-8")
-        if (
-            out.exists()
-        ):  # moved in one step: taken apart here, half of it would be left where this is stopped
+        if out.exists():
+            # Moved in one step: taken apart here, half of it would be left where this is stopped.
             out.rename(scratch / "replaced")
         finished.rename(out)
     return Exported(out, chosen.key, zeros, sizes)
@@ -146,16 +144,16 @@ class _Source:
         self._classes = {name: type(module) for name, module in empty.items()}
         self.inventory, self._grid = inventory_and_grid(self.study, empty)
         prompts = prompts_of(run.record, self.study, run.disk)
-        identity = identity_of_choice(self.study, device_of(self.study))
-        self._learned = Learned(self.study, self.inventory, self._grid, prompts, run.disk, identity)
-        self.methods = self._kept_methods()
-        if not self.methods or not self._learned.has_all(set(self.methods.values())):
-            self.methods = self._learn()
+        self._learned = Learned(
+            self.study, self.inventory, self._grid, prompts, run.disk, identity_of_choice(self.study)
+        )
+        self._methods = self._kept_methods()
+        if not self._methods or not self._learned.has_all(set(self._methods.values())):
+            self._methods = self._learn()
 
-    @property
-    def saliency(self) -> str:
-        """What prunes, in words."""
-        return method_in_words(self.study.prune.methods, self.methods)
+    def saliency(self, allocation: Allocation) -> str:
+        """What prunes, as the rows of the allocation say it."""
+        return method_in_words(self.study.prune.methods, self._methods if allocation else {})
 
     def prune(self, folder: Path, allocation: Allocation) -> dict[str, int]:
         """Bring a dense folder to an allocation; layer -> zeros, counted."""
@@ -166,7 +164,7 @@ class _Source:
             self._grid,
             allocation,
             lambda layer, weight, level: self._learned.at_level(
-                layer, weight, level, self.methods[layer.component]
+                layer, weight, level, self._methods[layer.component]
             ),
             getattr(torch, self.study.dtype),
         )
@@ -182,8 +180,10 @@ class _Source:
     def _learn(self) -> dict[str, str]:
         """Learn anew what the study's cache has lost, or what was learned on another kind of machine."""
         live = evaluator_of(self.run).live
-        _ = live.masker
-        return dict(live.methods)
+        methods = dict(live.methods or live.select_methods())
+        with live.watchable():
+            live.calibration.learn()
+        return methods
 
 
 def _record(
@@ -191,9 +191,10 @@ def _record(
 ) -> dict[str, Any]:
     run, total = source.run, sum(zeros.values())
     candidates = run.candidates()
+    saliency = source.saliency(allocation)
     # A sweep may have measured the same allocation by other methods too.
-    text = " ".join(filter(None, (source.saliency, run.study.prune.pattern)))
-    own = candidates[(candidates["allocation"] == allocation.key) & (candidates["method"] == text)]
+    method = " ".join(filter(None, (saliency, run.study.prune.pattern)))
+    own = candidates[(candidates["allocation"] == allocation.key) & (candidates["method"] == method)]
     held = own[own["rung"] == "validation"]
     key = held["key"].iloc[0] if len(held) else (own["key"].iloc[-1] if len(own) else None)
     measures = run.table("measures")
@@ -203,7 +204,7 @@ def _record(
         "signature": run.record["signature"],
         "pipeline": run.study.pipeline,
         "revision": run.study.revision,
-        "saliency": source.saliency if allocation else " or ".join(run.study.prune.methods),
+        "saliency": saliency,
         "pattern": run.study.prune.pattern,
         "allocation": allocation.key,
         "levels": dict(allocation),

@@ -18,7 +18,7 @@ from raysense.allocation import LevelGrid
 from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import calibration_cost
 from raysense.evaluation.identity import grid_of, signature
-from raysense.evaluation.inputs import inputs_of, keep_code, keep_prompts
+from raysense.evaluation.inputs import device_of, inputs_of, keep_code, keep_prompts
 from raysense.evaluation.scoring import ImageScorer
 from raysense.evaluation.weights import Weights
 from raysense.execution.executor import EvaluatorSpec, Executor
@@ -114,9 +114,9 @@ def run_study(
         RaysenseError: Something the user can mend; nothing stored is lost.
         KeyboardInterrupt: The study was stopped; nothing stored is lost.
     """
+    refuse_to_overwrite(out, resume)
     study = complete(study)
     check_track(study.track)
-    refuse_to_overwrite(out, resume)
     earlier = EarlierRun.of(source, study, out) if source else None
     with patient(console, "Reading what the study is measured on …"):
         inputs = inputs_of(study, load_prompts(study.prompts), ImageScorer(study), device_of(study))
@@ -319,11 +319,6 @@ def finished_already(
     if page and not is_finished_page(disk.read(PAGE)):
         write_page(out, paint=False)
     return summary
-
-
-def device_of(study: Study) -> str:
-    """What kind of device the study's evaluators run on."""
-    return "cuda" if study.cluster.gpus_per_evaluator > 0 else "cpu"
 
 
 def refuse_to_overwrite(out: str, resume: bool) -> None:

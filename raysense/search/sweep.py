@@ -15,7 +15,7 @@ from raysense.allocation import LevelGrid
 from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import calibration_cost, with_method
 from raysense.evaluation.identity import grid_of, signature
-from raysense.evaluation.inputs import inputs_of
+from raysense.evaluation.inputs import device_of, inputs_of
 from raysense.evaluation.scoring import ImageScorer
 from raysense.evaluation.weights import Weights
 from raysense.names import OWL, UNIFORM
@@ -34,7 +34,6 @@ from raysense.results.sweep_page import write_sweep_page
 from raysense.results.sweeps import FOLLOWING, points_of
 from raysense.search.job import (
     begin_store,
-    device_of,
     evaluator_spec,
     executor_of,
     refuse_to_overwrite,

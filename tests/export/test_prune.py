@@ -12,8 +12,8 @@ from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation.evaluator import Evaluator
 from raysense.evaluation.identity import inventory_and_grid
+from raysense.evaluation.inputs import identity_of_choice
 from raysense.evaluation.learned import Learned
-from raysense.evaluation.live_pipeline import identity_of_choice
 from raysense.export import prune
 from raysense.export.dense import write_dense
 from raysense.export.prune import prune_folder
@@ -44,9 +44,7 @@ def on_disk(
 ) -> dict[str, int]:
     """The allocation written from the dense files and what is in the store."""
     inventory, grid = evaluator.inventory, evaluator.grid
-    learned = Learned(
-        study, inventory, grid, evaluator.prompts, Disk(store), identity_of_choice(study, "cpu")
-    )
+    learned = Learned(study, inventory, grid, evaluator.prompts, Disk(store), identity_of_choice(study))
     assert learned.has_all([study.prune.methods[0]])
     write_dense(study, out)
     classes = {name: type(module) for name, module in modules_of(evaluator.pipeline).items()}
