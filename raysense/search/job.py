@@ -162,7 +162,8 @@ def begin(
     rules = built_in_rules(inventory, grid, {}, study.search.proportions, weights.counts)
     rules |= user_rules(asked := study.search.strategies, inventory, grid)
     check_strategies(asked, (*rules, OWL, SOLVER, *ITERATIVE[1:], *user_strategies(asked)))
-    strategy = make_strategy(study, inventory, grid, rules, learning, foreseen.cost)
+    swept = swept_before(out, study, grid, inputs)
+    strategy = make_strategy(study, inventory, grid, rules, learning, foreseen.cost, swept=swept)
     store = begin_store(study, out, inventory, grid, inputs, foreseen.order, looks)
     return Begun(inventory, grid, strategy, store)
 
@@ -269,10 +270,12 @@ def executor_of(
     )
 
 
-def swept_before(out: str, study: Study, grid: LevelGrid) -> Points:
+def swept_before(out: str, study: Study, grid: LevelGrid, inputs: Mapping[str, Any]) -> Points:
     """What a sweep of the same study has probed in this folder: group -> zeros -> probe error."""
     store = Store.open(out, create=True)
-    if store.study is None or not (points := store.table("points").to_pylist()):
+    if store.study is None or store.study["signature"] != signature(study, grid, inputs):
+        return {}  # of another study: `begin_store` refuses it
+    if not (points := store.table("points").to_pylist()):
         return {}
     levels = levels_of(store.table("allocations"))
     known = {evaluation.key: evaluation for evaluation in store.evaluations()}

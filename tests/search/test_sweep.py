@@ -13,6 +13,7 @@ import raysense as rs
 from raysense.errors import RaysenseError
 from raysense.results.sweep_page import write_sweep_page
 from raysense.results.sweeps import by_prompt_kind, points_of
+from raysense.search import job
 from raysense.search.sweep import run_sweep
 from raysense.study import Study, load
 from raysense.study.checks import checked
@@ -144,6 +145,25 @@ def test_going_on_measures_nothing_twice_and_adds_points(run: rs.Run, tmp_path: 
     added = swept(small(more), Path(run.uri), resume=True)
     assert len(added.table("evaluations")) == before + 2
     swept(small(SWEEP), Path(run.uri), resume=True)  # as the other tests expect it
+
+
+def test_a_search_in_the_same_folder_is_given_the_curves_that_were_probed(
+    run: rs.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, dict[int, float]] = {}
+
+    def stopped(*_: object, swept: dict[str, dict[int, float]]) -> None:
+        given.update(swept)
+        raise RaysenseError("enough")
+
+    monkeypatch.setattr(job, "make_strategy", stopped)
+    console = Console(quiet=True)
+    with pytest.raises(RaysenseError, match="enough"):
+        job.run_study(small(), run.uri, address=None, resume=True, console=console, in_process=True)
+    probed = points_of(run).query("rung == 'probe' and rule == 'uniform'")
+    assert {group: sorted(curve.values()) for group, curve in given.items()} == {
+        group: sorted(points["probe_error"]) for group, points in probed.groupby("groups")
+    }
 
 
 def test_a_study_without_a_sweep_keeps_its_identity() -> None:
