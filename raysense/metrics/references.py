@@ -140,7 +140,7 @@ def parquet_rows(path: Path, columns: list[str]) -> Iterator[Mapping[str, Any]]:
     """The rows of a Parquet file, a few at a time in memory."""
     with open_parquet(path) as file:
         present = [column for column in columns if column in file.schema_arrow.names]
-        for batch in file.iter_batches(batch_size=BATCH, columns=present):
+        for batch in file.iter_batches(batch_size=BATCH, columns=present, use_threads=False):
             yield from batch.to_pylist()
 
 

@@ -219,10 +219,13 @@ def _records(text: str, separator: str) -> Iterator[list[str]]:
 
 
 def open_parquet(source: Path | BinaryIO) -> pq.ParquetFile:
-    """A Parquet file that somebody else wrote; checksums of pages are compared where it has them."""
+    """A Parquet file that somebody else wrote; checksums of pages are compared where it has them.
+
+    Read it with ``use_threads=False``, and nothing ahead, for the reason that `raysense.store.parquet.decode` has.
+    """
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(source, page_checksum_verification=True)
+    return pq.ParquetFile(source, pre_buffer=False, page_checksum_verification=True)
 
 
 def rows_of_parquet(data: bytes) -> list[Row]:
@@ -237,7 +240,7 @@ def rows_of_parquet(data: bytes) -> list[Row]:
             raise ValueError(f"a column stands twice: {', '.join(names)}")
         if not any(_names_text(name) for name in names):  # for the message that names what is there
             return [dict.fromkeys(file.schema_arrow.names)]
-        rows: list[Row] = file.read(columns=names).to_pylist()
+        rows: list[Row] = file.read(columns=names, use_threads=False).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(str(error)) from None
     return rows

@@ -23,7 +23,9 @@ def decode(content: bytes) -> pa.Table:
         ValueError: The content is damaged.
     """
     try:
-        return pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+        # In this thread: Arrow's own may still hold the bytes when the interpreter ends, which then aborts.
+        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        return file.read(use_threads=False)
     except Exception as error:  # Arrow raises a dozen types for damage, OSError and MemoryError among them
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
