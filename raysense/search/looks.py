@@ -173,7 +173,10 @@ def _of_run(
     is_other = not (is_same and theirs.budget == study.budget)
     if is_other and (_has_looked(store) or _at_work(disk)):
         before.append(Look(place, record["signature"]))
-    if before and _held_out(prompts_of(record, theirs, disk), theirs) & own():
+    if before and (
+        _same_texts(record, theirs, study, inputs)
+        or _held_out(prompts_of(record, theirs, disk), theirs) & own()
+    ):
         yield from before
 
 
@@ -181,6 +184,14 @@ def _same_pipeline(record: Mapping[str, Any], study: Study, inputs: Mapping[str,
     if inputs is None:
         return bool(record["definition"].get("pipeline") == study.pipeline)
     return bool(record["inputs"].get("pipeline") == inputs["pipeline"])
+
+
+def _same_texts(
+    record: Mapping[str, Any], theirs: Study, study: Study, inputs: Mapping[str, Any] | None
+) -> bool:
+    """Whether finalists are tested on the very same texts, as far as that is known without reading any."""
+    same = inputs is not None and record["inputs"].get("prompts") == inputs["prompts"]
+    return same and theirs.rungs.validation == study.rungs.validation
 
 
 def _held_out(prompts: PromptSets, study: Study) -> set[str]:
