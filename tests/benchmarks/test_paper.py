@@ -15,6 +15,10 @@ from benchmarks.paper import (
     beyond_the_sum,
     page,
     reaching,
+    sd2_alone,
+    sd2_bracket,
+    sd2_together,
+    told_by,
     verdict,
 )
 
@@ -34,7 +38,7 @@ def test_the_grid_is_the_papers(both: list[Bed]) -> None:
 
 
 def test_the_page_is_what_the_rows_say(both: list[Bed]) -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(both, ROWS)
+    assert PAGE.read_text(encoding="utf-8") == page(*told_by(ROWS))
 
 
 def test_differences_are_paired_and_hold_for_all_shares(both: list[Bed]) -> None:
@@ -47,12 +51,21 @@ def test_differences_are_paired_and_hold_for_all_shares(both: list[Bed]) -> None
     text, paint, together, beyond = beyond_the_sum(bed)[0]
     assert (text, paint) == (0.425, 0.3)
     assert beyond.ci_low < beyond.value < beyond.ci_high
-    assert together > beyond.value
+    assert together.value > beyond.value
 
 
-def test_a_bound_is_reached_where_the_straight_line_says(both: list[Bed]) -> None:
+def test_the_published_points_are_read_off_their_table() -> None:
+    assert sd2_bracket(sd2_alone("clip_vit_b32_cosine", "text_encoder")) == "40% to 50%"
+    assert sd2_bracket(sd2_alone("clip_vit_b32_cosine", "unet")) == "40% to 45%"
+    alone = sd2_alone("fid_10k", "unet")
+    assert (alone[0.0], alone[0.6]) == (0.0, pytest.approx(234.1221 - 18.066))
+    # 264.9 - 18.066 together; alone (27.2 + (134.2 - 27.2) / 2 - 18.066) + (72.3 - 18.066).
+    assert sd2_together([(0.625, 0.5), (0.6, 0.475)]) == ["62.5% / 50.0%: 2.11 and 1.06"]
+
+
+def test_a_bound_is_reached_where_the_straight_line_says() -> None:
     curve = {0.2: np.array([0.0, 0.0, 0.001]), 0.4: np.array([0.2, 0.2, 0.2])}
-    place, early, late = reaching(both[0], curve, 0.1)
+    place, early, late = reaching(curve, 0.1)
     assert place == pytest.approx(0.3, abs=0.001)
     assert early < 0.3 < late
 
