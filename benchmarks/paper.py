@@ -89,7 +89,8 @@ class Bed:
         rows = self.run.table("evaluations").query("stage == 'baseline' and rung == 'score'")
         measures = self.run.table("measures")
         own = measures[(measures["key"] == rows["key"].iloc[0]) & (measures["metric"] == "clip_score")]
-        return own.iloc[0]
+        first: pd.Series[Any] = own.iloc[0]
+        return first
 
     @property
     def bound(self) -> float:
