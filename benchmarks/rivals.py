@@ -3,9 +3,6 @@
 - `stages`: a person's way, with no knowledge of curves. The layers fall into four stages by depth, of about equal
   size. Each is bisected alone for the most that it can lose; one factor on all of them is bisected for the whole; then
   a stage at a time is raised, by less whenever that fails. Every step is a candidate's climb by images.
-- `owl_block`: OWL as published (Yin et al., ICML 2024; luuyin/OWL): all layers of a block have one sparsity, which
-  follows from the share of the block's weights whose |w|·‖x‖₂ exceeds M times the block's mean, scaled to a range of 2λ
-  and centred. M = 7, λ = 0.08. raysense's own `owl` does the same layer by layer.
 - `taylor`: scores from gradients and an integer programme, after NVIDIA's Model Optimizer (its `auto_quantize` with
   ``method="gradient"`` scores a layer's choice by a Taylor expansion of the loss with Fisher information in the place
   of the Hessian, and a linear programming solver chooses): a layer's level costs the sum of w²·E[g²] over the weights
@@ -24,11 +21,10 @@ from torch import nn
 
 import raysense as rs
 from raysense.allocation import Allocation, LevelGrid
-from raysense.pruning import allocation_rules
 from raysense.pruning.activations import calibrate
 from raysense.pruning.allocation_rules import AllocationRule
 from raysense.pruning.layers import Inventory, weight_of
-from raysense.pruning.saliency import LayerStats, taylor, wanda_tensor
+from raysense.pruning.saliency import LayerStats, taylor
 from raysense.strategies.context import Candidate, SearchContext
 
 STAGES = 4
@@ -36,7 +32,6 @@ ALONE = 3
 """Steps of a stage's own bisection, and of that of the factor."""
 
 STEP, LEAST_STEP = 0.1, 0.01
-OUTLIER_TIMES, SPREAD = 7.0, 0.08
 POINTS = 12
 """Choices of a layer in the integer programme, beside none."""
 
@@ -102,7 +97,7 @@ class Learned:
     """What rivals learn from the dense pipeline at work, and the runs of it that this took.
 
     Attributes:
-        statistics: Layer -> its inputs' and gradients' moments.
+        statistics: Layer -> its gradients' moments.
         images: Rule -> images that were sampled for it.
     """
 
@@ -113,30 +108,10 @@ class Learned:
 def learned(
     modules: Mapping[str, nn.Module], inventory: Inventory, run: Callable[[], None], prompts: int, seed: int
 ) -> Learned:
-    """Both kinds of statistics, from as many prompts."""
-    found = calibrate(modules, inventory, frozenset({"inputs", "gradients"}), run, seed=seed)
-    # Gradients: the calls are recorded first, then replayed with a pass backwards.
-    return Learned(found, {"owl_block": prompts, "taylor": 2 * prompts})
-
-
-def owl_block(
-    inventory: Inventory, grid: LevelGrid, modules: Mapping[str, nn.Module], known: Learned
-) -> AllocationRule:
-    """One sparsity a block, see the module."""
-    ratios: dict[str, float] = {}
-    for layers in inventory.groups("block").values():
-        members = [layer for layer in inventory.layers if layer.address in set(layers)]
-        scores = np.concatenate(
-            [
-                wanda_tensor(weight_of(modules, layer).data, known.statistics[layer.address])
-                .flatten()
-                .numpy()
-                for layer in members
-            ]
-        )
-        ratio = float((scores > OUTLIER_TIMES * scores.mean()).mean())
-        ratios |= dict.fromkeys(layers, ratio)
-    return lambda zeros: allocation_rules.owl(inventory, grid, zeros, ratios, SPREAD)
+    """Gradients, from so many prompts."""
+    found = calibrate(modules, inventory, frozenset({"gradients"}), run, seed=seed)
+    # The calls are recorded first, then replayed with a pass backwards.
+    return Learned(found, {"taylor": 2 * prompts})
 
 
 def taylor_programme(

@@ -46,11 +46,12 @@ import pandas as pd
 from scipy import stats
 
 from benchmarks.pool import BEDS
-from benchmarks.rivals import Learned, learned, owl_block, taylor_programme
+from benchmarks.rivals import Learned, learned, taylor_programme
 from raysense.feasibility import is_feasible
-from raysense.names import BUNDLED, EVOPRESS, ITERATIVE, JOINT, OWL, RANDOM, SOLVER, TPE
+from raysense.names import BUNDLED, EVOPRESS, ITERATIVE, JOINT, OUTLIERS, OWL_BLOCK, RANDOM, SOLVER, TPE
 from raysense.pipelines.cost import assumed
 from raysense.prompts.sets import load_prompts
+from raysense.pruning.allocation_rules import OUTLIER_SPREAD, OUTLIER_TIMES
 from raysense.records import CALIBRATION, Bound, Evaluation, TrialSpec
 from raysense.strategies import evopress, joint, proposers
 from raysense.strategies.context import Candidate, Findings, best_of
@@ -59,8 +60,8 @@ from raysense.study import Study, load
 
 OUT = Path("reports/benchmarks")
 OURS = (SOLVER, JOINT)
-STAGES, OWL_BLOCK, TAYLOR = "benchmarks.rivals.stages", "owl_block", "taylor"
-LEARNING = (OWL_BLOCK, TAYLOR)
+STAGES, TAYLOR = "benchmarks.rivals.stages", "taylor"
+LEARNING = (TAYLOR,)
 """Rules that learn from the dense pipeline at work, see `benchmarks.rivals`."""
 
 STARTING = (EVOPRESS, TPE, RANDOM)
@@ -223,7 +224,6 @@ def run(study: Study, folder: Path) -> Reached:
     learning = calibration_cost(study, inventory, grid, modules)
     rules = built_in_rules(inventory, grid, modules, study.search.proportions)
     known = learned_once(study, dense, evaluator, folder)
-    rules[OWL_BLOCK] = owl_block(inventory, grid, modules, known)
     rules[TAYLOR] = taylor_programme(inventory, grid, modules, known)
     runner = make_strategy(study, inventory, grid, rules, learning)
     told = Told(runner)
@@ -350,7 +350,7 @@ def path_of(
     stands_on = rules if strategy in (*STARTING, JOINT) else []
     if strategy == EVOPRESS:
         stands_on = [start] if start else []
-    if OWL in (strategy, *stands_on):
+    if set(OUTLIERS) & {strategy, *stands_on}:
         path += of("baseline", CALIBRATION)
     path += [*asked_by(*stands_on), *asked_by(strategy)]
     return list({evaluation.key: evaluation for evaluation in path}.values())
@@ -453,7 +453,8 @@ SETTINGS = {
     f"{joint.FACTOR_SD:g}, of a utilisation {joint.UTILISATION_SD:g}; totals {proposers.LEAST_GROWTH:.1%} to "
     f"{proposers.MOST_GROWTH:.0%} above the best",
     STAGES: "four stages by depth, of about equal size; each bisected alone, then one factor, then one stage at a time",
-    OWL_BLOCK: "as published: one sparsity a block; M = 7, λ = 0.08. `owl` is raysense's, layer by layer",
+    OWL_BLOCK: f"as published: one sparsity a block; M = {OUTLIER_TIMES:g}, λ = {OUTLIER_SPREAD:g}. `owl` is raysense's"
+    ", layer by layer",
     TAYLOR: "w²·E[g²] of the weights that leave, an integer programme for each total; after NVIDIA's Model Optimizer",
     TPE: "Optuna's TPESampler, defaults, one sparsity a group, utilisation ≤ 1 as a constraint; starts from the rules' "
     "climbs as finished trials",

@@ -11,8 +11,10 @@ BUNDLED_PIPELINES = {BUNDLED: "pipeline", "bundled-transformer": "transformer"}
 ALLOCATION_RULES = ("uniform", "per_component", "linear_uniform", "erk", "global", "lamp")
 """Allocation rules that need the weights alone, see `raysense.strategies.rules`."""
 
-OWL = "owl"
-"""The allocation rule that needs statistics whatever the method."""
+OWL, OWL_BLOCK = "owl", "owl_block"
+OUTLIERS = {OWL: "outlier_ratio/", OWL_BLOCK: "block_outlier_ratio/"}
+"""Allocation rules that need statistics whatever the method: by layer, and as published by block -> what the names of
+the measures that they allocate by begin with; a layer's address follows. A calibration has them."""
 
 UNIFORM = "uniform"
 SOLVER = "solver"
@@ -23,10 +25,10 @@ RANDOM, SWITCHES, TPE, EVOPRESS = "random", "switches", "tpe", "evopress"
 ITERATIVE = (JOINT, RANDOM, SWITCHES, TPE, EVOPRESS)
 """Strategies that learn from one measurement to the next; all but the first are there to be compared with."""
 
-STRATEGIES = (*ALLOCATION_RULES, OWL, SOLVER, *ITERATIVE[1:])
+STRATEGIES = (*ALLOCATION_RULES, *OUTLIERS, SOLVER, *ITERATIVE[1:])
 """What `search.strategies` may list."""
 
-SWEEP_RULES = ("uniform", "erk", "global", "lamp", OWL)
+SWEEP_RULES = ("uniform", "erk", "global", "lamp", *OUTLIERS)
 """How a sweep may share a group's total out among its layers."""
 
 ERRORS_OF = {"layer": ("layer_error",), "probe": ("probe_error", "text_error")}

@@ -19,9 +19,6 @@ CALIBRATION = "calibration"
 SHARD = "shard"
 """The rung of a request that only samples: some of the images of another evaluation, whose features go to the cache."""
 
-OUTLIERS = "outlier_ratio/"
-"""Measures of a calibration: this and a layer's address -> its share of outliers, what OWL allocates by."""
-
 
 @dataclass(frozen=True, slots=True)
 class Shard:

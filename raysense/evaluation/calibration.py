@@ -24,7 +24,7 @@ from raysense.evaluation.level_files import LevelFiles
 from raysense.evaluation.memory import release_memory
 from raysense.evaluation.method_selection import compared_allocations, components_of
 from raysense.hashing import content_key
-from raysense.names import OWL, UNIFORM, UPDATING
+from raysense.names import OUTLIERS, OWL_BLOCK, UNIFORM, UPDATING
 from raysense.pipelines.cost import Cost, assumed
 from raysense.pipelines.load import denoiser_of, modules_of
 from raysense.pipelines.sample import call_pipeline
@@ -51,7 +51,7 @@ def needs_of(study: Study) -> frozenset[str]:
     Raises:
         RaysenseError: An unknown method, or one whose gradients cannot be had.
     """
-    needs = frozenset({"inputs"} if OWL in study.search.strategies else ())
+    needs = frozenset({"inputs"} if set(OUTLIERS) & set(study.search.strategies) else ())
     for name in study.prune.methods:
         own = frozenset({"hessians"}) if name in UPDATING or study.prune.updates else find_method(name).needs
         if "gradients" in own and study.offload == "sequential":
@@ -64,17 +64,17 @@ def needs_of(study: Study) -> frozenset[str]:
 
 
 def with_method(study: Study, method: str) -> Study:
-    """The study with another method in the place of its own; `OWL` for what that allocation rule needs alone.
+    """The study with another method in the place of its own; one of `OUTLIERS` for what that rule needs alone.
 
     Of a mapping from components to methods, see `raysense.study.sweep.by_component`, with all that it names.
     """
     several = tuple(dict.fromkeys((*study.prune.methods, *by_component(method).values())))
-    saliency: str | tuple[str, ...] = "magnitude" if method == OWL else method
+    saliency: str | tuple[str, ...] = "magnitude" if method in OUTLIERS else method
     if by_component(method):
         saliency = several if len(several) > 1 else several[0]
     updating = study.prune.updates_weights and method == study.prune.saliency
     prune = study.prune.model_copy(update={"saliency": saliency, "updates_weights": updating})
-    search = study.search.model_copy(update={"strategies": (OWL,) if method == OWL else (UNIFORM,)})
+    search = study.search.model_copy(update={"strategies": (method if method in OUTLIERS else UNIFORM,)})
     return study.model_copy(update={"prune": prune, "search": search})
 
 
@@ -205,9 +205,12 @@ class Calibration(Learned):
             keeper=LevelFiles(partial(_levels_key, self._base, self._study, self._grid, methods)),
         )
 
-    def outliers(self) -> dict[str, float]:
-        """Layer -> outlier ratio, see `allocation_rules.outlier_ratios`. The pipeline must be dense."""
-        return outlier_ratios(self._inventory, self._modules, self._statistics(frozenset({"inputs"})))
+    def outliers(self, rule: str) -> dict[str, float]:
+        """Layer -> what one of `OUTLIERS` allocates by, see `outlier_ratios`. The pipeline must be dense."""
+        statistics = self._statistics(frozenset({"inputs"}))
+        return outlier_ratios(
+            self._inventory, self._modules, statistics, "block" if rule == OWL_BLOCK else "layer"
+        )
 
     def noted(self, allocation: Allocation) -> str:
         """What departed from the plan in the weights of an allocation, or an empty text."""

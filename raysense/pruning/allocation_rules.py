@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
-from raysense.pruning.layers import Inventory, Layer, weight_of
+from raysense.pruning.layers import Granularity, Inventory, Layer, weight_of
 from raysense.pruning.ranking import magnitude_counts
 from raysense.pruning.saliency import LayerStats, wanda_tensor
 
@@ -111,22 +111,32 @@ def lamp(inventory: Inventory, grid: LevelGrid, modules: Mapping[str, nn.Module]
     return one_threshold(inventory, grid, cache(lambda: counts_below("lamp", inventory, modules)))
 
 
+OUTLIER_TIMES, OUTLIER_SPREAD = 7.0, 0.08
+"""OWL's M and λ: an outlier is above so many times the mean; sparsities lie within ±λ of the common ratio. Yin et al.
+(see `owl`) choose them by the model; with these Stable Diffusion 2 was pruned (Ramesh & Zhao, arXiv 2411.15113)."""
+
+
 def owl(
-    inventory: Inventory, grid: LevelGrid, zeros: int, outliers: Mapping[str, float], spread: float = 0.08
+    inventory: Inventory,
+    grid: LevelGrid,
+    zeros: int,
+    outliers: Mapping[str, float],
+    spread: float = OUTLIER_SPREAD,
 ) -> Allocation:
     """Layers with more outliers are pruned less, all within ±`spread` of the common ratio.
 
     The outlier ratios are scaled to a range of ``2·spread`` and shifted so that the *weights* removed, not
     the mean of the ratios, meet the total, with each layer projected to its bounds.
 
-    Source: Yin et al., "Outlier Weighed Layerwise Sparsity (OWL)" (ICML 2024), whose unweighted centring is
-    exact only for layers of equal size.
+    Source: Yin et al., "Outlier Weighed Layerwise Sparsity (OWL)" (ICML 2024, arXiv 2310.05175) and luuyin/OWL,
+    whose unweighted centring is exact only for layers of equal size. They give all layers of a transformer block
+    one ratio: so does this if `outliers` does.
 
     Args:
         inventory: The selected layers.
         grid: Their levels.
         zeros: Requested total.
-        outliers: Layer -> outlier ratio, see `outlier_ratios`.
+        outliers: Layer -> outlier ratio, its own or its block's, see `outlier_ratios`.
         spread: λ, as a sparsity.
     """
     missing = [layer.address for layer in inventory.layers if layer.address not in outliers]
@@ -144,13 +154,31 @@ def outlier_ratios(
     inventory: Inventory,
     modules: Mapping[str, nn.Module],
     statistics: Mapping[str, LayerStats],
-    times: float = 7.0,
+    granularity: Granularity = "layer",
+    times: float = OUTLIER_TIMES,
 ) -> dict[str, float]:
-    """Layer -> share of weights whose |w|·‖x‖₂ exceeds `times` (M) the layer's mean."""
-    ratios = {}
-    for layer in inventory.layers:
-        scores = wanda_tensor(weight_of(modules, layer).data, statistics[layer.address])
-        ratios[layer.address] = float((scores > times * scores.mean()).float().mean())
+    """Layer -> share of the weights of its group whose |w|·‖x‖₂ exceeds `times` (M) the mean of the group.
+
+    Args:
+        inventory: The selected layers.
+        modules: Component name -> module, dense.
+        statistics: Layer -> mean squares of its inputs; in the place of norms, which are in proportion where all
+            layers of a group see as many tokens.
+        granularity: What a group is; ``block`` as published.
+        times: M.
+    """
+    layers = {layer.address: layer for layer in inventory.layers}
+
+    def scores(address: str) -> Tensor:
+        return wanda_tensor(weight_of(modules, layers[address]).data, statistics[address])
+
+    ratios: dict[str, float] = {}
+    for members in inventory.groups(granularity).values():
+        # One layer's scores at a time in memory, hence twice.
+        n = sum(layers[address].n for address in members)
+        mean = sum(float(scores(address).sum(dtype=torch.float64)) for address in members) / n
+        outliers = sum(int((scores(address) > times * mean).sum()) for address in members)
+        ratios |= dict.fromkeys(members, outliers / n)
     return ratios
 
 

@@ -12,9 +12,9 @@ from typing import Any
 from raysense.errors import RaysenseError
 from raysense.execution.reused_rows import ReusedRows
 from raysense.feasibility import IMAGE_RUNGS
-from raysense.names import OWL
+from raysense.names import OUTLIERS
 from raysense.plugins import named_by
-from raysense.records import CALIBRATION, OUTLIERS, Evaluation
+from raysense.records import CALIBRATION, Evaluation
 from raysense.store.differences import contents_differ, definitions_differ
 from raysense.store.disk import Disk
 from raysense.store.store import Store
@@ -74,11 +74,11 @@ class EarlierRun:
         _refuse(self.uri, contents_differ(theirs, _deciding(inputs, study)))
         share_cache(Disk(self.uri), Disk(store.uri))
         all_measured = set(study.measured()) <= set(self.study.measured())
-        needs_outliers = OWL in study.search.strategies
+        needed = tuple(OUTLIERS[name] for name in study.search.strategies if name in OUTLIERS)
 
         def fits(row: Evaluation) -> bool:
-            if row.rung == CALIBRATION and needs_outliers:
-                return any(name.startswith(OUTLIERS) for name in row.measures)
+            if row.rung == CALIBRATION and needed:
+                return all(any(name.startswith(one) for name in row.measures) for one in needed)
             return all_measured or row.rung not in IMAGE_RUNGS
 
         return ReusedRows(source, store, signature, fits, frozenset(study.measured()))

@@ -28,7 +28,7 @@ from raysense.execution.progress_view import view
 from raysense.execution.ray.driver import RayExecutor
 from raysense.execution.ray.tracking import Tracker, check_track
 from raysense.execution.reused_rows import ReusedRows
-from raysense.names import ITERATIVE, OWL, SOLVER
+from raysense.names import ITERATIVE, OUTLIERS, SOLVER
 from raysense.pipelines.idle_modules import foreseen_for
 from raysense.pipelines.load import empty_components
 from raysense.pipelines.origin import Origin
@@ -161,7 +161,7 @@ def begin(
     learning = calibration_cost(study, inventory, grid, empty, foreseen.cost)
     rules = built_in_rules(inventory, grid, {}, study.search.proportions, weights.counts)
     rules |= user_rules(asked := study.search.strategies, inventory, grid)
-    check_strategies(asked, (*rules, OWL, SOLVER, *ITERATIVE[1:], *user_strategies(asked)))
+    check_strategies(asked, (*rules, *OUTLIERS, SOLVER, *ITERATIVE[1:], *user_strategies(asked)))
     swept = swept_before(out, study, grid, inputs)
     strategy = make_strategy(study, inventory, grid, rules, learning, foreseen.cost, swept=swept)
     store = begin_store(study, out, inventory, grid, inputs, foreseen.order, looks)

@@ -18,7 +18,7 @@ from raysense.evaluation.identity import grid_of, signature
 from raysense.evaluation.inputs import device_of, inputs_of
 from raysense.evaluation.scoring import ImageScorer
 from raysense.evaluation.weights import Weights
-from raysense.names import OWL, UNIFORM
+from raysense.names import OUTLIERS, UNIFORM
 from raysense.pipelines.adapter import takes_timestep
 from raysense.pipelines.cost import Cost
 from raysense.pipelines.idle_modules import foreseen_for
@@ -162,7 +162,7 @@ def sweep_strategy(
     plain = study.model_copy(update={"search": study.search.model_copy(update={"strategies": (UNIFORM,)})})
     own = calibration_cost(plain, inventory, grid, empty, cost)
     others = [name for name in study.sweep.methods if name != study.prune.saliency]
-    others += [OWL] if OWL in study.sweep.rules else []
+    others += [rule for rule in OUTLIERS if rule in study.sweep.rules]
     methods = {name: taken for name in dict.fromkeys(others) if (taken := learning(name))}
     denoisers = [name for name, part in empty.items() if takes_timestep(type(part))]
     layout = Layout(study, inventory, grid, counts, denoisers)

@@ -15,7 +15,7 @@ from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation.calibration import calibration_cost
 from raysense.evaluation.evaluator import Evaluator
-from raysense.names import OWL
+from raysense.names import OUTLIERS
 from raysense.pipelines.idle_modules import foreseen_for
 from raysense.pipelines.load import modules_of, notes_of
 from raysense.records import CALIBRATION, EvaluationRequest
@@ -126,10 +126,10 @@ def allocate(evaluator: Evaluator, share: float) -> tuple[int, Allocation]:
     rules = built_in_rules(inventory, grid, modules, study.search.proportions)
     rules |= user_rules(study.search.strategies, inventory, grid)
     (strategy,) = study.search.strategies
-    check_strategies([strategy], (*rules, OWL))
-    if strategy == OWL:
+    check_strategies([strategy], (*rules, *OUTLIERS))
+    if strategy in OUTLIERS:
         calibration = evaluator.evaluate(EvaluationRequest(Allocation(), CALIBRATION))
-        rules[OWL] = outlier_weighed(inventory, grid, calibration)
+        rules[strategy] = outlier_weighed(strategy, inventory, grid, calibration)
     asked, most = round(share * grid.n), grid.max_zeros
     # Steps may end a little below the limit: that much is rounding, and both numbers are said.
     if asked > most and share > most / grid.n + 1e-3:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation.shards import shards_of
-from raysense.names import OWL, SOLVER
+from raysense.names import OUTLIERS, SOLVER
 from raysense.records import CALIBRATION, EvaluationRequest
 from raysense.strategies.context import Findings, SearchContext
 from raysense.strategies.runner import StrategyRunner
@@ -25,7 +25,7 @@ def answer_cost(context: SearchContext) -> int:
     """What one strategy's climb to a validated answer takes beside the baseline; curves only where all need them."""
     search = context.study.search
     curves = 0
-    if not (context.rule_names or OWL in search.strategies):
+    if not (context.rule_names or set(OUTLIERS) & set(search.strategies)):
         probes = len(context.groups) * min(3, search.levels)
         curves = probes * context.costs.probe
     return curves + reserve_of(context)["sensitivity"]
@@ -49,7 +49,7 @@ class Expectation:
 
     def __init__(self, runner: StrategyRunner[Findings], context: SearchContext) -> None:
         self._runner, study, search = runner, context.study, context.study.search
-        climbs = len(context.rule_names) + (SOLVER in search.strategies) + (OWL in search.strategies)
+        climbs = len(context.rule_names) + sum(name in search.strategies for name in (SOLVER, *OUTLIERS))
         climbs, joint = climbs * search.bisections, search.rounds * search.offspring * (1 + len(context.own))
         probes, finalists = len(context.groups) * min(3, search.levels), 2 * len(context.safer)
         first, one = _baseline_requests(context), Allocation({context.grid.addresses[0]: 1})

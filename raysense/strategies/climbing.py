@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from raysense.allocation import Allocation
 from raysense.metrics.builtin.probe_error import PROBE_ERROR
-from raysense.names import EVOPRESS, ITERATIVE, JOINT, OWL, RANDOM, SOLVER, SWITCHES, TPE
+from raysense.names import EVOPRESS, ITERATIVE, JOINT, OUTLIERS, RANDOM, SOLVER, SWITCHES, TPE
 from raysense.pruning.allocation_rules import AllocationRule
 from raysense.records import CALIBRATION, Evaluation, EvaluationRequest, TrialSpec
 from raysense.strategies.asking import asked_for, judged
@@ -37,8 +37,8 @@ def rules_of(
     """The allocation rules of the study's strategies, by name."""
     strategies = context.study.search.strategies
     rules = {name: context.rules[name] for name in context.rule_names}
-    if OWL in strategies:
-        rules[OWL] = outlier_weighed(context.inventory, context.grid, dense[CALIBRATION])
+    for name in [name for name in OUTLIERS if name in strategies]:
+        rules[name] = outlier_weighed(name, context.inventory, context.grid, dense[CALIBRATION])
     if curves:
         rules[SOLVER] = _solver(context, curves, {})
     return rules

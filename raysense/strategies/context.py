@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from raysense.allocation import Allocation, LevelGrid
 from raysense.evaluation.rungs.cost import RungCosts
 from raysense.feasibility import is_feasible, margins, utilisation
-from raysense.names import ITERATIVE, OWL, SOLVER
+from raysense.names import ITERATIVE, OUTLIERS, SOLVER
 from raysense.records import Bound, Evaluation
 from raysense.strategies.curves import Curve
 from raysense.study import Study
@@ -103,7 +103,7 @@ class SearchContext:
     @property
     def rule_names(self) -> list[str]:
         """The study's strategies that are allocation rules known beforehand: no solver, no OWL, nothing iterative."""
-        others = (SOLVER, OWL, *ITERATIVE, *self.own)
+        others = (SOLVER, *OUTLIERS, *ITERATIVE, *self.own)
         return [name for name in self.study.search.strategies if name not in others]
 
     def utilisation(self, candidate: Candidate) -> float:

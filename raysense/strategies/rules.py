@@ -9,11 +9,11 @@ from torch import nn
 
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
-from raysense.names import UNIFORM, renamed
+from raysense.names import OUTLIERS, UNIFORM, renamed
 from raysense.pruning import allocation_rules
 from raysense.pruning.allocation_rules import AllocationRule, Counts
 from raysense.pruning.layers import Inventory, Layer
-from raysense.records import OUTLIERS, Evaluation
+from raysense.records import Evaluation
 from raysense.strategies.curves import Curve
 from raysense.strategies.solver import OBJECTIVES
 
@@ -54,13 +54,21 @@ def built_in_rules(
     }
 
 
-def outlier_weighed(inventory: Inventory, grid: LevelGrid, calibration: Evaluation) -> AllocationRule:
-    """OWL's rule, from the outlier ratios among the measures of a calibration."""
-    outliers = {
-        name.removeprefix(OUTLIERS): measure.value
+def outliers_of(rule: str, calibration: Evaluation) -> dict[str, float]:
+    """Layer -> outlier ratio that one of `OUTLIERS` allocates by, from the measures of a calibration."""
+    begins = OUTLIERS[rule]
+    return {
+        name.removeprefix(begins): measure.value
         for name, measure in calibration.measures.items()
-        if name.startswith(OUTLIERS)
+        if name.startswith(begins)
     }
+
+
+def outlier_weighed(
+    rule: str, inventory: Inventory, grid: LevelGrid, calibration: Evaluation
+) -> AllocationRule:
+    """The rule of one of `OUTLIERS`."""
+    outliers = outliers_of(rule, calibration)
     return lambda zeros: allocation_rules.owl(inventory, grid, zeros, outliers)
 
 

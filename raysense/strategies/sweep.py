@@ -9,14 +9,15 @@ from raysense.allocation import Allocation
 from raysense.errors import MeasuringFailed, RaysenseError
 from raysense.evaluation.rungs.cost import RungCosts
 from raysense.feasibility import IMAGE_RUNGS
-from raysense.names import OWL
+from raysense.names import OUTLIERS
 from raysense.pipelines.cost import Cost
-from raysense.records import CALIBRATION, OUTLIERS, Evaluation, EvaluationRequest, TrialSpec
+from raysense.records import CALIBRATION, Evaluation, EvaluationRequest, TrialSpec
 from raysense.strategies.affordable import with_shards
 from raysense.strategies.asking import asked_for
 from raysense.strategies.budget import BudgetTracker
 from raysense.strategies.cliffs import FEWEST, Seen, next_place, seen_at, whole_of
 from raysense.strategies.context import SearchContext
+from raysense.strategies.rules import outliers_of
 from raysense.strategies.runner import Coroutine, OutOfBudget, Schedule, Stage, StrategyRunner
 from raysense.strategies.sweep_points import TOGETHER, Layout, Point
 from raysense.study.sweep import loss_on
@@ -65,7 +66,7 @@ def make_sweep(
         layout: Its layers.
         cost: Of an image, as foreseen; replaced by what the dense images are counted to take.
         calibration: NFE of the study's own calibration at most; 0 if it needs none.
-        methods: What calibrations of the sweep's other methods take at most, `OWL` for that rule's.
+        methods: What calibrations of the sweep's other methods take at most, one of `OUTLIERS` for that rule's.
 
     Raises:
         RaysenseError: A point cannot be measured, or the budget buys none; nothing is spent yet.
@@ -116,7 +117,8 @@ class _Expectation:
 
     def __init__(self, runner: StrategyRunner[Swept], context: SearchContext, layout: Layout) -> None:
         self._runner, self._context, self._layout = runner, context, layout
-        self.counted(layout.points() if OWL not in layout.sweep.rules or layout.counts is None else [])
+        known = layout.counts is None or not set(OUTLIERS) & set(layout.sweep.rules)
+        self.counted(layout.points() if known else [])
 
     def counted(self, points: Sequence[Point]) -> None:
         """These points are to come, and where cliffs are looked for, some between those of each curve."""
@@ -175,12 +177,8 @@ def _baseline(
                 f"the dense pipeline could not be measured: {evaluations[-1].failed}. Mend the cause and go on with "
                 "--resume: it is asked again"
             )
-        if request.method == OWL and layout.counts is not None:
-            layout.outliers = {
-                name.removeprefix(OUTLIERS): measure.value
-                for name, measure in evaluations[-1].measures.items()
-                if name.startswith(OUTLIERS)
-            }
+        if request.method in OUTLIERS and layout.counts is not None:
+            layout.outliers[request.method] = outliers_of(request.method, evaluations[-1])
         if request.rung != CALIBRATION:
             dense[request.rung] = evaluations[-1]
     counted = runner.tracker.image_cost

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
-from raysense.names import OWL, SWEEP_RULES, UNIFORM
+from raysense.names import OUTLIERS, SWEEP_RULES, UNIFORM
 from raysense.pruning import allocation_rules
 from raysense.pruning.allocation_rules import AllocationRule, Counts
 from raysense.pruning.layers import Inventory
@@ -72,7 +72,7 @@ class Layout:
         counts: Rule -> what `allocation_rules.counts_below` gave of all layers; None for a plan, in which another even
             allocation stands in for each that follows from weights, and costs the same.
         denoisers: Components that have steps: only these can be pruned for a part of the trajectory.
-        outliers: Layer -> outlier ratio, for OWL; empty before they are known.
+        outliers: Each of `OUTLIERS` -> layer -> outlier ratio; empty before they are known.
     """
 
     study: Study
@@ -80,7 +80,7 @@ class Layout:
     grid: LevelGrid
     counts: Callable[[str], Counts] | None
     denoisers: Sequence[str]
-    outliers: Mapping[str, float] = field(default_factory=dict)
+    outliers: dict[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         own = set(self.grid.addresses)
@@ -260,8 +260,8 @@ class Layout:
                     return allocation_rules.uniform(inventory, grid, max(zeros - less * grid.base, grid.base))
 
                 self._rules[group, rule] = stand_in, grid
-            elif rule == OWL:
-                outliers = {address: self.outliers[address] for address in grid.layers}
+            elif rule in OUTLIERS:
+                outliers = {address: self.outliers[rule][address] for address in grid.layers}
                 self._rules[group, rule] = (
                     lambda zeros: allocation_rules.owl(inventory, grid, zeros, outliers),
                     grid,

@@ -17,10 +17,12 @@ from raysense.evaluation.calibration import calibration_cost
 from raysense.evaluation.evaluator import Evaluator
 from raysense.evaluation.method_selection import METHOD_ERRORS, compared_allocations
 from raysense.evaluation.solved_weights import SolvedWeights
+from raysense.names import OUTLIERS
 from raysense.pipelines.load import modules_of
 from raysense.pruning.saliency import LayerStats, Method
-from raysense.records import CALIBRATION, OUTLIERS, EvaluationRequest
+from raysense.records import CALIBRATION, EvaluationRequest
 from raysense.store.disk import Disk
+from raysense.strategies.rules import outliers_of
 from raysense.study import load
 
 SMALL = [
@@ -102,10 +104,11 @@ def evaluator(folder: Path, *values: str) -> Evaluator:
     ("values", "runs"),
     [
         (["prune.saliency=wanda", "search.strategies=[uniform, owl]"], 1),
+        (["search.strategies=[owl, owl_block]"], 1),
         (["prune.saliency=taylor", "search.strategies=[owl]"], 3),  # calls are recorded, then replayed
         (["prune.saliency=obs_diff"], 2.25),  # two passes, and one image to count the calls of a run
     ],
-    ids=["wanda and owl", "taylor and owl", "obs_diff"],
+    ids=["wanda and owl", "owl both ways", "taylor and owl", "obs_diff"],
 )
 def test_calibration_is_charged_once_and_known_to_all(values: list[str], runs: float, tmp_path: Path) -> None:
     first = evaluator(tmp_path, *values)
@@ -119,9 +122,16 @@ def test_calibration_is_charged_once_and_known_to_all(values: list[str], runs: f
     here = first.evaluate(EvaluationRequest(allocation, "probe"))
     assert here.zeros == first.grid.zeros(allocation)
     if "owl" in str(values):
-        ratios = {name: m.value for name, m in learnt.measures.items()}
-        assert set(ratios) == {OUTLIERS + layer.address for layer in first.inventory.layers}
-        assert 0 < max(ratios.values()) < 0.1
+        rules = [rule for rule in OUTLIERS if rule in first.study.search.strategies]
+        found = {rule: outliers_of(rule, learnt) for rule in rules}
+        assert len(learnt.measures) == len(rules) * len(first.inventory.layers)
+        for ratios in found.values():
+            assert set(ratios) == {layer.address for layer in first.inventory.layers}
+            assert 0 < max(ratios.values()) < 0.1
+        if "owl_block" in found:
+            blocks = {(layer.block, found["owl_block"][layer.address]) for layer in first.inventory.layers}
+            assert len(blocks) == len(first.inventory.groups("block")), "one ratio a block"
+            assert len(set(found["owl"].values())) > len({ratio for _, ratio in blocks})
     second = evaluator(tmp_path, *values)
     there = second.evaluate(EvaluationRequest(allocation, "probe"))
     assert there.measures["probe_error"].value == pytest.approx(here.measures["probe_error"].value, rel=1e-4)

@@ -13,6 +13,7 @@ from raysense.pruning import allocation_rules
 from raysense.pruning.activations import calibrate
 from raysense.pruning.layers import take_inventory, weight_of
 from raysense.pruning.masks import Masker
+from raysense.pruning.saliency import LayerStats
 
 ALLOCATION_RULES = {
     "uniform": lambda inventory, grid, zeros, modules: allocation_rules.uniform(inventory, grid, zeros),
@@ -176,6 +177,38 @@ def test_outliers_are_counted():
     run = lambda: modules["unet"](torch.ones(4, 20))  # noqa: E731
     statistics = calibrate(modules, inventory, frozenset({"inputs"}), run)
     assert allocation_rules.outlier_ratios(inventory, modules, statistics) == {"unet:0": pytest.approx(0.05)}
+
+
+def test_owl_by_block_is_the_published_formula():
+    """Four blocks of two layers, against the authors' own few lines (luuyin/OWL) in numpy."""
+    rng = np.random.default_rng(0)
+    blocks = [nn.ModuleDict({"fc1": nn.Linear(50, 40), "fc2": nn.Linear(40, 50)}) for _ in range(4)]
+    modules = {"text_encoder": nn.ModuleDict({"layers": nn.ModuleList(blocks)})}
+    inventory, grid = setting(modules)
+    statistics, metrics = {}, []
+    for number, block in enumerate(blocks):
+        metric = []
+        for place, linear in block.items():
+            address = f"text_encoder:layers.{number}.{place}"
+            moments = rng.exponential(size=linear.in_features) ** (1 + number)
+            inputs = torch.from_numpy(moments)[None]
+            statistics[address] = LayerStats(address, "linear", inputs)
+            metric.append(np.abs(linear.weight.detach().numpy()) * np.sqrt(moments))
+        metrics.append(np.concatenate([one.ravel() for one in metric]))
+    published = np.array([(metric > 7 * metric.mean()).mean() for metric in metrics])
+    ratios = allocation_rules.outlier_ratios(inventory, modules, statistics, "block")
+    assert [
+        ratios[f"text_encoder:layers.{n}.{p}"] for n in range(4) for p in ("fc1", "fc2")
+    ] == pytest.approx(np.repeat(published, 2).tolist())
+    assert published.max() > published.min()
+    density = (published - published.min()) * (1 / (published.max() - published.min()) * 0.08 * 2)
+    density = density - density.mean() + (1 - 0.6)
+    allocation = allocation_rules.owl(inventory, grid, round(0.6 * inventory.n_selected), ratios)
+    for address, n in inventory.sizes:
+        found = grid.zeros_at(address, allocation[address]) / n
+        assert found == pytest.approx(
+            1 - density[int(address.split(".")[1])], abs=1.5 * grid.step(address) / n
+        )
 
 
 def test_more_than_the_caps_allow_is_refused():

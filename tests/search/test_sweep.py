@@ -28,6 +28,7 @@ SMALL = [
 ]  # fmt: skip
 SWEEP = (
     "sweep={points: [{name: parts, sparsity: [0.3, 0.6, 0.9], rules: [uniform, owl]}, "
+    "{name: published, over: kind, only: ['text_encoder:linear'], sparsity: [0.6], rules: [owl_block]}, "
     "{name: methods, only: [unet], sparsity: [0.6], saliency: [magnitude, wanda]}, "
     "{name: steps, only: [unet], sparsity: [0.6], steps: [[0, 0.5], [0.5, 1]]}, "
     "{name: blocks, over: block, only: ['unet:up*'], sparsity: [0.5], rung: probe}], cliffs: {most: 1}}"
@@ -56,6 +57,7 @@ def test_every_point_has_every_measure_with_its_interval(run: rs.Run) -> None:
     blocks = run.table("layers").query("block.str.startswith('unet:up')")["block"].nunique()
     assert listed.groupby("point_set").size().to_dict() == {
         "parts": 12,
+        "published": 1,
         "methods": 2,
         "steps": 2,
         "blocks": blocks,
@@ -85,6 +87,18 @@ def test_methods_rules_and_steps_give_other_images_of_as_many_zeros(run: rs.Run)
     assert halves["notes"].str.contains("of the steps only").all()
     methods = run.table("evaluations").set_index("key")["method"]
     assert set(methods[points.query("method == 'wanda'")["key"]]) == {"wanda"}
+
+
+def test_owl_as_published_gives_a_block_one_ratio(run: rs.Run) -> None:
+    point = points_of(run).query("point_set == 'published'").iloc[0]
+    layers = run.table("layers").query("kind == 'linear' and component == 'text_encoder'")
+    layers = layers.merge(
+        run.table("allocations").query(f"allocation == '{point['allocation']}'"), on="layer", how="left"
+    ).fillna({"zeros": 0})
+    share = layers["zeros"] / layers["weights"]
+    blocks = share.groupby(layers["block"])
+    assert (blocks.max() - blocks.min()).max() <= 2 * (layers["step"] / layers["weights"]).max()
+    assert 0.05 < blocks.mean().max() - blocks.mean().min() <= 0.17
 
 
 def test_cliffs_are_a_table_and_a_query_reads_all(run: rs.Run) -> None:

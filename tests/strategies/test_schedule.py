@@ -13,10 +13,11 @@ from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
 from raysense.evaluation.shards import shards_of
 from raysense.execution.local import LocalExecutor
+from raysense.names import OUTLIERS
 from raysense.pipelines.cost import Cost
 from raysense.pruning.layers import Inventory, take_inventory
 from raysense.pruning.patterns import Pattern, pattern_grid
-from raysense.records import CALIBRATION, OUTLIERS, SHARD, Evaluation, EvaluationRequest, Measure, TrialSpec
+from raysense.records import CALIBRATION, SHARD, Evaluation, EvaluationRequest, Measure, TrialSpec
 from raysense.store.store import Store
 from raysense.strategies.context import Findings
 from raysense.strategies.rules import built_in_rules
@@ -236,22 +237,26 @@ def test_coarser_groups(tmp_path: Path, granularity: str) -> None:
 class Learner(Landscape):
     """Answers a calibration too: every second layer has outliers."""
 
+    rule = "owl"
+
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
         if request.rung != CALIBRATION:
             return super().evaluate(request)
         self.requests.append(request)
         ratios = {layer.address: 0.01 * (i % 2) for i, layer in enumerate(self.inventory.layers)}
-        measures = {OUTLIERS + a: Measure(r, r, r, 4, "made-up") for a, r in ratios.items()}
+        measures = {OUTLIERS[self.rule] + a: Measure(r, r, r, 4, "made-up") for a, r in ratios.items()}
         key = request.key(SIGNATURE)
         return Evaluation(
             key=key, rung=request.rung, measures=measures, zeros=0, images=4, nfe=50, seconds=0.0
         )
 
 
-def test_owl_allocates_by_what_the_calibration_found(tmp_path: Path) -> None:
-    study, inventory, grid, _ = made_up(strategies=["owl"], bisections=2, rounds=0)
+@pytest.mark.parametrize("rule", OUTLIERS)
+def test_owl_allocates_by_what_the_calibration_found(tmp_path: Path, rule: str) -> None:
+    study, inventory, grid, _ = made_up(strategies=[rule], bisections=2, rounds=0)
     runner = make_strategy(study, inventory, grid, built_in_rules(inventory, grid, {}), calibration_cost=60)
     landscape = Learner(inventory, grid)
+    landscape.rule = rule
     store = Store.open(str(tmp_path), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
     LocalExecutor(landscape).run(runner, store, signature=SIGNATURE, lookahead=4)
@@ -259,7 +264,7 @@ def test_owl_allocates_by_what_the_calibration_found(tmp_path: Path) -> None:
     assert landscape.requests[0] == EvaluationRequest(Allocation(), CALIBRATION)
     assert runner.outcome is not None
     (first, *_) = runner.outcome.tried
-    assert first.strategy == "owl"
+    assert first.strategy == rule
     share = [grid.zeros_at(a, first.allocation[a]) / n for a, n in inventory.sizes]
     assert min(share[::2]) > max(share[1::2]), "layers with outliers are pruned less"
 

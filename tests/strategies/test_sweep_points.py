@@ -43,10 +43,12 @@ def study(sweep: str) -> Study:
 def layout(parts: Parts, sweep: str) -> Layout:
     inventory, grid, counts = parts
     ratios = {layer.address: 0.01 * i for i, layer in enumerate(inventory.layers)}
-    return Layout(study(sweep), inventory, grid, counts.__getitem__, ["unet"], ratios)
+    blocks = {layer.address: len(layer.block) / 100 for layer in inventory.layers}
+    outliers = {"owl": ratios, "owl_block": blocks}
+    return Layout(study(sweep), inventory, grid, counts.__getitem__, ["unet"], outliers)
 
 
-@pytest.mark.parametrize("rule", ["uniform", "erk", "global", "lamp", "owl"])
+@pytest.mark.parametrize("rule", ["uniform", "erk", "global", "lamp", "owl", "owl_block"])
 @pytest.mark.parametrize("group", ["unet", "unet:up_blocks.1.resnets.0", "text_encoder:linear"])
 def test_a_rule_gives_a_group_its_total_and_touches_nothing_else(parts: Parts, rule: str, group: str) -> None:
     one = layout(parts, "{points: [{sparsity: [0.5]}]}")

@@ -21,8 +21,8 @@ from raysense.evaluation.method_selection import (
 from raysense.evaluation.rungs.base import Found
 from raysense.evaluation.rungs.probe import ProbeRung
 from raysense.metrics.builtin.probe_error import PROBE_ERROR
-from raysense.names import OWL
-from raysense.records import OUTLIERS, EvaluationRequest, Measure
+from raysense.names import OUTLIERS
+from raysense.records import EvaluationRequest, Measure
 
 
 class CalibrationRung:
@@ -49,11 +49,11 @@ class CalibrationRung:
             live.methods = self.methods()
             measures = as_measures(names, live.grid, self._method_errors())
         live.notes += live.calibration.notes
-        if OWL in live.by.search.strategies:
-            n = len(live.prompts.search[: live.study.prune.calibration.prompts])
+        n = len(live.prompts.search[: live.study.prune.calibration.prompts])
+        for rule in [name for name in OUTLIERS if name in live.by.search.strategies]:
             measures |= {
-                OUTLIERS + address: Measure(ratio, ratio, ratio, n, "inputs of the dense layer")
-                for address, ratio in live.calibration.outliers().items()
+                OUTLIERS[rule] + address: Measure(ratio, ratio, ratio, n, "inputs of the dense layer")
+                for address, ratio in live.calibration.outliers(rule).items()
             }
         live.sampled = live.calibration.images
         return Found(measures)

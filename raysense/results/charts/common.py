@@ -26,6 +26,7 @@ COLOURS = {
     "global": "#8a5fc7",
     "lamp": "#d2498a",
     "owl": "#13a4b4",
+    "owl_block": "#0b6670",
     "solver": "#2f7ed8",
     "joint": "#12507b",
     "random": "#6c8893",
