@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,7 +184,7 @@ def reference_content(reference: Reference) -> str | None:
             hashlib.sha256(picture.image).hexdigest()[:DIGITS]
             if isinstance(picture.image, bytes)
             else file_hash(picture.image)
-            for picture in islice(pictures(path), reference.limit)
+            for picture in pictures(path, reference.limit)
         ]
     )
 

@@ -182,7 +182,7 @@ class ImageScorer:
         self._texts: dict[str, Tensor] = {}
         self.external = study.metrics.reference
         if self.external.path is not None:
-            references.check(Path(self.external.path))
+            references.check(Path(self.external.path), self.external.limit)
         self.compares_images = bool(self._custom or self._of_pixels)
 
     def _hows(self, kind: type[AnyHow]) -> dict[str, AnyHow]:

@@ -1,4 +1,4 @@
-"""What images are compared with: a folder of images, a table of captions and images, or saved statistics.
+"""What images are compared with: a folder or a table of images, COCO's photographs, or saved statistics.
 
 A table is Parquet, JSON lines or CSV with a column of captions and one of images: a path (relative to the
 table), encoded bytes, or the struct of both that Hugging Face `datasets` writes. Whatever the source,
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from raysense import user_files
 from raysense.errors import RaysenseError
-from raysense.metrics import gaussians
+from raysense.metrics import gaussians, photographs
 from raysense.metrics.features import BATCH, FeatureExtractor
 from raysense.prompts.files import open_parquet, rows_of_csv, rows_of_jsonl
 
@@ -55,12 +55,15 @@ class Picture:
     where: str
 
 
-def check(path: Path) -> None:
+def check(path: Path, limit: int | None = None) -> None:
     """Refuse a reference that cannot be one, before anything is loaded.
 
     Raises:
-        RaysenseError: It does not exist, or is neither a folder, a table nor saved statistics.
+        RaysenseError: It does not exist, or is neither a folder, a table nor saved statistics; photographs are missing.
     """
+    if str(path) == photographs.NAME:
+        photographs.files(limit)
+        return
     known = [*sorted(TABLES), STATISTICS]
     if not path.exists():
         raise RaysenseError(f"`metrics.reference.path`: there is no {path}; give a folder or one of {known}")
@@ -84,17 +87,24 @@ def captions(path: Path, column: str = "caption") -> list[str]:
     return found
 
 
-def pictures(path: Path, image: str = "image", caption: str = "caption") -> Iterator[Picture]:
+def pictures(path: Path, limit: int | None = None) -> Iterator[Picture]:
     """The images of a folder (sub-folders included, sorted by name) or of a table, one after the other.
 
     Args:
-        path: A folder, or a .parquet, .jsonl or .csv file.
-        image: A table's column of images.
-        caption: A table's column of captions.
+        path: A folder, a .parquet, .jsonl or .csv file, or the name of COCO's photographs.
+        limit: Only the first so many.
 
     Raises:
         RaysenseError: If there is nothing there, or no such columns.
     """
+    return islice(_all(path, limit), limit)
+
+
+def _all(path: Path, limit: int | None) -> Iterator[Picture]:
+    if str(path) == photographs.NAME:
+        for file in photographs.files(limit):
+            yield Picture(file, "", str(file))
+        return
     if path.is_dir():
         there = sorted(path.rglob("*"))
         files = [file for file in there if file.suffix.lower() in IMAGES]
@@ -109,10 +119,10 @@ def pictures(path: Path, image: str = "image", caption: str = "caption") -> Iter
             yield Picture(file, "", str(file))
         return
     empty = True
-    for row, where in rows(path, [image, caption]):
+    for row, where in rows(path, ["image", "caption"]):
         empty = False
         yield Picture(
-            source(cell(row, image, where), path.parent, where), str(cell(row, caption, where)), where
+            source(cell(row, "image", where), path.parent, where), str(cell(row, "caption", where)), where
         )
     if empty:
         raise RaysenseError(f"reference {path}: the table is empty; give at least two rows.")
@@ -267,7 +277,7 @@ def reference_features(
     Raises:
         RaysenseError: See `pictures` and `decode`.
     """
-    return torch.cat([extractor.images(part) for part in batches(islice(pictures(path), limit), size)])
+    return torch.cat([extractor.images(part) for part in batches(pictures(path, limit), size)])
 
 
 def reference_statistics(

@@ -30,13 +30,18 @@ SHA1 = "8551ee4bb5860311e79dace7e79cb91e432e78b3"
 _MEMBER = "annotations/captions_train2017.json"
 
 
+def cache() -> Path:
+    """The folder of what is downloaded once a machine: RAYSENSE_CACHE, or the user's own."""
+    return Path(os.environ.get("RAYSENSE_CACHE", Path.home() / ".cache" / "raysense"))
+
+
 def rows() -> list[dict[str, str]]:
     """The 20,000 prompts as rows with ``id``, ``prompt`` and ``split``, downloaded once per machine.
 
     Raises:
         RaysenseError: The archive cannot be had, or is not the one that was published.
     """
-    folder = Path(os.environ.get("RAYSENSE_CACHE", Path.home() / ".cache" / "raysense"))
+    folder = cache()
     kept = folder / f"{NAME}-disjoint.jsonl"  # an earlier version kept captions that both sets shared
     try:
         if not kept.exists():

@@ -13,6 +13,7 @@ from raysense.evaluation.calibration import calibration_cost
 from raysense.evaluation.footprint import Footprint, stored_footprint
 from raysense.evaluation.identity import inventory_and_grid
 from raysense.evaluation.speed import Measured, measure_speed
+from raysense.metrics import photographs
 from raysense.pipelines.cost import Cost
 from raysense.pipelines.idle_modules import foreseen_for
 from raysense.pipelines.load import empty_components, refuse_foreign
@@ -86,9 +87,14 @@ def forecast(
         peak=peak,
         console=console,
     )
-    for line in foretold(study, spreads) if not sweep else ():
+    for line in (*_downloads(study), *(foretold(study, spreads) if not sweep else ())):
         _say(console, line)
     return estimates
+
+
+def _downloads(study: Study) -> list[str]:
+    reference = study.metrics.reference
+    return [photographs.need(reference.limit)] if reference.path == photographs.NAME else []
 
 
 def _say(console: Console, text: str) -> None:

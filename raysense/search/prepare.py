@@ -11,7 +11,7 @@ from raysense.evaluation.cache import TensorCache
 from raysense.evaluation.identity import external_key, inventory_and_grid
 from raysense.evaluation.inputs import hub_commit, inputs_of
 from raysense.evaluation.scoring import ImageScorer
-from raysense.metrics import gaussians
+from raysense.metrics import gaussians, photographs
 from raysense.metrics.spec import FEATURES
 from raysense.pipelines.load import load_for, modules_of
 from raysense.pipelines.text_cache import cut_off
@@ -26,8 +26,8 @@ class Found:
     """One thing that a study needs and that is there.
 
     Attributes:
-        what: ``pipeline``, ``prompts``, ``clip``, ``features``, a metric with weights of its own, ``custom`` or
-            ``reference``.
+        what: ``pipeline``, ``prompts``, ``clip``, ``features``, a metric with weights of its own, ``custom``,
+            ``photographs`` or ``reference``.
         text: What was found, for a person.
         advice: What the study's author should change, or an empty string.
     """
@@ -56,6 +56,8 @@ def prepare(study: Study, out: str) -> Iterator[Found]:
     study = complete(study)
     prompts = load_prompts(study.prompts)
     yield Found("prompts", f"{len(prompts.search):,} for the search, {len(prompts.validation):,} held out")
+    if study.metrics.reference.path == photographs.NAME:
+        yield from _photographs(study.metrics.reference.limit)
 
     pipeline = load_for(study)
     inventory, _ = inventory_and_grid(study, pipeline.components)
@@ -87,6 +89,12 @@ def prepare(study: Study, out: str) -> Iterator[Found]:
     for name, own in study.metrics.own.items():
         yield Found("custom", f"{name}: {own.path}")
     yield _reference(study, prompts, scorer, TensorCache(Disk(out)), size)
+
+
+def _photographs(limit: int | None) -> Iterator[Found]:
+    wanted = photographs.count(limit)
+    for done in photographs.fetch(limit):
+        yield Found("photographs", f"{done:,} of {wanted:,} of COCO in {photographs.folder()}")
 
 
 def _reference(

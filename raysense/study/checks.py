@@ -17,6 +17,7 @@ from raysense.feasibility import IMAGE_RUNGS
 from raysense.hashing import refuse_odd_files
 from raysense.metrics.spec import MetricSpec
 from raysense.names import BUNDLED, BUNDLED_PIPELINES
+from raysense.prompts import coco
 from raysense.prompts.sets import check_counts
 from raysense.registry import DOTTED
 from raysense.study import Examined, Study, bundled_pipeline, bundled_scorer
@@ -430,7 +431,7 @@ def _clip(field: str, model: str, pretrained: str | None) -> str:
 
 def _others(study: Study, doubt: Doubt) -> Iterator[str]:
     reference = study.metrics.reference.path
-    if reference is not None:
+    if reference is not None and reference != coco.NAME:
         field = "`metrics.reference.path`"
         if not os.path.exists(reference):
             yield f"{field}: there is no {reference:.200}; give a folder, a table or .npz"

@@ -13,7 +13,11 @@ from raysense.prompts import coco
 
 _LOCAL = "local-dir:"
 
-_NAMES = {"pipeline": tuple(BUNDLED_PIPELINES), "prompts": (BUNDLED, coco.NAME)}
+_NAMES = {
+    "pipeline": tuple(BUNDLED_PIPELINES),
+    "prompts": (BUNDLED, coco.NAME),
+    "metrics.reference.path": (coco.NAME,),
+}
 """What is no path."""
 
 

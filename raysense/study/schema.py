@@ -225,7 +225,9 @@ class Reference(Section):
     """What the distribution metrics compare with; dense images of other seeds unless a path is given."""
 
     path: str | None = Field(
-        None, description="folder of images, .parquet/.jsonl/.csv table, or .npz statistics"
+        None,
+        description="folder of images, .parquet/.jsonl/.csv table, .npz statistics, or coco-train2017: the photographs "
+        "of the search captions of that name, which `raysense prepare` fetches",
     )
     limit: int | None = Field(None, ge=2, description="use only the first so many images")
 

@@ -143,6 +143,7 @@ def test_a_full_size_pipeline_is_planned_from_its_configuration(
         main(["plan", "search/sd2_paper.yaml", "--sweep", "--set", f"pipeline={tmp_path}", *arguments]) == 0
     )
     swept = capsys.readouterr().out
+    assert "The reference: 10,000 photographs of COCO, some 1.6 GB in" in " ".join(swept.split())
     # The paper's 99 pruned configurations of 10,000 images; the preview's 512 of each are not counted as shards.
     (images,) = [line for line in swept.splitlines() if "sweep " in line and "│" in line]
     assert f"{99 * (10_000 - 512):,}" in images
