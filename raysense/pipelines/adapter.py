@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
+from torch.utils._pytree import SequenceKey, keystr, tree_flatten_with_path
 
 from raysense.errors import RaysenseError
 from raysense.pipelines.load import modules_of
@@ -30,6 +31,10 @@ NULL_PROMPT = " "
 
 ONE_PROMPT = ("DreamLiteMobilePipeline",)
 """Pipelines whose signatures take a list of prompts, which they then refuse."""
+
+
+CONDITIONS = ("encoder_hidden", "text_emb", "text_bth", "pooled", "cap_feat", "prompt")
+"""What the names of denoisers' arguments hold that come from text encoders."""
 
 
 def call_arguments(pipeline: DiffusionPipeline, sampling: Sampling) -> dict[str, Any]:
@@ -262,6 +267,48 @@ def samples_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     raise RaysenseError(
         "`pipeline`: its denoiser is called without a tensor; raysense cannot count its samples"
     )
+
+
+def conditions_in(args: Sequence[Any], kwargs: Mapping[str, Any], prompts: int) -> list[list[Tensor]]:
+    """The text embeddings in one call of a denoiser: sequences of vectors, stacks of such, and pooled ones.
+
+    Args:
+        args: The call's.
+        kwargs: The call's.
+        prompts: How many prompts the call is about; guidance may repeat them.
+
+    Returns:
+        One list an embedding. The rows of its tensors, one after the other, belong to prompts 0, 1, … and over again: a
+        single tensor, or, where texts of different lengths are handed over in a list, a tensor of one row each.
+    """
+    samples = samples_in(args, kwargs)
+    named = {**kwargs, **({"encoder_hidden_states": args[2]} if len(args) > 2 else {})}
+    together: dict[tuple[str, bool], list[Tensor]] = {}
+    for path, leaf in tree_flatten_with_path(named)[0]:
+        keys = tuple(key for key in path if not isinstance(key, SequenceKey))
+        name = keystr(keys)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and any(part in name for part in CONDITIONS):
+            together.setdefault((name, keys != path), []).append(leaf)
+    found = []
+    for (_, listed), leaves in together.items():
+        # A list with a tensor each of several encoders is none of texts: every tensor has all the samples.
+        of_texts = listed and len(leaves) % prompts == 0 and any(len(leaf) != samples for leaf in leaves)
+        if of_texts:
+            found.append([leaf[None] for leaf in leaves])
+        else:
+            found += [[rows] for leaf in leaves if (rows := _by_sample(leaf, samples, prompts)) is not None]
+    return found
+
+
+def _by_sample(leaf: Tensor, samples: int, prompts: int) -> Tensor | None:
+    """An embedding with a row a sample, or None if it cannot be told which of its axes is that of the samples."""
+    if leaf.ndim > 1 and (len(leaf) == samples or (leaf.ndim < 4 and len(leaf) % prompts == 0)):
+        return leaf
+    if leaf.ndim > 3 and leaf.shape[1] == samples:  # a language model's layers first
+        return leaf.movedim(1, 0)
+    if leaf.ndim > 1 and len(leaf) == 1:  # one null prompt for all
+        return leaf.expand(prompts, *leaf.shape[1:])
+    return None
 
 
 @contextmanager

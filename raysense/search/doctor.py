@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
@@ -25,6 +26,7 @@ from raysense.evaluation.rungs.probe import ProbeRung
 from raysense.evaluation.scoring import weights_hash
 from raysense.export.pack import compress, load_compressed
 from raysense.metrics.builtin.probe_error import PROBE_ERROR
+from raysense.metrics.builtin.text_error import TEXT_ERROR
 from raysense.pipelines.adapter import NO_GUIDANCE, denoisers_of
 from raysense.pipelines.idle_modules import foreseen_for, heads_of, idle_in
 from raysense.pipelines.load import empty_components, load_pipeline, modules_of, notes_of
@@ -146,6 +148,16 @@ class _Patient:
             return {name: weights_hash(module) for name, module in self.modules.items()}
 
     @cached_property
+    def encoders(self) -> frozenset[str]:
+        """The components that turn texts into what the denoisers are told."""
+        others = denoisers_of(self.live.pipeline)
+        return frozenset(
+            name
+            for name, module in self.modules.items()
+            if isinstance(module, PreTrainedModel) and name not in others
+        )
+
+    @cached_property
     def idle(self) -> frozenset[str]:
         return idle_in(self.modules, self.foreseen.order) - heads_of(self.modules)
 
@@ -218,8 +230,10 @@ def _pruned_probe(patient: _Patient) -> Iterator[Finding]:
             yield Finding(f"pruned probe: {component}", "not applicable", "too few weights for one step")
             continue
         found = patient.probe.errors(allocation)
-        fine = found[PROBE_ERROR].value > 0
-        yield judged(f"pruned probe: {component}", fine, _values(found))
+        fine, told = found[PROBE_ERROR].value > 0, _values(found)
+        if component in patient.encoders and not (TEXT_ERROR in found and found[TEXT_ERROR].value > 0):
+            fine, told = False, f"{told}; text_error does not see this text encoder"
+        yield judged(f"pruned probe: {component}", fine, told)
 
 
 def _values(found: Mapping[str, Any]) -> str:

@@ -18,14 +18,18 @@ from diffusers import (
 )
 from torch import nn
 
+from benchmarks.families.builders import FAMILIES as SMALL
+from benchmarks.families.builders import awake
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
 from raysense.evaluation.evaluator import Evaluator
 from raysense.evaluation.identity import inventory_and_grid
+from raysense.evaluation.live_pipeline import LivePipeline
+from raysense.evaluation.rungs.probe import ProbeRung
 from raysense.pipelines.load import empty_components, load_pipeline, modules_of
 from raysense.pipelines.sample import call_pipeline
 from raysense.pipelines.without_weights import foresee, watched
-from raysense.prompts.sets import Prompt
+from raysense.prompts.sets import Prompt, load_prompts
 from raysense.pruning.layers import count_zeros, weight_of
 from raysense.records import EvaluationRequest
 from raysense.search.job import layer_rows
@@ -112,6 +116,34 @@ def test_the_dense_probe_is_exactly_zero_and_every_component_is_seen(name: str, 
         found = evaluator.evaluate(EvaluationRequest(pruned, "probe")).measures
         assert found["probe_error"].value > 1e-9, component
         assert (found["text_error"].value > 0) == ("text" in component)
+
+
+@pytest.mark.parametrize("name", ["Krea2Pipeline", "ZImagePipeline", "KandinskyCombinedPipeline"])
+def test_the_text_error_sees_the_text_encoder_of_every_family(name: str, tmp_path: Path) -> None:
+    """Embeddings come as stacks of layers, as lists of texts, under names of their own, and in a later stage."""
+    torch.manual_seed(0)
+    awake(SMALL[name].build()).save_pretrained(tmp_path / "pipeline")
+    sampling = {"steps": 2, "guidance": 4.0, "batch": 2, **SIZE, **SMALL[name].sampling}
+    study = study_of(tmp_path / "pipeline", ["text_encoder"], sampling=sampling)
+    live = LivePipeline(study, str(tmp_path / "store"), load_prompts(study.prompts))
+    probe = ProbeRung(live)
+    dense = probe.errors(Allocation())
+    assert dense["text_error"].value == dense["probe_error"].value == 0
+    half = Allocation({address: live.grid.level_for(address, 0.5) for address in live.grid.addresses})
+    assert 0 < probe.errors(half)["text_error"].value < 2
+
+
+def test_a_probe_that_meets_no_step_of_a_stage_is_refused(tmp_path: Path) -> None:
+    """What that stage's denoiser and its encoder lose would cost nothing."""
+    torch.manual_seed(0)
+    awake(SMALL["KandinskyCombinedPipeline"].build()).save_pretrained(tmp_path / "pipeline")
+    long = {"steps": 2, "guidance": 4.0, "batch": 2, **SIZE, "call": {"prior_num_inference_steps": 20}}
+    study = study_of(tmp_path / "pipeline", ["unet"], sampling=long)
+    live = LivePipeline(study, str(tmp_path / "store"), load_prompts(study.prompts))
+    with pytest.raises(
+        RaysenseError, match=r"`rungs.probe.timesteps` is 2, and none of .* 22, is one of `unet`"
+    ):
+        ProbeRung(live).errors(Allocation())
 
 
 def test_a_pipeline_whose_replay_is_not_exact_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from diffusers import (
 from benchmarks.families.builders import FAMILIES, awake
 from raysense.errors import RaysenseError
 from raysense.evaluation.identity import inventory_and_grid
-from raysense.pipelines.adapter import call_arguments, schedulers_of, why_not
+from raysense.pipelines.adapter import call_arguments, conditions_in, schedulers_of, why_not
 from raysense.pipelines.load import empty_components, load_pipeline, modules_of
 from raysense.pipelines.sample import call_pipeline
 from raysense.pipelines.without_weights import foresee, watched
@@ -129,3 +129,30 @@ def test_what_guidance_leads_away_from_is_said_for_every_prompt() -> None:
     alone = call_pipeline(pipeline, prompts[1:], [1], away)
     assert torch.allclose(together[1:], alone, atol=1e-4)
     assert not torch.allclose(together, call_pipeline(pipeline, prompts, [0, 1], plain), atol=1e-4)
+
+
+def test_text_embeddings_are_told_apart_by_prompt_in_every_shape() -> None:
+    """In lists of texts, with a language model's layers before or behind the samples, and for one null prompt."""
+    n, samples = 2, 4
+    latents = torch.zeros(samples, 3, 8, 8)
+
+    def rows(**kwargs: Any) -> list[list[float]]:
+        found = conditions_in((latents, torch.zeros(samples)), kwargs, n)
+        return [torch.cat([part.flatten(1)[:, 0] for part in parts]).tolist() for parts in found]
+
+    own = torch.arange(float(samples))
+    assert rows(encoder_hidden_states=own[:, None, None].expand(samples, 6, 5)) == [[0, 1, 2, 3]]
+    assert rows(encoder_hidden_states=own[:, None, None, None].expand(samples, 6, 3, 5)) == [[0, 1, 2, 3]]
+    assert rows(encoder_hidden_states=own[None, :, None, None].expand(2, samples, 6, 5)) == [[0, 1, 2, 3]]
+    texts = [value.expand(length, 5) for value, length in zip(own, (6, 8, 4, 7), strict=True)]
+    assert rows(cap_feats=texts) == rows(cap_feats=[[text] for text in texts]) == [[0, 1, 2, 3]]
+    found = conditions_in((list(latents), torch.zeros(samples), texts), {}, n)
+    assert [[part.shape for part in parts] for parts in found] == [
+        [(1, 6, 5), (1, 8, 5), (1, 4, 5), (1, 7, 5)]
+    ]
+    assert rows(pooled_projections=own[:, None], text_bth=own[:, None, None]) == [[0, 1, 2, 3]] * 2
+    assert rows(encoder_hidden_states=torch.full((1, 6, 5), 9.0)) == [[9, 9]]
+    assert (
+        rows(encoder_hidden_states_mask=torch.ones(samples, 6, dtype=torch.long), txt_ids=torch.ones(6, 3))
+        == []
+    )

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
+from torch.utils._pytree import tree_map
 
 from raysense.allocation import Allocation
 from raysense.errors import RaysenseError
@@ -32,15 +32,12 @@ from raysense.evaluation.scoring import measure
 from raysense.metrics.builtin.probe_error import PROBE_ERROR
 from raysense.metrics.builtin.text_error import TEXT_ERROR
 from raysense.metrics.intervals import mean_interval
-from raysense.pipelines.adapter import denoisers_of, samples_in, schedulers_of, wrapped
+from raysense.pipelines.adapter import conditions_in, denoisers_of, samples_in, schedulers_of, wrapped
 from raysense.pipelines.load import modules_of
 from raysense.pipelines.sample import call_pipeline, refuse_other_scale
 from raysense.prompts.sets import Prompt
 from raysense.records import EvaluationRequest, Measure
 from raysense.study import Sampling
-
-CONDITIONS = ("encoder_hidden", "text_emb", "pooled", "cap_feat", "prompt")
-"""What the names of denoisers' arguments hold that come from text encoders."""
 
 
 class ProbeRung:
@@ -116,7 +113,8 @@ class Probe:
         tilt: Weight of a timestep, exp(tilt · position), from +½ (the noisiest) to −½ (the last), normalised.
 
     Raises:
-        RaysenseError: The pipeline cannot be replayed: dense, it does not give what it gave before, to the bit.
+        RaysenseError: A stage has no step that is compared; or the pipeline cannot be replayed: dense, it does not
+            give what it gave before, to the bit.
     """
 
     def __init__(
@@ -143,6 +141,7 @@ class Probe:
         weights = torch.tensor([math.exp(tilt * (0.5 - place)) for place in places], dtype=torch.float64)
         steps = [int(place * len(self._dense)) for place in places]
         self._wanted = dict(zip(steps, (weights / weights.sum()).tolist(), strict=True))
+        self._refuse_blind(recorded, timesteps)
         self._embeddings, self._decoded = recorded.embeddings, recorded.decoded
         self._refuse_unless_exact()
 
@@ -170,11 +169,23 @@ class Probe:
         if self._embeddings:
             n = len(self._prompts)
             parts = [
-                _relative_error(a, b).view(-1, n).mean(0)
-                for a, b in zip(now.embeddings, self._embeddings, strict=True)
+                torch.cat([_relative_error(a, b) for a, b in zip(pruned, dense, strict=True)])
+                .view(-1, n)
+                .mean(0)
+                for pruned, dense in zip(now.embeddings, self._embeddings, strict=True)
             ]
             errors[TEXT_ERROR] = torch.stack(parts).mean(0)
         return errors
+
+    def _refuse_blind(self, recorded: _Seen, timesteps: int) -> None:
+        """Stages may follow each other: what a stage without a compared step loses would go unseen."""
+        unseen = [name for name, steps in recorded.steps_of.items() if not steps & self._wanted.keys()]
+        if unseen:
+            raise RaysenseError(
+                f"`rungs.probe.timesteps` is {timesteps}, and none of these steps, of {len(self._dense)}, is one of "
+                f"{', '.join(f'`{name}`' for name in unseen)}: the probe could not see what pruning does to it. Raise "
+                "it, or make the pipeline's stages more equal in steps (`sampling.steps`, `sampling.call`)"
+            )
 
     def _refuse_unless_exact(self) -> None:
         errors = self.errors()
@@ -190,7 +201,7 @@ class Probe:
 
     def _record(self) -> _Seen:
         """Sample with the dense pipeline; keeps its guided predictions."""
-        seen = _Seen(self._texts)
+        seen = _Seen(len(self._prompts))
 
         def step(scheduler: Callable[..., Any]) -> Callable[..., Any]:
             def kept(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -204,7 +215,7 @@ class Probe:
         def denoiser(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
             def watched(*args: Any, **kwargs: Any) -> Any:
                 output = forward(*args, **kwargs)
-                seen.calls(args, kwargs)
+                seen.calls(name, args, kwargs)
                 place = name, seen.call, samples_in(args, kwargs)
                 if place not in self._said:
                     self._said[place] = _copy(output)
@@ -226,7 +237,7 @@ class Probe:
 
     def _replay(self) -> _Seen:
         """The same trajectory with the pipeline as it is now."""
-        seen = _Seen(self._texts)
+        seen = _Seen(len(self._prompts))
         last = max(self._wanted)
 
         def step(scheduler: Callable[..., Any]) -> Callable[..., Any]:
@@ -244,7 +255,7 @@ class Probe:
 
         def denoiser(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
             def replayed(*args: Any, **kwargs: Any) -> Any:
-                seen.calls(args, kwargs)
+                seen.calls(name, args, kwargs)
                 if seen.step in self._wanted:
                     return forward(*args, **kwargs)
                 return _copy(self._said[name, seen.call, samples_in(args, kwargs)])
@@ -277,19 +288,6 @@ class Probe:
                     stack.enter_context(wrapped(module, "decode", decode))
             yield
 
-    def _texts(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
-        """The embeddings in a call: sequences of vectors, and pooled ones, a row or two a prompt."""
-        named = {**kwargs, **({"encoder_hidden_states": args[2]} if len(args) > 2 else {})}
-        return [
-            leaf.clone()
-            for path, leaf in tree_flatten_with_path(named)[0]
-            if isinstance(leaf, Tensor)
-            and leaf.is_floating_point()
-            and leaf.ndim in (2, 3)
-            and len(leaf) % len(self._prompts) == 0
-            and any(part in keystr(path) for part in CONDITIONS)
-        ]
-
 
 class _Seen:
     """What went by while a pipeline sampled.
@@ -298,22 +296,27 @@ class _Seen:
         step: Steps of the scheduler so far.
         call: Calls of the denoiser in this step so far.
         guided: Step -> what the scheduler was handed.
-        embeddings: Those of the first step's calls.
+        steps_of: Denoiser -> the steps in which it was called.
+        embeddings: Those of each denoiser's first step, see `conditions_in`.
         decoded: What the VAE gave.
     """
 
-    def __init__(self, texts: Callable[[Sequence[Any], dict[str, Any]], list[Tensor]]) -> None:
-        self._texts = texts
+    def __init__(self, prompts: int) -> None:
+        self._prompts = prompts
         self.step = self.call = 0
         self.guided: dict[int, Tensor] = {}
-        self.embeddings: list[Tensor] = []
+        self.steps_of: dict[str, set[int]] = {}
+        self.embeddings: list[list[Tensor]] = []
         self.decoded: list[Tensor] = []
 
-    def calls(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    def calls(self, denoiser: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """A denoiser is called."""
         self.call += 1
-        if self.step == 0:
-            self.embeddings += self._texts(args, kwargs)
+        own = self.steps_of.setdefault(denoiser, set())
+        own.add(self.step)
+        if min(own) == self.step:
+            found = conditions_in(args, kwargs, self._prompts)
+            self.embeddings += [[tensor.clone() for tensor in rows] for rows in found]
 
 
 def _copy(output: Any) -> Any:
