@@ -9,15 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
 from raysense.execution.reused_rows import ReusedRows
 from raysense.feasibility import IMAGE_RUNGS
 from raysense.names import OUTLIERS
 from raysense.plugins import named_by
-from raysense.records import CALIBRATION, Evaluation
+from raysense.records import CALIBRATION, Evaluation, EvaluationRequest, TrialSpec
 from raysense.store.differences import contents_differ, definitions_differ
 from raysense.store.disk import Disk
+from raysense.store.rows import levels_of
 from raysense.store.store import Store
+from raysense.strategies.swept_curves import Points, of_curves, probed, swept_points
 from raysense.study import Study, parse
 
 FREE = ("constraints", "search", "metrics.also")
@@ -82,6 +87,39 @@ class EarlierRun:
             return all_measured or row.rung not in IMAGE_RUNGS
 
         return ReusedRows(source, store, signature, fits, frozenset(study.measured()))
+
+    def swept(self, study: Study, grid: LevelGrid) -> Points:
+        """What a sweep in it has probed, see `swept_in`."""
+        return swept_in(Store.open(self.uri), study, grid)
+
+    def take_sweep(self, study: Study, store: Store, rows: ReusedRows) -> None:
+        """Take over its sweep's points that begin curves, unless the new store has points: it has the curves then.
+
+        Args:
+            study: The new study.
+            store: Its store.
+            rows: What `rows` gave.
+        """
+        if store.table("points").num_rows:
+            return
+        source = Store.open(self.uri)
+        levels, taken = levels_of(source.table("allocations")), []
+        for point, found in of_curves(source.table("points").to_pylist(), source.known(), study, "probe"):
+            request = EvaluationRequest(Allocation(levels.get(found.allocation, {})), found.rung)
+            own = rows.take(TrialSpec(found.trial, found.stage, (request,)), request)
+            if own is not None:
+                taken.append({**point, "key": own.key})
+        if taken:
+            store.write_table("points", pa.Table.from_pylist(taken))
+
+
+def swept_in(store: Store, study: Study, grid: LevelGrid) -> Points:
+    """What a sweep has probed in a store whose rows fit the study: group -> zeros -> probe error."""
+    if not (points := store.table("points").to_pylist()):
+        return {}
+    return swept_points(
+        points, store.known(), levels_of(store.table("allocations")), grid, study, "probe", probed
+    )
 
 
 def share_cache(source: Disk, into: Disk) -> None:

@@ -41,20 +41,19 @@ from raysense.results.page_with_pictures import write_painted_page
 from raysense.results.pictures import can_paint
 from raysense.results.refresh import PageWhileRunning
 from raysense.results.summary import render, summarise
-from raysense.search.earlier_run import EarlierRun
+from raysense.search.earlier_run import EarlierRun, swept_in
 from raysense.search.looks import FIRST, Looks, with_looks
 from raysense.search.looks import in_words as looks_in_words
 from raysense.search.save_live_objects import FOLDER
 from raysense.search.starts import Starts, stored_starts
 from raysense.store.checksummed_json import seal
 from raysense.store.disk import Disk, read_sealed
-from raysense.store.rows import levels_of
 from raysense.store.store import Store
 from raysense.strategies.context import Findings
 from raysense.strategies.rules import built_in_rules, check_strategies
 from raysense.strategies.runner import StrategyRunner
 from raysense.strategies.schedule import make_strategy
-from raysense.strategies.swept_curves import Points, probed, swept_points
+from raysense.strategies.swept_curves import Points
 from raysense.strategies.user_defined import user_rules, user_strategies
 from raysense.strategies.verdict import quality_budget
 from raysense.study import EXTENSIONS, LOOKS, PLACES, Study
@@ -127,7 +126,7 @@ def run_study(
     for line in looks_in_words(study, looks):
         say(console, line)
     with Weights(study, out, inputs, lambda text: say(console, text)) as weights:
-        begun = begin(study, out, inputs, weights, console, looks)
+        begun = begin(study, out, inputs, weights, console, looks, earlier)
         spec = evaluator_spec(study, out, inputs)
         executor = executor_of(study, spec, begun.inventory, address, in_process)
         where = "this process" if in_process else address
@@ -138,7 +137,13 @@ def run_study(
 
 
 def begin(
-    study: Study, out: str, inputs: Mapping[str, Any], weights: Weights, console: Console, looks: Looks
+    study: Study,
+    out: str,
+    inputs: Mapping[str, Any],
+    weights: Weights,
+    console: Console,
+    looks: Looks,
+    earlier: EarlierRun | None = None,
 ) -> Begun:
     """Find the layers and their levels, make the strategy, and begin the store: all that needs no evaluator.
 
@@ -149,6 +154,7 @@ def begin(
         weights: What a driver has to know of the pipeline's weights.
         console: Where what takes time is said.
         looks: Earlier runs that looked at the same held-out prompts.
+        earlier: A run whose rows are taken over; a sweep in it begins the curves.
 
     Raises:
         RaysenseError: The study does not fit its pipeline, or `out` holds another study.
@@ -162,7 +168,7 @@ def begin(
     rules = built_in_rules(inventory, grid, {}, study.search.proportions, weights.counts)
     rules |= user_rules(asked := study.search.strategies, inventory, grid)
     check_strategies(asked, (*rules, *OUTLIERS, SOLVER, *ITERATIVE[1:], *user_strategies(asked)))
-    swept = swept_before(out, study, grid, inputs)
+    swept = swept_before(out, study, grid, inputs) or (earlier.swept(study, grid) if earlier else {})
     strategy = make_strategy(study, inventory, grid, rules, learning, foreseen.cost, swept=swept)
     store = begin_store(study, out, inventory, grid, inputs, foreseen.order, looks)
     return Begun(inventory, grid, strategy, store)
@@ -190,6 +196,8 @@ def _searched(
     with store.lock(), Starts(Disk(out), address, inputs["versions"]) as starts:
         identity, lookahead = signature(study, grid, inputs), study.search.lookahead
         taken = earlier.rows(study, store, identity, inputs) if earlier else None
+        if earlier and taken:
+            earlier.take_sweep(study, store, taken)
         search(
             strategy,
             executor,
@@ -271,15 +279,11 @@ def executor_of(
 
 
 def swept_before(out: str, study: Study, grid: LevelGrid, inputs: Mapping[str, Any]) -> Points:
-    """What a sweep of the same study has probed in this folder: group -> zeros -> probe error."""
+    """What a sweep of the same study has probed in this folder, see `swept_in`."""
     store = Store.open(out, create=True)
     if store.study is None or store.study["signature"] != signature(study, grid, inputs):
         return {}  # of another study: `begin_store` refuses it
-    if not (points := store.table("points").to_pylist()):
-        return {}
-    levels = levels_of(store.table("allocations"))
-    known = {evaluation.key: evaluation for evaluation in store.evaluations()}
-    return swept_points(points, known, levels, grid, study, "probe", probed)
+    return swept_in(store, study, grid)
 
 
 def finish_page(study: Study, out: str, console: Console) -> None:

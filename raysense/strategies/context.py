@@ -76,7 +76,8 @@ class SearchContext:
         bounds: The quality budget.
         costs: What requests cost; replaced by what the baseline counts.
         own: Search strategies of the user's own, by name, see `raysense.strategies.user_defined`.
-        swept: Group -> zeros -> probe error that a sweep in the same folder has measured: not measured again.
+        swept: Group -> zeros -> probe error that a sweep in the same folder, or in the one that rows are
+            taken from, has measured: not measured again.
     """
 
     study: Study

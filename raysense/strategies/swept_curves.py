@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from raysense.allocation import LevelGrid
@@ -45,14 +45,21 @@ def swept_points(
         damage: An evaluation's damage; None where it says nothing.
     """
     found: Points = {}
+    for point, evaluation in of_curves(points, evaluations, study, rung):
+        value, zeros = damage(evaluation), grid.zeros(levels.get(evaluation.allocation, {}))
+        if value is not None and zeros:
+            found.setdefault(point["groups"], {})[zeros] = max(value, 0.0)
+    return found
+
+
+def of_curves(
+    points: Iterable[Mapping[str, Any]], evaluations: Mapping[str, Evaluation], study: Study, rung: str
+) -> Iterator[tuple[Mapping[str, Any], Evaluation]]:
+    """The points that `swept_points` makes curves of, each with its evaluation."""
     for point in points:
         fits = (point["granularity"], point["rule"], point["rung"]) == (
             study.search.granularity, "uniform", rung
         )  # fmt: skip
         evaluation = evaluations.get(point["key"])
-        if not fits or not is_ordinary(point, study) or evaluation is None or evaluation.failed:
-            continue
-        value, zeros = damage(evaluation), grid.zeros(levels.get(evaluation.allocation, {}))
-        if value is not None and zeros:
-            found.setdefault(point["groups"], {})[zeros] = max(value, 0.0)
-    return found
+        if fits and is_ordinary(point, study) and evaluation is not None and not evaluation.failed:
+            yield point, evaluation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from rich.console import Console
 
 import raysense as rs
 from raysense.errors import RaysenseError
+from raysense.evaluation.identity import inventory_and_grid, signature
+from raysense.pipelines.load import load_pipeline
 from raysense.results.sweep_page import write_sweep_page
 from raysense.results.sweeps import by_prompt_kind, points_of
 from raysense.search import job
+from raysense.search.earlier_run import EarlierRun, swept_in
 from raysense.search.sweep import run_sweep
 from raysense.study import Study, load
 from raysense.study.checks import checked
@@ -161,8 +165,8 @@ def test_going_on_measures_nothing_twice_and_adds_points(run: rs.Run, tmp_path: 
     swept(small(SWEEP), Path(run.uri), resume=True)  # as the other tests expect it
 
 
-def test_a_search_in_the_same_folder_is_given_the_curves_that_were_probed(
-    run: rs.Run, monkeypatch: pytest.MonkeyPatch
+def test_a_search_is_given_the_curves_that_were_probed(
+    run: rs.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: dict[str, dict[int, float]] = {}
 
@@ -171,13 +175,39 @@ def test_a_search_in_the_same_folder_is_given_the_curves_that_were_probed(
         raise RaysenseError("enough")
 
     monkeypatch.setattr(job, "make_strategy", stopped)
-    console = Console(quiet=True)
-    with pytest.raises(RaysenseError, match="enough"):
-        job.run_study(small(), run.uri, address=None, resume=True, console=console, in_process=True)
     probed = points_of(run).query("rung == 'probe' and rule == 'uniform'")
-    assert {group: sorted(curve.values()) for group, curve in given.items()} == {
-        group: sorted(points["probe_error"]) for group, points in probed.groupby("groups")
-    }
+    wanted = {group: sorted(points["probe_error"]) for group, points in probed.groupby("groups")}
+    new = str(tmp_path / "new")
+    shutil.copytree(Path(run.uri) / "cache", Path(new) / "cache")  # what its weights are like
+    for out, source in ((run.uri, None), (new, run.uri)):  # `--resume`, and `--from`
+        given.clear()
+        with pytest.raises(RaysenseError, match="enough"):
+            job.run_study(
+                small(), out, address=None, resume=source is None, console=Console(quiet=True), in_process=True,
+                source=source,
+            )  # fmt: skip
+        assert {group: sorted(curve.values()) for group, curve in given.items()} == wanted
+    assert not (Path(new) / "study.json").exists(), "a study that is refused is not begun"
+
+
+def test_a_run_begun_from_a_sweep_keeps_the_points_of_its_curves(run: rs.Run, tmp_path: Path) -> None:
+    study = load(overrides=[*SMALL, "constraints={clip_score: {max_drop: 0.5}}"])
+    earlier = EarlierRun.of(run.uri, study, str(tmp_path / "new"))
+    inventory, grid = inventory_and_grid(study, load_pipeline("bundled").components)
+    inputs = run.record["inputs"]
+    store = job.begin_store(study, str(tmp_path / "new"), inventory, grid, inputs)
+    identity = signature(study, grid, inputs)
+    for _ in range(2):  # as often as it is started
+        earlier.take_sweep(study, store, earlier.rows(study, store, identity, inputs))
+    curves = earlier.swept(study, grid)
+    assert curves
+    assert swept_in(store, study, grid) == curves
+    new = rs.Run(store.uri)
+    points, rows = points_of(new), new.table("evaluations")
+    assert set(points["point_set"]) == {"blocks"}
+    assert set(rows["key"]) == set(points["key"])
+    assert set(rows["taken_from"]) == {run.uri}
+    assert new.costs()["nfe"].sum() == 0
 
 
 def test_a_study_without_a_sweep_keeps_its_identity() -> None:
