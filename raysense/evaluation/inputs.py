@@ -77,10 +77,19 @@ def identity_of_choice(study: Study) -> str:
 def _beside(study: Study) -> dict[str, str]:
     """What else weights follow from: adapters, and the configuration that a single file is read by."""
     found = {f"lora {number}": file_hash(Path(lora.path)) for number, lora in enumerate(study.lora)}
-    if study.config is not None and Path(study.config).is_dir():
-        own = [file for file in visible_files(Path(study.config)) if file.suffix == ".json"]
-        found["config"] = files_hash(Path(study.config), own)
+    if Path(study.pipeline).is_file():
+        found |= _configuration(study)
     return found
+
+
+def _configuration(study: Study) -> dict[str, str]:
+    """What a single file is read by: configuration and tokenizers, and weights of what the file holds nothing of."""
+    if study.config is not None and Path(study.config).is_dir():
+        return {f"config {name}": found for name, found in pipeline_content(study.config, None).items()}
+    from raysense.pipelines.origin import Origin
+    from raysense.pipelines.single_file import configuration_of
+
+    return {"config": Path(configuration_of(Origin.of(study))).name}  # of the hub: its commit
 
 
 def prompts_content(prompts: PromptSets) -> str:

@@ -33,7 +33,7 @@ def _foreseen(origin: Origin, sampling: str, stamp: tuple[object, ...]) -> Fores
 
 def _stamp(origin: Origin) -> tuple[object, ...]:
     """What changes when a pipeline's configuration on this machine does."""
-    folder = Path(pipeline_folder(origin.source))
+    folder = Path((origin.is_file and origin.config) or pipeline_folder(origin.source))
     found = [(str(file), file.stat()) for file in sorted(folder.rglob("*.json"))] if folder.is_dir() else []
     return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
 

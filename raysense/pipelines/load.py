@@ -7,7 +7,7 @@ import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,8 @@ from raysense.errors import RaysenseError
 from raysense.hashing import refuse_odd_files
 from raysense.hub import pipeline_index
 from raysense.pipelines.lora import fuse, refuse_misfit
-from raysense.pipelines.origin import (
-    Origin,
-    configuration_folder,
-    local_folder,
-    pipeline_folder,
-    single_file_config,
-    why_not_loaded,
-)
+from raysense.pipelines.origin import Origin, listed, local_folder, pipeline_folder, why_not_loaded
+from raysense.pipelines.single_file import configuration_folder, configuration_of, not_in_it
 from raysense.study import SchedulerChoice, Study
 from raysense.study import weight_files as files
 
@@ -51,9 +45,6 @@ def load_for(study: Study, device: str = "cpu") -> DiffusionPipeline:
 
 SAFETY = "safety_checker"
 """A component that blackens images by its own judgement: not part of what is measured, so it is switched off."""
-
-NAMES_SHOWN = 4
-"""Names of tensors in a message."""
 
 
 def load_pipeline(
@@ -81,7 +72,7 @@ def load_pipeline(
     kind = getattr(torch, dtype)
     try:
         with quiet_loaders():
-            pipeline, index = _single(origin, kind) if origin.is_file else _assembled(origin, kind)
+            pipeline, index, notes = _single(origin, kind) if origin.is_file else _assembled(origin, kind)
     except RaysenseError:
         raise
     except Exception as error:  # whatever the libraries raise: they could not read what is there
@@ -89,7 +80,6 @@ def load_pipeline(
     if scheduler is not None:
         use_scheduler(pipeline, scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    notes = []
     for name, module in modules_of(pipeline).items():
         module.requires_grad_(False)
         module.eval()
@@ -112,8 +102,12 @@ def load_pipeline(
     return pipeline
 
 
-def _assembled(origin: Origin, dtype: torch.dtype) -> tuple[DiffusionPipeline, Mapping[str, Any]]:
-    """The pipeline from its components, each loaded and checked by itself; and its ``model_index.json``."""
+_Loaded = tuple[DiffusionPipeline, Mapping[str, Any], list[str]]
+"""A pipeline, its ``model_index.json``, and what is to be said of where its weights came from."""
+
+
+def _assembled(origin: Origin, dtype: torch.dtype) -> _Loaded:
+    """The pipeline from its components, each loaded and checked by itself."""
     folder = local_folder(origin)
     _refuse_odd_files(origin.source, folder)
     index = DiffusionPipeline.load_config(folder)
@@ -124,7 +118,7 @@ def _assembled(origin: Origin, dtype: torch.dtype) -> tuple[DiffusionPipeline, M
     given: dict[str, Any] = {
         name: load_component(folder, name, cls, dtype, origin) for name, cls in classes.items()
     }
-    return DiffusionPipeline.from_pretrained(folder, dtype=dtype, **given, **left_out(index)), index
+    return DiffusionPipeline.from_pretrained(folder, dtype=dtype, **given, **left_out(index)), index, []
 
 
 def left_out(index: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,24 +134,25 @@ def left_out(index: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _single(origin: Origin, dtype: torch.dtype) -> tuple[DiffusionPipeline, Mapping[str, Any]]:
-    """The pipeline from a single file, by diffusers' own converters; and its ``model_index.json``."""
-    folder = single_file_config(origin)
+def _single(origin: Origin, dtype: torch.dtype) -> _Loaded:
+    """The pipeline from a single file, by diffusers' own converters; what it holds nothing of, from `config`."""
+    folder = configuration_of(origin)
     index = DiffusionPipeline.load_config(folder)
     classes = module_classes(index)
     refuse_foreign(folder, classes)
-    kind = index["_class_name"]
-    cls = getattr(diffusers, kind, None)
-    if cls is None or not hasattr(cls, "from_single_file"):
-        raise RaysenseError(
-            f"`pipeline`: diffusers cannot read a {kind} from a single file; give the pipeline's folder or hub id"
-        )
+    elsewhere = _elsewhere(
+        origin, folder, index, {name: _empty(folder, name, classes[name]) for name in classes}
+    )
+    if mistakes := list(files.mistakes_in(Path(folder), elsewhere, origin.variant, origin.pickled)):
+        raise RaysenseError("; ".join(mistakes))
     given = {"config": folder, "local_files_only": True, **left_out(index)}
+    given |= {name: load_component(folder, name, classes[name], dtype, origin) for name in elsewhere}
+    kind = index["_class_name"]
     misfit = f"`pipeline`: the single file `{origin.source}` is no {kind} as `{folder}` describes one"
     remedy = "set `config` to the pipeline that it belongs to"
     with _complaints() as left_over:
         try:
-            pipeline = cls.from_single_file(origin.source, dtype=dtype, **given)
+            pipeline = getattr(diffusers, kind).from_single_file(origin.source, dtype=dtype, **given)
         except NotImplementedError:  # tensors that got no values cannot change their type
             raise RaysenseError(f"{misfit}: it lacks weights; {remedy}") from None
     if left_over:
@@ -165,8 +160,25 @@ def _single(origin: Origin, dtype: torch.dtype) -> tuple[DiffusionPipeline, Mapp
     for name, module in modules_of(pipeline).items():
         missing = [path for path, weight in module.named_parameters() if weight.is_meta]
         if missing:
-            raise RaysenseError(f"{misfit}: it lacks {_listed(missing)} of `{name}`; {remedy}")
-    return pipeline, index
+            raise RaysenseError(f"{misfit}: it lacks {listed(missing)} of `{name}`; {remedy}")
+    told = f"{', '.join(elsewhere)}: from `config`, as the single file holds nothing of it"
+    return pipeline, index, [told] if elsewhere else []
+
+
+def _elsewhere(
+    origin: Origin, folder: str, index: Mapping[str, Any], empty: Mapping[str, nn.Module]
+) -> tuple[str, ...]:
+    """The components that a single file's pipeline takes from the folder of its configuration.
+
+    Raises:
+        RaysenseError: diffusers has no such class, or does not read it from a single file; see `not_in_it`.
+    """
+    kind = str(index.get("_class_name"))
+    if not hasattr(getattr(diffusers, kind, None), "from_single_file"):
+        raise RaysenseError(
+            f"`pipeline`: diffusers cannot read a {kind} from a single file; give the pipeline's folder or hub id"
+        )
+    return not_in_it(origin, folder, kind, empty)
 
 
 @contextmanager
@@ -349,7 +361,7 @@ def load_component(
             str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"]
         ],
     }
-    told = [f"{what} {_listed(names)}" for what, names in problems.items() if names]
+    told = [f"{what} {listed(names)}" for what, names in problems.items() if names]
     if told:
         raise RaysenseError(
             f"`pipeline`: the weights of `{name}` do not match its class {cls.__name__}: the file "
@@ -366,12 +378,6 @@ def _refuse_odd_files(source: str, folder: str) -> None:
             refuse_odd_files(Path(folder))
         except RaysenseError as error:
             raise RaysenseError(f"`pipeline`: {error}") from None
-
-
-def _listed(names: Sequence[str]) -> str:
-    names = sorted(names)
-    more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
-    return f"{len(names):,} tensors ({', '.join(names[:NAMES_SHOWN])}{more})"
 
 
 def _refuse_broken(name: str, module: nn.Module) -> None:
@@ -431,13 +437,16 @@ def empty_components(source: str | Origin, *, device: str = "meta") -> dict[str,
             f"`pipeline`: the configuration of `{origin.source}` could not be read: "
             f"{' '.join(str(error).split())[:200]}"
         ) from None
+    if origin.is_file and device == "meta":
+        refuse_foreign(folder, classes)
+        _elsewhere(origin, folder, index, modules)
     kind: Any = getattr(diffusers, str(index.get("_class_name")), None)
     for lora in origin.lora if kind is not None and device == "meta" else ():
         refuse_misfit(kind, modules, lora)
     return modules
 
 
-def _empty(folder: str, name: str, cls: Any, revision: str | None, device: str) -> nn.Module:
+def _empty(folder: str, name: str, cls: Any, revision: str | None = None, device: str = "meta") -> nn.Module:
     """One component without weights."""
     if issubclass(cls, Foreign):
         foreign: nn.Module = cls()

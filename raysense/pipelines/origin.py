@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
-from raysense.errors import RaysenseError
 from raysense.hub import pipeline_index
 from raysense.names import BUNDLED_PIPELINES
 from raysense.study import Lora, Study, bundled_pipeline
-from raysense.study import weight_files as files
 
-LATENT = "model.diffusion_model."
-"""How a denoiser's tensors are called in single files of latent diffusion."""
+NAMES_SHOWN = 4
+"""Names of tensors in a message."""
 
 CONFIGURATION = ["*.json", "*.txt", "*.model", "*.jinja"]
 """Files of a pipeline on the hub that hold no weights."""
@@ -73,50 +71,11 @@ def local_folder(origin: Origin) -> str:
     )
 
 
-def configuration_folder(origin: Origin) -> str:
-    """The folder, or hub id, of a pipeline's configuration; no weights are fetched."""
-    return single_file_config(origin) if origin.is_file else pipeline_folder(origin.source)
-
-
-def single_file_config(origin: Origin) -> str:
-    """The folder with the configuration that a single file belongs to; fetched from the hub, or its cache.
-
-    Raises:
-        RaysenseError: The file is none that diffusers knows, or the configuration cannot be had.
-    """
-    from diffusers.loaders.single_file_utils import (
-        fetch_diffusers_config,
-        infer_diffusers_model_type,
-        load_single_file_checkpoint,
-    )
-
-    path = pipeline_folder(origin.source)
-    files.single_file(Path(path), origin.pickled)
-    place = origin.config
-    if place is None:
-        tensors = load_single_file_checkpoint(path)
-        # diffusers takes what it does not know for Stable Diffusion 1.
-        if infer_diffusers_model_type(tensors) == "v1" and not any(
-            name.startswith(LATENT) for name in tensors
-        ):
-            raise RaysenseError(
-                f"`pipeline`: the single file `{path}` is no checkpoint of a pipeline that diffusers recognises (its "
-                f"tensors are {', '.join(sorted(tensors)[:3])} …); set `config` to the pipeline that it belongs to, or "
-                "give a folder in diffusers' format"
-            )
-        place = str(fetch_diffusers_config(tensors)["pretrained_model_name_or_path"])
-    if os.path.isdir(place):
-        return place
-    from huggingface_hub import snapshot_download
-
-    try:
-        pipeline_index(place, None)
-    except RaysenseError as error:
-        raise RaysenseError(
-            f"`config`: the single file `{path}` needs the configuration of `{place}`, which cannot be had ({error}); "
-            "give a folder that holds it"
-        ) from None
-    return str(snapshot_download(place, allow_patterns=CONFIGURATION))
+def listed(names: Sequence[str]) -> str:
+    """Tensors in a message: how many, and the first few."""
+    names = sorted(names)
+    more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
+    return f"{len(names):,} tensors ({', '.join(names[:NAMES_SHOWN])}{more})"
 
 
 def why_not_loaded(origin: Origin, error: BaseException) -> str:

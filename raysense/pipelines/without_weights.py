@@ -29,8 +29,9 @@ from raysense.errors import RaysenseError
 from raysense.pipelines.adapter import denoisers_of, samples_in, schedulers_of, wrapped
 from raysense.pipelines.cost import Cost, assumed
 from raysense.pipelines.load import empty_components, left_out, modules_of, quiet_loaders, use_scheduler
-from raysense.pipelines.origin import CONFIGURATION, Origin, configuration_folder
+from raysense.pipelines.origin import CONFIGURATION, Origin
 from raysense.pipelines.sample import call_pipeline
+from raysense.pipelines.single_file import configuration_folder
 from raysense.prompts.sets import Prompt
 from raysense.study import Sampling
 

@@ -12,7 +12,8 @@ import diffusers
 from diffusers import DiffusionPipeline
 
 from raysense.names import BUNDLED_PIPELINES
-from raysense.pipelines.origin import Origin, configuration_folder
+from raysense.pipelines.origin import Origin
+from raysense.pipelines.single_file import configuration_folder
 from raysense.search.doctor import components_to_prune
 from raysense.study import Sampling, Study
 

@@ -507,7 +507,8 @@ class Study(Section, metaclass=_Readable):
     config: str | None = Field(
         None,
         min_length=1,
-        description="of a single file: folder or hub id of a pipeline with its configuration; diffusers' guess if null",
+        description="of a single file: folder or hub id of a pipeline with its configuration, and with the components "
+        "that the file does not hold; diffusers' guess if null",
     )
     lora: tuple[Lora, ...] = Field(
         (), strict=False, description="adapters, added to the weights in this order"

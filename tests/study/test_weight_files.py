@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raysense.errors import RaysenseError
-from raysense.pipelines.load import empty_components, load_pipeline, modules_of
+from raysense.evaluation.inputs import taken_away
+from raysense.pipelines.load import empty_components, load_pipeline, modules_of, notes_of
 from raysense.pipelines.origin import Origin
 from raysense.study import examine
 from raysense.study.checks import look
@@ -103,18 +104,24 @@ def test_a_single_file_of_something_else_is_refused(small: Any, tmp_path: Path) 
         {name: tensor for name, tensor in tensors.items() if name != gone}, tmp_path / "cut.safetensors"
     )
     with pytest.raises(
-        RaysenseError, match=r"is no StableDiffusionPipeline as .* it lacks weights; set `config`"
+        RaysenseError,
+        match=r"is no StableDiffusionPipeline as .* it lacks \d+ tensors .* of `unet`; set `config`",
     ):
         load_pipeline(Origin(str(tmp_path / "cut.safetensors"), config=str(small.folder)))
     more = tensors | {name.replace("input_blocks.3.1", "input_blocks.1.1"): t for name, t in tensors.items()}
     save_file({name: tensor.clone() for name, tensor in more.items()}, tmp_path / "more.safetensors")
-    with pytest.raises(
-        RaysenseError, match=r"is no StableDiffusionPipeline .* tensors too many .*attentions"
-    ):
+    with pytest.raises(RaysenseError, match=r"is no StableDiffusionPipeline .* it has besides .*attentions"):
         load_pipeline(Origin(str(tmp_path / "more.safetensors"), config=str(small.folder)))
     save_file({"lm_head.weight": torch.ones(2, 2)}, tmp_path / "llm.safetensors")
     with pytest.raises(RaysenseError, match=r"single file .* is no checkpoint of a pipeline .*lm_head"):
         load_pipeline(str(tmp_path / "llm.safetensors"))
+    for name, told in {
+        "cut": "it lacks",
+        "more": "it has besides",
+        "llm": "holds nothing of it .*lm_head",
+    }.items():
+        with pytest.raises(RaysenseError, match=told):  # so a plan and a list of layers refuse it too
+            empty_components(Origin(str(tmp_path / f"{name}.safetensors"), config=str(small.folder)))
     (tmp_path / "empty.safetensors").touch()
     (tmp_path / "short.safetensors").write_bytes(whole.read_bytes()[:100_000])
     (tmp_path / "model.ckpt").write_bytes(b"x")
@@ -130,6 +137,29 @@ def test_a_single_file_of_something_else_is_refused(small: Any, tmp_path: Path) 
         with pytest.raises(RaysenseError, match=told):
             load_pipeline(str(file))
     assert "belongs to a single file" in mistakes("config=somewhere/else")[0]
+
+
+def test_what_a_single_file_does_not_hold_comes_from_its_configuration(small: Any, tmp_path: Path) -> None:
+    """As files of a transformer alone are shared."""
+    save_original(small, tmp_path / "whole.safetensors")
+    unet = {k: t for k, t in load_file(tmp_path / "whole.safetensors").items() if "diffusion_model" in k}
+    file = str(tmp_path / "unet.safetensors")
+    save_file(unet, file)
+    config = tmp_path / "config"
+    shutil.copytree(small.folder, config)
+    (config / "unet/diffusion_pytorch_model.safetensors").unlink()
+    pipeline = load_pipeline(Origin(file, config=str(config)))
+    assert equal(pipeline, small)
+    assert any("text_encoder" in note and "from `config`" in note for note in notes_of(pipeline))
+    study = examine(None, [f"pipeline={file}", f"config={config}"]).study
+    assert study is not None
+    before = taken_away(study)
+    weights = config / "vae/diffusion_pytorch_model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
+    assert taken_away(study) != before
+    weights.unlink()
+    with pytest.raises(RaysenseError, match=r"holds no weights of `vae`, and neither does"):
+        load_pipeline(Origin(file, config=str(config)))
 
 
 def test_the_configuration_of_a_single_file_that_is_nowhere_is_said(
