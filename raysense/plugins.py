@@ -59,7 +59,10 @@ def make_importable(folders: Iterable[Path | str]) -> None:
 
 
 def named_by(study: Study) -> list[str]:
-    """The dotted paths that a complete study names, see `raysense.study.complete`."""
+    """The dotted paths that a complete study names, see `raysense.study.complete`.
+
+    Not a sweep's rules: only the driver calls them, and the allocations that they give are what rows depend on.
+    """
     extractor = study.metrics.features.extractor
     names = [metric.path for metric in study.metrics.own.values()]
     names += [*study.prune.methods, *study.search.strategies]
@@ -71,7 +74,8 @@ def named_by(study: Study) -> list[str]:
 def code_of(study: Study) -> list[str]:
     """Whose code runs where this study does, in words: its plug-ins with their places, and weights that are pickled."""
     found = []
-    for name in named_by(study):
+    rules = study.sweep.rules if study.sweep else ()
+    for name in dict.fromkeys((*named_by(study), *filter(DOTTED.fullmatch, rules))):
         module = name.replace(":", ".").partition(".")[0]
         with contextlib.suppress(ImportError, ValueError):
             spec = importlib.util.find_spec(module)

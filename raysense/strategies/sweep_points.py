@@ -16,6 +16,7 @@ from raysense.pruning.layers import Inventory
 from raysense.records import EvaluationRequest
 from raysense.strategies.rules import built_in_rules
 from raysense.strategies.screen import runs_for, subsets
+from raysense.strategies.user_defined import user_rules
 from raysense.study import PointSet, Screen, Study, Sweep
 from raysense.study.sweep import in_words
 
@@ -250,27 +251,27 @@ class Layout:
     def _rule(self, group: str, rule: str) -> tuple[AllocationRule, LevelGrid]:
         if (group, rule) not in self._rules:
             grid = self.grid.part(self.members(group, "sweep"))
-            inside = set(grid.layers)
-            rows = [i for i, layer in enumerate(self.inventory.layers) if layer.address in inside]
-            inventory = replace(self.inventory, layers=tuple(self.inventory.layers[i] for i in rows))
-            if self.counts is None:
-                less = SWEEP_RULES.index(rule)
-
-                def stand_in(zeros: int) -> Allocation:
-                    return allocation_rules.uniform(inventory, grid, max(zeros - less * grid.base, grid.base))
-
-                self._rules[group, rule] = stand_in, grid
-            elif rule in OUTLIERS:
-                outliers = {address: self.outliers[rule][address] for address in grid.layers}
-                self._rules[group, rule] = (
-                    lambda zeros: allocation_rules.owl(inventory, grid, zeros, outliers),
-                    grid,
-                )
-            else:
-                counts = self.counts
-                forms = built_in_rules(inventory, grid, {}, None, lambda name: counts(name)[rows])
-                self._rules[group, rule] = forms[rule], grid
+            self._rules[group, rule] = self._made(rule, grid), grid
         return self._rules[group, rule]
+
+    def _made(self, rule: str, grid: LevelGrid) -> AllocationRule:
+        """A rule for some of the layers."""
+        inside = set(grid.layers)
+        rows = [i for i, layer in enumerate(self.inventory.layers) if layer.address in inside]
+        layers = tuple(self.inventory.layers[i] for i in rows)
+        inventory = replace(self.inventory, layers=layers, n_selected=sum(layer.n for layer in layers))
+        if (counts := self.counts) is None:
+            less = [*SWEEP_RULES, *self.sweep.rules].index(rule) * grid.base
+            return lambda zeros: allocation_rules.uniform(inventory, grid, max(zeros - less, grid.base))
+        if rule in OUTLIERS:
+            outliers = {address: self.outliers[rule][address] for address in grid.layers}
+            return lambda zeros: allocation_rules.owl(inventory, grid, zeros, outliers)
+        if rule in SWEEP_RULES:
+            return built_in_rules(inventory, grid, {}, None, lambda name: counts(name)[rows])[rule]
+        own = user_rules([rule], inventory, grid, "sweep")
+        if rule not in own:
+            raise RaysenseError(f"`sweep`: {rule!r} is no allocation rule, but a search strategy")
+        return own[rule]
 
 
 def rule_for(rules: str | Mapping[str, str], group: str) -> str:

@@ -30,13 +30,21 @@ def user_strategies(names: Sequence[str]) -> dict[str, UserStrategy]:
     return {name: found for name in names if (found := _of_kind(name, "strategy"))}
 
 
-def user_rules(names: Sequence[str], inventory: Inventory, grid: LevelGrid) -> dict[str, AllocationRule]:
-    """Those entries of `search.strategies` that are allocation rules of the user's own, imported.
+def user_rules(
+    names: Sequence[str], inventory: Inventory, grid: LevelGrid, field: str = "search.strategies"
+) -> dict[str, AllocationRule]:
+    """Those of some names that are allocation rules of the user's own, imported.
+
+    Args:
+        names: Names and dotted paths.
+        inventory: What the rules share a total among.
+        grid: Its levels.
+        field: Where the study names them.
 
     Raises:
         RaysenseError: One cannot be imported, or has no decorator.
     """
-    found = {name: _of_kind(name, "allocation_rule") for name in names}
+    found = {name: _of_kind(name, "allocation_rule", field) for name in names}
     return {name: checked_rule(name, rule, inventory, grid) for name, rule in found.items() if rule}
 
 
@@ -44,7 +52,13 @@ def checked_rule(name: str, rule: UserRule, inventory: Inventory, grid: LevelGri
     """A rule whose answers are held to the contract: an allocation on the grid."""
 
     def allocate(zeros: int) -> Allocation:
-        return checked_allocation(name, rule(inventory, grid, zeros), grid)
+        try:
+            found = rule(inventory, grid, zeros)
+        except RaysenseError:
+            raise
+        except Exception as error:
+            raise RaysenseError(f"{name}: raised {type(error).__name__}: {error}") from error
+        return checked_allocation(name, found, grid)
 
     return allocate
 
@@ -151,15 +165,15 @@ def _asked(context: SearchContext, name: str, number: int, wanted: TrialSpec) ->
     return evaluations
 
 
-def _of_kind(name: str, kind: str) -> Any:
+def _of_kind(name: str, kind: str, field: str = "search.strategies") -> Any:
     """The object at a dotted path if it is decorated as this kind; None for any other."""
     if not DOTTED.fullmatch(name):
         return None
-    found = find(name, "search.strategies")
+    found = find(name, field)
     said = declaration_of(found)
     if said is None or said.kind not in ("strategy", "allocation_rule"):
         raise RaysenseError(
-            f"`search.strategies`: {name!r} must be decorated with `@raysense.strategy(…)` or "
+            f"`{field}`: {name!r} must be decorated with `@raysense.strategy(…)` or "
             "`@raysense.allocation_rule(…)` where it is defined"
         )
     return found if said.kind == kind else None

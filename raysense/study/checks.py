@@ -35,6 +35,7 @@ from raysense.study.plugin_checks import (
     SET_METRIC,
     STRATEGY,
     UPDATE,
+    declared,
     fault,
 )
 
@@ -500,9 +501,21 @@ def _sweep(study: Study, doubt: Doubt) -> Iterator[str]:
             "weights"
         )
     for rule in sweep.rules:
-        if rule not in names.SWEEP_RULES:
-            yield f"`sweep`: there is no rule {rule!r} within a group; there are {', '.join(names.SWEEP_RULES)}"
+        if rule not in names.SWEEP_RULES and (wrong := _sweep_rule(rule)):
+            yield f"`sweep`: {wrong}"
     yield from _sweep_measures(study)
+
+
+def _sweep_rule(rule: str) -> str:
+    """Why a plug-in cannot be a sweep's rule, or an empty text."""
+    if not DOTTED.fullmatch(rule):
+        return f"there is no rule {rule!r} within a group; there are {', '.join(names.SWEEP_RULES)}, and dotted paths"
+    if wrong := fault(rule, ALLOCATION_RULE):
+        return f"{rule!r} {wrong}"
+    found = declared(rule)
+    if found is None or found.kind != "allocation_rule":
+        return f"{rule!r} must be decorated with `@raysense.allocation_rule(…)` where it is defined"
+    return ""
 
 
 def _sweep_method(study: Study, name: str) -> Iterator[str]:

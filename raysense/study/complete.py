@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from raysense.errors import RaysenseError
-from raysense.names import EFFICIENTNET, OPEN_CLIP, SALIENCIES, STRATEGIES, UPDATING
+from raysense.names import EFFICIENTNET, OPEN_CLIP, SALIENCIES, STRATEGIES, SWEEP_RULES, UPDATING
 from raysense.registry import DOTTED, Declaration, Kind, located
 from raysense.study.explain import listed
 from raysense.study.installed_packages import extractors
@@ -44,11 +44,13 @@ def filled(study: Study) -> Study:
     if any(said("prune.saliency", name, "saliency").facts.get("updates_weights") for name in methods):
         prune["updates_weights"] = True
     search["strategies"] = [_strategy(name) for name in study.search.strategies]
+    for points in data.get("sweep", {}).get("points", ()):
+        points["rules"] = [_rules(entry) for entry in points["rules"]]
     extractor = study.metrics.features.extractor
     if not extractor.startswith((OPEN_CLIP, EFFICIENTNET)) and extractor not in extractors():
         metrics["features"]["extractor"] = _path(extractor, "extractor")
     before = study.model_dump(mode="json")
-    changed = {part: data[part] for part in ("metrics", "prune", "search") if data[part] != before[part]}
+    changed = {part: data[part] for part in data if data[part] != before[part]}
     # Not parsed anew: a study may hold a live pipeline, which plain data does not.
     sections = {part: type(getattr(study, part)).model_validate(plain) for part, plain in changed.items()}
     return study.model_copy(update=sections)
@@ -130,6 +132,13 @@ def _strategy(name: str) -> str:
     if name in STRATEGIES:
         return name
     return located(name, "strategy") or located(name, "allocation_rule") or name
+
+
+def _rules(entry: Any) -> Any:
+    """An entry of a sweep's rules: a name, or a mapping from groups to names."""
+    if isinstance(entry, str):
+        return _path(entry, "allocation_rule", SWEEP_RULES)
+    return {group: _rules(name) for group, name in entry.items()}
 
 
 def _path(name: str, kind: Kind, known: tuple[str, ...] = ()) -> str:

@@ -48,8 +48,8 @@ class PointSet(Section):
         ("uniform",),
         min_length=1,
         strict=False,
-        description="how a group's total is shared out among its layers: uniform, erk, global, lamp, owl or "
-        "owl_block; or a mapping from groups to these, uniform where missing",
+        description="how a group's total is shared out among its layers: uniform, erk, global, lamp, owl, "
+        "owl_block or the dotted path of one of your own; or a mapping from groups to these, uniform where missing",
     )
     steps: tuple[Annotated[tuple[float, float], Field(strict=False)], ...] = Field(
         (),

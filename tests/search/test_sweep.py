@@ -39,6 +39,9 @@ SWEEP = (
 )
 
 
+PLUGINS = str(Path(__file__).parents[2] / "examples/plugins")
+
+
 def small(*more: str) -> Study:
     return load(overrides=[*SMALL, *more])
 
@@ -155,13 +158,18 @@ def test_pruning_by_prompt_kind_is_read_off_the_stored_samples(run: rs.Run) -> N
     assert (whole - images[~images.index.duplicated()].loc[whole.index]).abs().max() < 1e-9
 
 
-def test_going_on_measures_nothing_twice_and_adds_points(run: rs.Run, tmp_path: Path) -> None:
+def test_going_on_measures_nothing_twice_and_adds_points(
+    run: rs.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(PLUGINS)
     before = len(run.table("evaluations"))
     again = swept(small(SWEEP), Path(run.uri), resume=True)
     assert len(again.table("evaluations")) == before
     more = SWEEP.replace("sparsity: [0.6], saliency", "sparsity: [0.6, 0.7], saliency")
+    more = more.replace("[owl_block]", "[owl_block, my_search.later]")  # one of one's own
     added = swept(small(more), Path(run.uri), resume=True)
-    assert len(added.table("evaluations")) == before + 2
+    assert len(added.table("evaluations")) == before + 3
+    assert set(points_of(added).query("point_set == 'published'")["rule"]) == {"owl_block", "my_search.later"}
     swept(small(SWEEP), Path(run.uri), resume=True)  # as the other tests expect it
 
 
@@ -223,13 +231,17 @@ REFUSED = {
     "sweep={points: [{sparsity: [0.5], saliency: [wander]}]}": "no method 'wander'",
     "sweep={points: [{sparsity: [0.5], saliency: [sparsegpt]}]}": "sparsegpt updates the weights that stay",
     "sweep={points: [{sparsity: [0.5], rules: [solver]}]}": "no rule 'solver' within a group",
+    "sweep={points: [{sparsity: [0.5], rules: [no.such.rule]}]}": "'no.such.rule' cannot be imported",
+    "sweep={points: [{sparsity: [0.5], rules: [my_search.walk]}]}": "'my_search.walk' cannot be called so",
+    "sweep={points: [{sparsity: [0.5], rules: [{unet: raysense.pruning.allocation_rules.erk}]}]}": "must be decorated",
     "sweep={points: [{sparsity: [0.5]}], cliffs: {measure: cmmd_rise}}": "'cmmd_rise', which is not measured",
     "sweep={rung: probe, points: [{sparsity: [0.5], steps: [[0, 0.5]]}]}": "the rung probe lacks",
 }
 
 
 @pytest.mark.parametrize("sweep", REFUSED)
-def test_bad_points_are_one_clear_error(sweep: str) -> None:
+def test_bad_points_are_one_clear_error(sweep: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(PLUGINS)
     with pytest.raises(RaysenseError, match=REFUSED[sweep].replace("(", r"\(")):
         checked(examine(None, [*SMALL, sweep]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,6 +58,26 @@ def test_a_rule_gives_a_group_its_total_and_touches_nothing_else(parts: Parts, r
     assert set(allocation) <= set(members)
     weights = one.weights({group: 0.5})
     assert one.grid.zeros(allocation) == pytest.approx(0.5 * weights, abs=one.grid.part(members).base)
+
+
+def test_a_rule_of_ones_own_shares_out_what_a_group_loses(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples/plugins"))
+    one = layout(parts, "{points: [{sparsity: [0.5], rules: [uniform, {unet: my_search.later}]}]}")
+    allocation = one.allocation({"unet": 0.5}, "my_search.later")
+    layers = [layer for layer in one.inventory.layers if layer.component == "unet"]
+    grid = one.grid.part(one.members("unet", "x"))
+    pull = [layer.n * (1 + number / len(layers)) for number, layer in enumerate(layers)]
+    wanted = [0.5 * grid.n / sum(pull) * each / layer.n for each, layer in zip(pull, layers, strict=True)]
+    own = [i for i, layer in enumerate(layers) if layer.address in set(grid.addresses)]
+    found = [grid.zeros_at(layers[i].address, allocation[layers[i].address]) / layers[i].n for i in own]
+    assert np.corrcoef(found, [wanted[i] for i in own])[0, 1] > 0.99
+    assert grid.zeros(allocation) == pytest.approx(0.5 * grid.n, abs=grid.base)
+    points = one.points()
+    assert {point.rule for point in points} == {"uniform", "unet: my_search.later"}
+    with pytest.raises(RaysenseError, match=r"`sweep`: 'my_search\.walk' is no allocation rule"):
+        one.allocation({"unet": 0.5}, "my_search.walk")
 
 
 def test_every_combination_is_a_point_and_its_own_settings_are_not_said(parts: Parts) -> None:
