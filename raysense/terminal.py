@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import os
 import sys
 import threading
 import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
+
+from raysense.secrets import masked
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,6 +75,22 @@ def plain(character: str) -> str:
         return "+"  # where lines meet
     letters = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
     return letters or "?"
+
+
+SHOW_CURSOR = "\x1b[?25h"
+
+
+def complain(text: str) -> None:
+    """Say what has gone wrong: one line on standard error, without secrets."""
+    try:
+        print(f"raysense: error: {masked(' '.join(text.splitlines()))}", file=sys.stderr, flush=True)
+    except OSError:  # nobody can be told; the exit status says it
+        drop(sys.stderr)
+
+
+def drop(stream: TextIO) -> None:
+    """Nobody takes this output any more, so that what is still buffered raises nothing at the interpreter's end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def say(console: Console, text: str = "", *, style: str = "", whole: bool = False) -> None:

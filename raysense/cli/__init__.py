@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Protocol
 
 from raysense import __version__, plugins, secrets
 from raysense.cli import (
@@ -33,7 +32,7 @@ from raysense.cli import (
     validate,
 )
 from raysense.errors import RaysenseError
-from raysense.terminal import accept_any_text
+from raysense.terminal import accept_any_text, complain, drop
 
 logger = logging.getLogger(__name__)
 
@@ -86,38 +85,26 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
         finally:
             sys.stdout.flush()  # not left to the interpreter's end, where nobody can answer for it
     except BrokenPipeError:
-        _drop(sys.stdout)
+        drop(sys.stdout)
         return 1
     except OSError as error:
         logger.info("what failed:", exc_info=True)
         what = str(error)
         if error.filename is None and error.errno in _WRITING:  # what opens or renames a file names it
-            _drop(sys.stdout)
+            drop(sys.stdout)
             what = f"the output cannot be written: {error.strerror}; send it where there is room"
-        _complain(what)
+        complain(what)
         return 2
 
 
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
-def _complain(text: str) -> None:
-    try:
-        print(f"raysense: error: {secrets.masked(' '.join(text.splitlines()))}", file=sys.stderr, flush=True)
-    except OSError:  # nobody can be told; the exit status says it
-        _drop(sys.stderr)
-
-
-def _drop(stream: TextIO) -> None:
-    """Nobody takes this output any more, so that what is still buffered raises nothing at the interpreter's end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
 def _main(argv: Sequence[str] | None, command: str | None) -> int:
     accept_any_text()
     sys.excepthook = secrets.show_exception
     if where := secrets.in_arguments(sys.argv[1:] if argv is None else argv):  # before anything repeats it
-        _complain(secrets.refused(where))
+        complain(secrets.refused(where))
         return 2
     parser = _parser(command)
     args = parser.parse_args(argv)
@@ -132,7 +119,7 @@ def _main(argv: Sequence[str] | None, command: str | None) -> int:
     try:
         return int(args.run(args))
     except RaysenseError as error:
-        _complain(str(error))
+        complain(str(error))
         return error.status
     except KeyboardInterrupt:
         return 130

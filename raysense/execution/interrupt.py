@@ -6,11 +6,15 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
+
+from raysense.errors import RaysenseError
+from raysense.terminal import SHOW_CURSOR, complain
 
 log = logging.getLogger("raysense")
 
@@ -103,19 +107,31 @@ def stop_signals(farewell: str) -> Iterator[None]:
                 _leaving = None
 
 
-def leave_soon() -> None:
-    """Where `stop_signals` is entered: the process ends after `LEAVE_SECONDS`, however that may be."""
+def leave_soon(seconds: float | None = None, error: str = "") -> None:
+    """Where `stop_signals` is entered: the process ends after a while, however that may be.
+
+    Args:
+        seconds: The while; None for `LEAVE_SECONDS`.
+        error: What has gone wrong; it then leaves with status 2.
+    """
     global _leaving
     if _farewell is not None and _leaving is None:
-        _leaving = threading.Timer(LEAVE_SECONDS, _leave, (_farewell,))
+        wait = LEAVE_SECONDS if seconds is None else seconds
+        _leaving = threading.Timer(wait, _leave, (_farewell, error))
         _leaving.daemon = True
         _leaving.start()
 
 
-def _leave(farewell: str) -> None:
+def _leave(farewell: str, error: str) -> None:
     with contextlib.suppress(OSError):  # the terminal may be what went away
-        print(farewell, flush=True)
-    os._exit(130)
+        if sys.stdout.isatty():
+            print(SHOW_CURSOR, end="")  # which the live view hides
+        if not error:
+            print(farewell)
+        sys.stdout.flush()
+    if error:
+        complain(error)
+    os._exit(RaysenseError.status if error else 130)
 
 
 @contextlib.contextmanager

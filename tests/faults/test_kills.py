@@ -66,6 +66,7 @@ class Kills:
         seconds: That it took.
         counts: What happened.
         bad: What went wrong.
+        last: The name of the process that was killed last.
     """
 
     folder: Path
@@ -74,13 +75,14 @@ class Kills:
     rng: random.Random
     counts: Counter[str] = field(default_factory=Counter)
     bad: list[str] = field(default_factory=list)
+    last: str = ""
 
     def study(self, number: int, kills: int) -> int:
         """One study, killed up to so many times, then left alone until it ends; how often it was killed."""
         out, log = self.folder / f"run-{number}", self.folder / f"log-{number}"
         struck = 0
         for _ in range(kills + 20):
-            process, kind = start(out, log), ""
+            process, kind, self.last = start(out, log), "", ""
             while struck < kills and process.poll() is None and kind != "driver":
                 next_one = VICTIMS[self.counts["kills"] % len(VICTIMS)]
                 if not self._strike(process, out, next_one):
@@ -117,8 +119,9 @@ class Kills:
             if due and victims:
                 time.sleep(self.rng.random() * 0.3)
                 try:
-                    os.kill(self.rng.choice(victims), signal.SIGKILL)
-                except ProcessLookupError:
+                    self.last = psutil.Process(victim := self.rng.choice(victims)).name()
+                    os.kill(victim, signal.SIGKILL)
+                except (ProcessLookupError, psutil.NoSuchProcess):
                     continue
                 return True
             time.sleep(0.05)
@@ -152,7 +155,7 @@ class Kills:
                 )
             self.counts["went on" if status == 0 else "ended with one line"] += bool(kind)
         log.write_text("")
-        (self.folder / f"said-{number}").open("a").write(f"--- {kind} {status}\n{said}\n")
+        (self.folder / f"said-{number}").open("a").write(f"--- {kind} ({self.last}) {status}\n{said}\n")
         if not (out / "study.json").exists():
             return
         for table, found in rows(out).items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,6 +15,9 @@ from raysense.execution.ledger import Ledger, PendingTrial
 from raysense.execution.ray.pool_handle import PoolHandle
 from raysense.records import Evaluation, TrialSpec
 from raysense.strategies.base import ASKED_PER_EVALUATOR, RUNNING_PER_EVALUATOR
+
+RESTARTS = 5
+"""So often a trial is started again that Tune reports as failed; a process that was killed is one failure."""
 
 
 class TrialBook:
@@ -47,6 +50,7 @@ class TrialBook:
         self._works: dict[str, PendingTrial] = {}  # by trial
         self._unstarted = deque([first])  # asked, but in no trial: before the cluster is there, or again
         self._processes: set[int] = set()  # of trials, that are up
+        self._given_up: Counter[str] = Counter()  # how often Tune gave a trial up, by its name
         self.width = 1
         self.error: BaseException | None = None
 
@@ -140,16 +144,21 @@ class TrialBook:
             self._stored()
 
     def end(self, trial: str, *, error: bool) -> None:
-        """A trial is over."""
+        """A trial is over; if it ended early, another one goes on with it.
+
+        Tune gives a trial up at once if the idle process that is to take it has died.
+        """
         work = self._works.pop(trial, None)
         self._pool.end(trial)
-        if error and work is not None:
+        if work is None or work.settled:
+            return
+        self._unstarted.append(work)
+        self._given_up[work.spec.name] += error
+        if self._given_up[work.spec.name] > RESTARTS:
             self.error = self.error or RaysenseError(
                 f"trial {trial} of {work.spec.name} failed again and again. It can be asked again: "
                 "go on with --resume; if it recurs, see the workers' logs of Ray."
             )
-        elif work is not None and not work.settled:
-            self._unstarted.append(work)  # the trial ended early: another one goes on
 
     def _costs(self, spec: TrialSpec) -> tuple[int, ...]:
         if self._cost_of is None:

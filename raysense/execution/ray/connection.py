@@ -17,6 +17,7 @@ from typing import Any
 
 from raysense.errors import RaysenseError
 from raysense.execution.interrupt import handlers_kept, leave_soon
+from raysense.execution.ray.watch import RayWatch
 from raysense.temporary_folders import own_folder
 
 ANSWER_SECONDS = 10.0
@@ -46,11 +47,14 @@ log = logging.getLogger("raysense")
 
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None) -> Iterator[RayWatch]:
     """Be connected to Ray while this is open.
 
     Args:
         address: Of a running cluster; None uses the one this process is connected to, or else starts Ray here.
+
+    Yields:
+        A watch over that Ray.
 
     Raises:
         RaysenseError: No cluster answers, or Ray does not start.
@@ -59,7 +63,8 @@ def connected(address: str | None) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        yield
+        with RayWatch() as watch:
+            yield watch
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
@@ -68,7 +73,8 @@ def connected(address: str | None) -> Iterator[None]:
                 _start_local(quiet)
             else:
                 _join(address, quiet)
-        yield
+        with RayWatch() as watch:
+            yield watch
     finally:
         ray.shutdown()
 

@@ -22,10 +22,11 @@ from raysense.execution.executor import EvaluatorSpec
 from raysense.execution.interrupt import Interrupt, handlers_kept
 from raysense.execution.ledger import Ledger, PendingTrial
 from raysense.execution.progress import Clock, OnProgress, Outcome, Snapshot
-from raysense.execution.ray.book import TrialBook
+from raysense.execution.ray.book import RESTARTS, TrialBook
 from raysense.execution.ray.connection import connected, environment, quiet
 from raysense.execution.ray.pool_handle import PoolHandle
 from raysense.execution.ray.tracking import Tracker
+from raysense.execution.ray.watch import RayWatch
 from raysense.execution.reused_rows import ReusedRows
 from raysense.records import TrialSpec
 from raysense.store.lock import LockLost
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from raysense.execution.ray.pool import PoolStatus
 
 PATIENCE_SECONDS = 600.0
+ANSWER_SECONDS = 5.0
+"""Within which a pool that is there answers."""
 
 # Tune's own logging of results is switched off (the store is the log), and its saving of itself, which grows with all
 # trials that ever were (nobody restores it: the store is replayed). Pending trials are allowed: without them
@@ -102,10 +105,17 @@ class RayExecutor:
             first = ledger.next()
             last = ledger.snapshot()
             if first is not None:  # otherwise the store answers everything: no cluster is needed
-                with handlers_kept(), quiet(), connected(self.address), environment(_TUNE_ENVIRONMENT):
+                with (
+                    handlers_kept(),
+                    quiet(),
+                    connected(self.address) as watch,
+                    environment(_TUNE_ENVIRONMENT),
+                ):
                     # Only strategies that keep to a budget say what a trial costs.
                     cost_of = getattr(strategy, "cost_of", None)
-                    run = _Run(self, ledger, first, store, signature, lookahead, cost_of, on_progress, clock)
+                    run = _Run(
+                        self, ledger, first, store, signature, lookahead, cost_of, on_progress, clock, watch
+                    )
                     last = run.execute()
             store.compact()
             last = replace(last, seconds=clock.seconds)
@@ -132,12 +142,13 @@ class _Run:
         cost_of: Callable[[TrialSpec], int] | None,
         on_progress: OnProgress | None,
         clock: Clock,
+        watch: RayWatch,
     ) -> None:
         self._executor, self._ledger, self._lookahead = executor, ledger, lookahead
-        self._on_progress, self._clock = on_progress, clock
+        self._on_progress, self._clock, self._watch = on_progress, clock, watch
         self._interrupt = Interrupt()
         self._draining = False
-        self._pool_died = False
+        self._ray_died = False
         self._compactor = Compactor(store)
         self._lock = store.lock()  # held already: the process has one for each store
         width = self._width_at_first()
@@ -157,6 +168,8 @@ class _Run:
             self._compactor.stop()
             shutil.rmtree(scratch, ignore_errors=True)
         if self._book.error is not None:
+            if not self._interrupt.asked:
+                self._watch.refuse_if_lost()  # whatever else went wrong then
             raise self._book.error
         return self._snapshot(busy=0)
 
@@ -216,22 +229,25 @@ class _Run:
                 name=self._pool.name,
                 storage_path=scratch,
                 callbacks=callbacks,
-                failure_config=tune.FailureConfig(max_failures=5),
+                failure_config=tune.FailureConfig(max_failures=RESTARTS),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
             ),
         )
         with contextlib.suppress(_Overdue):
             tuner.fit()
+            if self._book.error is not None and not self._interrupt.asked:
+                self._pool.poll(ANSWER_SECONDS)  # without it, trials fail again and again: then that is said
 
     def _turn(self) -> None:
         """Called on every turn of Tune's loop."""
         with self._book.caught():
             self._lock.refuse_if_lost()
             try:
+                self._watch.refuse_if_lost()
                 status = self._pool.poll()
             except RaysenseError:
-                self._pool_died = True
+                self._ray_died = True
                 if self._interrupt.asked:
                     raise KeyboardInterrupt from None  # the signal went to Ray's processes too
                 raise
@@ -239,7 +255,7 @@ class _Run:
                 self._heed(status)
             if self._on_progress is not None and self._clock.due():
                 self._on_progress(self._snapshot(self._pool.status.busy if self._pool.status else 0))
-        if self._interrupt.overdue or self._pool_died or isinstance(self._book.error, LockLost):
+        if self._interrupt.overdue or self._ray_died or isinstance(self._book.error, LockLost):
             # Trials wait for the pool, and evaluators end with it. Tune would wait for trials still to start.
             self._pool.stop()
             raise _Overdue

@@ -67,17 +67,20 @@ class PoolHandle:
         """Have it finish what is being measured, and begin nothing."""
         self._actor.drain.remote()
 
-    def poll(self) -> PoolStatus | None:
+    def poll(self, seconds: float = 0.0) -> PoolStatus | None:
         """How it is, asked once a second; None while nothing new is known.
+
+        Args:
+            seconds: Ask at once, and wait so long for the answer.
 
         Raises:
             RaysenseError: It has died.
         """
         import ray
 
-        if self._polled is None and self._clock.due():
+        if self._polled is None and (self._clock.due() or seconds):
             self._polled = self._actor.status.remote()
-        if self._polled is None or not ray.wait([self._polled], timeout=0)[0]:
+        if self._polled is None or not ray.wait([self._polled], timeout=seconds)[0]:
             return None
         polled, self._polled = self._polled, None
         try:

@@ -115,6 +115,10 @@ class ProgressCallback(_NotSaved, tune.Callback):
         """A trial's process has died: another one is started."""
         self._book.recount()
 
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """An idle process has died."""
+        self._book.recount()
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Lets go of what Tune would keep of an ended trial: some 40 KB on its results, for ever."""
         kept = trial.run_metadata

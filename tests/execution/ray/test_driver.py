@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -234,6 +235,24 @@ def test_trial_processes_are_kept_for_the_next_trial(tmp_path: Path) -> None:
     )  # 3 run at once; one more may be asked for before there is an idle one
 
 
+class KillsIdleTrials(Chain):
+    """Between its third trial and its fourth the processes of trials are killed, when none has anything to do."""
+
+    def ask(self) -> TrialSpec | None:
+        if self.asked == 3:
+            for process in trial_processes():
+                os.kill(process, signal.SIGKILL)
+        return super().ask()
+
+
+def test_an_idle_trial_process_that_dies_is_replaced(tmp_path: Path) -> None:
+    """Tune gives up the trial that is given to such a process, whatever failures it allows."""
+    executor = RayExecutor(SPEC, evaluators=1)
+    store = Store.open(str(tmp_path), create=True)
+    assert executor.run(KillsIdleTrials(5, 2), store, signature="s", lookahead=1).finished
+    assert len(rows(tmp_path)) == 10
+
+
 def test_a_candidate_climbs_to_its_next_rung_on_the_same_evaluator(tmp_path: Path) -> None:
     """It has sampled some of that rung's images; the trials that wait for an evaluator wait a moment longer."""
     run(Climbs(12), tmp_path, seconds=0.1)
@@ -261,7 +280,8 @@ def trial_processes() -> set[int]:
     found = set()
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "Trainable" in " ".join(process.cmdline()):
+            # Named after its class, and after Tune's for it while it is in a method.
+            if " ".join(process.cmdline()).startswith(("ray::EvaluationTrial", "ray::ResourceTrainable")):
                 found.add(process.pid)
     return found
 

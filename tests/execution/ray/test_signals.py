@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from raysense.store import Store
+from tests.execution.conftest import node_arguments
 from tests.execution.ray.test_kill import named
 
 WITHIN = 20.0
@@ -98,18 +99,19 @@ def test_a_signal_while_ray_starts(tmp_path: Path, number: signal.Signals) -> No
     assert seconds < WITHIN
 
 
-def test_a_lost_head_is_one_sentence(tmp_path: Path) -> None:
-    """Its raylet is gone, and with it all that could finish or start a trial: Tune would wait for ever."""
+@pytest.mark.parametrize("name", ["gcs_server", "raylet"])
+def test_a_lost_head_is_one_sentence(tmp_path: Path, name: str) -> None:
+    """With it all is gone that could finish or start a trial: Tune would wait for ever, Ray's client for a minute."""
     driver = Driver("", tmp_path, seconds=0.3)
     driver.wait_for("eval")
-    (raylet,) = [
-        p for p in psutil.Process(driver.process.pid).children(recursive=True) if p.name() == "raylet"
-    ]
-    os.kill(raylet.pid, signal.SIGKILL)
-    status, said, _ = driver.end()
-    assert status == 2
+    (process,) = [p for p in psutil.Process(driver.process.pid).children(recursive=True) if p.name() == name]
+    os.kill(process.pid, signal.SIGKILL)
+    status, said, seconds = driver.end()
+    assert status == 2, said
     assert len(said.strip().splitlines()) == 1, said
+    assert f"{name}, a process of the Ray on this machine, was killed by SIGKILL" in said
     assert "--resume" in said
+    assert seconds < WITHIN
 
 
 def test_a_killed_pool_is_one_sentence(local_ray: str, tmp_path: Path) -> None:
@@ -123,3 +125,24 @@ def test_a_killed_pool_is_one_sentence(local_ray: str, tmp_path: Path) -> None:
     line = said
     assert "has died" in line
     assert "--resume" in line
+
+
+@pytest.mark.long
+def test_a_lost_head_of_a_cluster_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's client waits for it, for a while that clusters may set; it is given up shortly before."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, **node_arguments()})
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "30")
+    try:
+        driver = Driver(cluster.address, tmp_path, seconds=0.3)
+        driver.wait_for("eval")
+        cluster.head_node.kill_gcs_server()
+        status, said, seconds = driver.end()
+    finally:
+        cluster.shutdown()
+    assert status == 2, said
+    assert len(said.strip().splitlines()) == 1, said
+    assert "the head of the Ray cluster has not answered for " in said
+    assert "--resume" in said
+    assert 10 < seconds < 45
