@@ -15,6 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.auto_pipeline import (
+    AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
+    AUTO_INPAINT_PIPELINES_MAPPING,
+    AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
+)
 from torch import Tensor, nn
 from torch.utils._pytree import SequenceKey, keystr, tree_flatten_with_path
 
@@ -84,6 +89,8 @@ def why_not(kind: type) -> str:
     """Why pipelines of a class are not measured, or an empty text: a prompt must be enough, and give images."""
     if kind.__name__ in NOT_MEASURED:
         return NOT_MEASURED[kind.__name__]
+    if begins := _begins_with(kind):
+        return begins
     call: Any = kind.__call__
     known = inspect.signature(call).parameters
     if "prompt" not in known:
@@ -106,6 +113,21 @@ def why_not(kind: type) -> str:
         return "it makes sound, not images"
     if "num_inference_steps" not in known:
         return "it takes no number of steps"
+    return ""
+
+
+def _begins_with(kind: type) -> str:
+    """What an image is made from by pipelines whose signatures take it for optional, or an empty text."""
+    if kind in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values():
+        return ""
+    for others, what in (
+        (AUTO_IMAGE2IMAGE_PIPELINES_MAPPING, "an image"),
+        (AUTO_INPAINT_PIPELINES_MAPPING, "an image and a mask"),
+    ):
+        for name in (name for name, other in others.items() if other is kind):
+            sibling = AUTO_TEXT2IMAGE_PIPELINES_MAPPING.get(name)
+            remedy = f" (`_class_name` in model_index.json may be {sibling.__name__})" if sibling else ""
+            return f"it starts from {what}{remedy}"
     return ""
 
 

@@ -111,6 +111,7 @@ def _assembled(origin: Origin, dtype: torch.dtype) -> _Loaded:
     folder = local_folder(origin)
     _refuse_odd_files(origin.source, folder)
     index = DiffusionPipeline.load_config(folder)
+    pipeline_class(origin.source, index)
     classes = module_classes(index)
     refuse_foreign(origin.source, classes)
     if mistakes := list(files.mistakes_in(Path(folder), classes, origin.variant, origin.pickled)):
@@ -140,19 +141,19 @@ def _single(origin: Origin, dtype: torch.dtype) -> _Loaded:
     index = DiffusionPipeline.load_config(folder)
     classes = module_classes(index)
     refuse_foreign(folder, classes)
-    elsewhere = _elsewhere(
-        origin, folder, index, {name: _empty(folder, name, classes[name]) for name in classes}
-    )
+    cls = pipeline_class(folder, index)
+    empty = {name: _empty(folder, name, kind) for name, kind in classes.items()}
+    elsewhere = _elsewhere(origin, folder, cls, empty)
     if mistakes := list(files.mistakes_in(Path(folder), elsewhere, origin.variant, origin.pickled)):
         raise RaysenseError("; ".join(mistakes))
     given = {"config": folder, "local_files_only": True, **left_out(index)}
     given |= {name: load_component(folder, name, classes[name], dtype, origin) for name in elsewhere}
-    kind = index["_class_name"]
+    kind = cls.__name__
     misfit = f"`pipeline`: the single file `{origin.source}` is no {kind} as `{folder}` describes one"
     remedy = "set `config` to the pipeline that it belongs to"
     with _complaints() as left_over:
         try:
-            pipeline = getattr(diffusers, kind).from_single_file(origin.source, dtype=dtype, **given)
+            pipeline = cls.from_single_file(origin.source, dtype=dtype, **given)
         except NotImplementedError:  # tensors that got no values cannot change their type
             raise RaysenseError(f"{misfit}: it lacks weights; {remedy}") from None
     if left_over:
@@ -165,20 +166,18 @@ def _single(origin: Origin, dtype: torch.dtype) -> _Loaded:
     return pipeline, index, [told] if elsewhere else []
 
 
-def _elsewhere(
-    origin: Origin, folder: str, index: Mapping[str, Any], empty: Mapping[str, nn.Module]
-) -> tuple[str, ...]:
+def _elsewhere(origin: Origin, folder: str, cls: Any, empty: Mapping[str, nn.Module]) -> tuple[str, ...]:
     """The components that a single file's pipeline takes from the folder of its configuration.
 
     Raises:
-        RaysenseError: diffusers has no such class, or does not read it from a single file; see `not_in_it`.
+        RaysenseError: diffusers does not read such a pipeline from a single file; see `not_in_it`.
     """
-    kind = str(index.get("_class_name"))
-    if not hasattr(getattr(diffusers, kind, None), "from_single_file"):
+    if not hasattr(cls, "from_single_file"):
         raise RaysenseError(
-            f"`pipeline`: diffusers cannot read a {kind} from a single file; give the pipeline's folder or hub id"
+            f"`pipeline`: diffusers cannot read a {cls.__name__} from a single file; give the pipeline's folder or hub "
+            "id"
         )
-    return not_in_it(origin, folder, kind, empty)
+    return not_in_it(origin, folder, cls.__name__, empty)
 
 
 @contextmanager
@@ -278,6 +277,19 @@ def notes_of(pipeline: DiffusionPipeline) -> tuple[str, ...]:
     """What departs from the plain case in a pipeline that `load_pipeline` gave, a sentence each."""
     notes: tuple[str, ...] = getattr(pipeline, "loading_notes", ())
     return notes
+
+
+def pipeline_class(source: str, index: Mapping[str, Any]) -> Any:
+    """The class that a ``model_index.json`` names.
+
+    Raises:
+        RaysenseError: The installed diffusers does not have it.
+    """
+    kind = index.get("_class_name")
+    found = getattr(diffusers, kind, None) if isinstance(kind, str) else None
+    if not inspect.isclass(found) or not issubclass(found, DiffusionPipeline):
+        raise RaysenseError(files.unknown_pipeline(source, kind))
+    return found
 
 
 def is_component(entry: object) -> bool:
@@ -430,6 +442,7 @@ def empty_components(source: str | Origin, *, device: str = "meta") -> dict[str,
         if not os.path.isdir(folder):
             pipeline_index(folder, origin.revision)
         index = DiffusionPipeline.load_config(folder, revision=origin.revision)
+        kind = pipeline_class(origin.source, index)
         classes = module_classes(index)
         modules = {name: _empty(folder, name, cls, origin.revision, device) for name, cls in classes.items()}
     except (OSError, ValueError, ImportError, AttributeError, KeyError) as error:
@@ -439,9 +452,8 @@ def empty_components(source: str | Origin, *, device: str = "meta") -> dict[str,
         ) from None
     if origin.is_file and device == "meta":
         refuse_foreign(folder, classes)
-        _elsewhere(origin, folder, index, modules)
-    kind: Any = getattr(diffusers, str(index.get("_class_name")), None)
-    for lora in origin.lora if kind is not None and device == "meta" else ():
+        _elsewhere(origin, folder, kind, modules)
+    for lora in origin.lora if device == "meta" else ():
         refuse_misfit(kind, modules, lora)
     return modules
 

@@ -89,6 +89,12 @@ def _set_of(rung: str) -> str:
 def _too_few(rung: str, count: int, there: int, skip: int = 0) -> str:
     if count + skip <= there:
         return ""
+    if not there:
+        return (
+            f"`rungs.{rung}.prompts` is {count}, but `prompts` has no {_set_of(rung)} prompts: where no row has a "
+            "split, every second text that differs from those before it is held out; give more texts, or rows of the "
+            f"split {_set_of(rung)}"
+        )
     if skip:
         return (
             f"`rungs.{rung}.skip` {skip} and `rungs.{rung}.prompts` {count} need {skip + count} {_set_of(rung)} "
@@ -208,8 +214,9 @@ def _refuse_shared(splits: Sequence[str], texts: Sequence[str]) -> None:
             for text in shared[:3]
         )
         raise ValueError(
-            f"{len(shared)} texts stand both in the search and in the held-out validation prompts ({examples}); "
-            "what was searched on cannot validate: take them out of one of the two"
+            f"{len(shared)} {'texts stand' if len(shared) > 1 else 'text stands'} both in the search and in the "
+            f"held-out validation prompts ({examples}); what was searched on cannot validate: take "
+            "them out of one of the two"
         )
 
 

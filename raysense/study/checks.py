@@ -25,7 +25,7 @@ from raysense.study import weight_files as files
 from raysense.study.bounds import BOUNDED
 from raysense.study.complete import complete, filled, kind_of_strategy, misfits
 from raysense.study.explain import listed
-from raysense.study.installed_packages import arguments_of, clip_models, extractors, schedulers
+from raysense.study.installed_packages import arguments_of, clip_models, extractors, has_class, schedulers
 from raysense.study.plugin_checks import (
     ALLOCATION_RULE,
     ANYTHING,
@@ -113,6 +113,9 @@ def _pipeline(study: Study, doubt: Doubt) -> Iterator[str]:
     yield from _call(study, index)
     if folder is None or index is None:
         return
+    kind = index.get("_class_name")
+    if not isinstance(kind, str) or not has_class(kind, "pipelines"):
+        yield files.unknown_pipeline(study.pipeline, kind)
     named = {
         name: entry
         for name, entry in index.items()

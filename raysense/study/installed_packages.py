@@ -47,6 +47,21 @@ def clip_models() -> dict[str, tuple[str, ...]]:
 
 
 @cache
+def has_class(kind: str, room: str) -> bool:
+    """Whether one of diffusers' folders, ``pipelines`` or ``schedulers``, defines a class."""
+    return any(True for _ in _files_with(kind, room))
+
+
+def _files_with(kind: str, room: str) -> Iterator[str]:
+    """The texts of the files of one of diffusers' folders that define a class."""
+    wanted = f"class {kind}("
+    for file in sorted((_folder("diffusers") / room).rglob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        if wanted in text:
+            yield text
+
+
+@cache
 def arguments_of(kind: str, room: str, function: str) -> frozenset[str] | None:
     """The arguments of a method of one of diffusers' classes, or None if there is no such class.
 
@@ -55,11 +70,7 @@ def arguments_of(kind: str, room: str, function: str) -> frozenset[str] | None:
         room: ``pipelines`` or ``schedulers``: diffusers' folder that defines it.
         function: The method.
     """
-    wanted = f"class {kind}("
-    for file in sorted((_folder("diffusers") / room).rglob("*.py")):
-        text = file.read_text(encoding="utf-8")
-        if wanted not in text:
-            continue
+    for text in _files_with(kind, room):
         for node in ast.parse(text).body:
             if isinstance(node, ast.ClassDef) and node.name == kind:
                 for method in node.body:

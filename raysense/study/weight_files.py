@@ -48,6 +48,16 @@ def configuration(file: Path) -> dict[str, Any]:
     return content
 
 
+def unknown_pipeline(source: str, kind: object) -> str:
+    """What is said of a pipeline whose ``model_index.json`` names no class of the installed diffusers."""
+    named = f"the class {kind!r:.80}, which the installed diffusers does not have" if kind else "no class"
+    return (
+        f"`pipeline`: the model_index.json of `{source:.200}` names {named} (`_class_name`). Code that comes with a "
+        "pipeline is not run: name the class of diffusers that samples these components, or install a diffusers that "
+        "has it"
+    )
+
+
 def weights_in(folder: Path) -> dict[str, set[str]]:
     """The weights in a component's folder: variant, empty for the plain one -> ``safetensors``, ``bin`` or both."""
     found: dict[str, set[str]] = {}

@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     FluxControlNetPipeline,
     StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
     WanPipeline,
 )
@@ -60,6 +61,10 @@ def test_guidance_is_handed_over_as_the_pipeline_takes_it() -> None:
         (StableDiffusionControlNetPipeline, "it needs `image` beside a prompt"),
         (FluxControlNetPipeline, "it needs `control_image` beside a prompt"),
         (WanPipeline, "it makes videos, not images"),
+        (
+            StableDiffusionImg2ImgPipeline,
+            "it starts from an image (`_class_name` in model_index.json may be StableDiffusionPipeline)",
+        ),
     ],
 )
 def test_pipelines_that_want_more_than_a_prompt_are_refused(kind: type, why: str) -> None:

@@ -104,6 +104,21 @@ def test_a_component_of_an_unknown_class_is_neither_run_nor_forgotten(tmp_path: 
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("kind", ["MyPipeline", None, ["my", "MyPipeline"], "UNet2DConditionModel"])
+def test_a_pipeline_of_an_unknown_class_is_refused_with_and_without_weights(
+    kind: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pipeline"
+    shutil.copytree(pipeline_folder("bundled"), folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": kind}))
+    for reads in (load_pipeline, empty_components):
+        with pytest.raises(
+            RaysenseError, match=r"`pipeline`: the model_index.json of .* names .*`_class_name`"
+        ):
+            reads(str(folder))
+
+
 def test_a_safety_checker_is_switched_off_and_said(tmp_path: Path) -> None:
     config = CLIPConfig(
         text_config={

@@ -129,7 +129,7 @@ def test_a_held_out_text_that_was_searched_on_is_refused(tmp_path: Path) -> None
     rows = [{"prompt": "A red  ball", "split": "search"}, {"prompt": "x", "split": "search"}]
     rows += [{"prompt": "a red ball", "split": "validation"}, {"prompt": "y", "split": "validation"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(RaysenseError, match=r"1 texts stand both .*'A red  ball' in rows 1 and 3"):
+    with pytest.raises(RaysenseError, match=r"1 text stands both .*'A red  ball' in rows 1 and 3"):
         load_prompts(str(path))
 
 
@@ -223,6 +223,12 @@ def test_mistakes(tmp_path: Path) -> None:
         load_prompts("bundled").of("score", 10**6)
     with pytest.raises(RaysenseError, match=r"`rungs\.score\.prompts` .*; `rungs\.validation\.prompts` must"):
         check_counts("bundled", {"preview": 8, "score": 10**6, "validation": 10**6})
+    path.write_text("a cat\n" * 600)
+    path.rename(tmp_path / "same.txt")
+    with pytest.raises(
+        RaysenseError, match=r"`rungs.validation.prompts` is 8, but .* no validation prompts: .* texts"
+    ):
+        check_counts(str(tmp_path / "same.txt"), {"score": 8, "validation": 8})
 
 
 def test_what_text_encoders_cut_off_is_counted() -> None:

@@ -170,6 +170,10 @@ def test_folders_that_are_no_pipelines(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(bundled_pipeline(), copy)
     assert _mistakes(f"pipeline={copy}") == []
+    index = json.loads((copy / "model_index.json").read_text())
+    for name, told in {"MyPipeline": "names the class 'MyPipeline', which", None: "names no class"}.items():
+        (copy / "model_index.json").write_text(json.dumps({**index, "_class_name": name}))
+        assert told in _mistakes(f"pipeline={copy}")[0]
     for content in ("{", "[]", "[" * 100_000, "\ufeff\0"):
         (copy / "model_index.json").write_text(content)
         assert "model_index.json` is damaged" in _mistakes(f"pipeline={copy}")[0]
