@@ -1,9 +1,10 @@
-"""The page of a study that is still running, written anew every so often beside the run."""
+"""The page of a study or a sweep that is still running, written anew every so often beside the run."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from types import TracebackType
 
 from raysense.errors import RaysenseError
@@ -16,17 +17,15 @@ EVERY_SECONDS = 60.0
 class PageWhileRunning:
     """A context manager: while it is open, a thread writes the study's page, at once and then every so often.
 
-    Pictures are not painted.
-
     What goes wrong here is logged and does not stop the study.
 
     Args:
-        uri: The study's folder or address.
+        write: Writes the page; should paint no pictures.
         every: Seconds from one page to the next.
     """
 
-    def __init__(self, uri: str, every: float = EVERY_SECONDS) -> None:
-        self._uri, self._every = uri, every
+    def __init__(self, write: Callable[[], object], every: float = EVERY_SECONDS) -> None:
+        self._page, self._every = write, every
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._write, name="raysense-page", daemon=True)
 
@@ -43,11 +42,8 @@ class PageWhileRunning:
 
     def _write(self) -> None:
         while True:
-            # Imported here: the evaluators start meanwhile.
-            from raysense.results.page import write_page
-
             try:
-                write_page(self._uri, paint=False)
+                self._page()
             except RaysenseError as error:
                 logger.warning("the page of the running study is put off: %s", error)
             except Exception:

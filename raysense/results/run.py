@@ -131,6 +131,10 @@ class Run:
             self._tables[name] = self.store.table(name).to_pandas()
         return self._tables[name]
 
+    def show(self, **tables: pd.DataFrame) -> None:
+        """Let these stand for stored tables: those that are written when a sweep has ended."""
+        self._tables.update(tables)
+
     def sql(self, query: str) -> pd.DataFrame:
         """What a DuckDB query over the tables (and the views `bounds`, `verdicts` and `curves`) gives.
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 import raysense
 from raysense import plugins
@@ -23,6 +24,7 @@ from raysense.results.charts.ranking_bars import ranking_bars
 from raysense.results.charts.sweep_curves import sweep_curves
 from raysense.results.page import (
     GENERATOR,
+    REFRESH_SECONDS,
     costs_of,
     environment,
     library,
@@ -32,7 +34,16 @@ from raysense.results.page import (
 )
 from raysense.results.pictures import Painter, Strip, held_out, in_words
 from raysense.results.run import Run
-from raysense.results.sweeps import CURVE, by_prompt_kind, curves_of, labels_of, points_of
+from raysense.results.sweeps import (
+    CURVE,
+    FOLLOWING,
+    as_table,
+    by_prompt_kind,
+    curves_of,
+    labels_of,
+    points_of,
+)
+from raysense.store.derived import completed
 from raysense.study.sweep import loss_on
 
 NAME = "sweep.html"
@@ -72,6 +83,25 @@ def write_sweep_page(
     return run.disk.path(NAME)
 
 
+def write_running_sweep_page(uri: str, points: pa.Table) -> None:
+    """Write the page of a sweep that is still running, without pictures; nothing where no point is measured yet.
+
+    Args:
+        uri: Its folder or ``s3://`` address.
+        points: The table `points` so far, each with its evaluation in the store.
+
+    Raises:
+        RaysenseError: What is there is damaged.
+    """
+    if not points.num_rows:
+        return
+    run = Run(uri)
+    run.show(points=completed("points", points).to_pandas())
+    found = points_of(run)
+    run.show(**{name: as_table(name, of(run, found)).to_pandas() for name, of in FOLLOWING.items()})
+    run.disk.write(NAME, build(run, images=0, refresh=REFRESH_SECONDS).encode())
+
+
 def build(
     run: Run,
     *,
@@ -79,8 +109,9 @@ def build(
     paint: bool = True,
     code: bool = False,
     tell: Callable[[str], None] | None = None,
+    refresh: int | None = None,
 ) -> str:
-    """The page as text; see `write_sweep_page`.
+    """The page as text; see `write_sweep_page`, and `write_running_sweep_page` for one that reloads itself.
 
     Raises:
         RaysenseError: The run holds no sweep that has ended.
@@ -95,7 +126,7 @@ def build(
     return page.render(
         name=run.study.name,
         generator=f"{GENERATOR} {raysense.__version__}",
-        refresh=None,
+        refresh=refresh,
         measures={f"measure-{name}": _words(name, run) for name in SHOWN if f"measure-{name}" in charts},
         rankings=_rankings(run, charts),
         drawn=charts,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from scipy.special import stdtr
 
 from raysense.feasibility import IMAGE_RUNGS
@@ -234,6 +235,19 @@ FOLLOWING: Mapping[str, Callable[[Run, pd.DataFrame], pd.DataFrame]] = {
     "agreement": agreement_of,
 }
 """Tables that follow from a sweep's points."""
+
+
+def plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of a frame as plain data, what is missing as None."""
+    return [
+        {str(name): None if value != value else value for name, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
+
+
+def as_table(name: str, frame: pd.DataFrame) -> pa.Table:
+    """A frame of one of `FOLLOWING` as it is stored."""
+    return pa.Table.from_pylist(plain(frame), schema=TABLES[name])
 
 
 KINDS = {

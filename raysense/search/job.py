@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ def _searched(
             starts=starts,
             console=console,
             earlier=taken,
-            page=page,
+            page=partial(write_page, out, paint=False) if page else None,
         )
         assert strategy.outcome is not None  # `search` raises otherwise
         say(console, "Writing the tables and the summary …")
@@ -233,16 +234,27 @@ def search(
     starts: Starts,
     console: Console,
     earlier: ReusedRows | None = None,
-    page: bool = True,
+    page: Callable[[], object] | None = None,
 ) -> None:
     """Let the strategy ask, and the executor measure, until the strategy has its outcome.
+
+    Args:
+        strategy: Asks.
+        executor: Measures.
+        store: Where answers are kept.
+        identity: The study's signature.
+        lookahead: How many answers the strategy may be ahead of.
+        starts: Is told how far it is.
+        console: Where progress is shown.
+        earlier: Rows of an earlier run.
+        page: Writes the page of what is known so far; None for no page while it runs.
 
     Raises:
         RaysenseError: See `run_study`.
         KeyboardInterrupt: The study was stopped.
     """
     starting = patient(console, "Starting …")
-    refreshed = PageWhileRunning(store.uri) if page else contextlib.nullcontext()
+    refreshed = PageWhileRunning(page) if page else contextlib.nullcontext()
     with view(console) as live, refreshed, starting as started:
 
         def see(snapshot: Snapshot) -> None:

@@ -122,7 +122,7 @@ def _estimate(
 ) -> Estimate:
     """What a study's search, or its sweep, costs on so many evaluators."""
     if sweep:
-        runner, _ = sweep_strategy(study, inventory, grid, empty, cost, None)
+        runner, *_ = sweep_strategy(study, inventory, grid, empty, cost, None)
         return simulate(runner, study, inventory, grid, speed, count, cost)
     return estimate(
         study, inventory, grid, speed, count, calibration_cost(study, inventory, grid, empty, cost), cost

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -30,8 +30,8 @@ from raysense.pruning.layers import Inventory
 from raysense.results.failures import failures, refuse_if_nothing_was_measured
 from raysense.results.pictures import can_paint
 from raysense.results.run import Run
-from raysense.results.sweep_page import write_sweep_page
-from raysense.results.sweeps import FOLLOWING, points_of
+from raysense.results.sweep_page import write_running_sweep_page, write_sweep_page
+from raysense.results.sweeps import FOLLOWING, as_table, plain, points_of
 from raysense.search.job import (
     begin_store,
     evaluator_spec,
@@ -42,10 +42,9 @@ from raysense.search.job import (
 from raysense.search.starts import Starts
 from raysense.store.checksummed_json import seal
 from raysense.store.disk import Disk
-from raysense.store.schema import TABLES
 from raysense.store.store import Store
 from raysense.strategies.runner import StrategyRunner
-from raysense.strategies.sweep import Swept, make_sweep
+from raysense.strategies.sweep import Measured, Swept, make_sweep
 from raysense.strategies.sweep_points import Layout
 from raysense.study import Study
 from raysense.study.complete import complete
@@ -90,7 +89,7 @@ def run_sweep(
         resume: Go on in a folder that holds evaluations of this study, of a search or of a sweep.
         console: Where progress and the result are shown.
         in_process: Measure in this process, one evaluation after another, without Ray.
-        page: Write the page at the end.
+        page: Write the page, while the sweep runs and at its end.
 
     Returns:
         The summary, as written to ``sweep.json``.
@@ -110,7 +109,7 @@ def run_sweep(
         with patient(console, "Trying the pipeline without its weights …"):
             foreseen = foreseen_for(study)
             empty = empty_components(Origin.of(study))
-        strategy, layout = sweep_strategy(study, inventory, grid, empty, foreseen.cost, weights.counts)
+        strategy, layout, told = sweep_strategy(study, inventory, grid, empty, foreseen.cost, weights.counts)
         store = begin_store(study, out, inventory, grid, inputs, foreseen.order)
         executor = executor_of(study, evaluator_spec(study, out, inputs), inventory, address, in_process)
         with store.lock(), Starts(Disk(out), address, inputs["versions"]) as starts:
@@ -122,7 +121,7 @@ def run_sweep(
                 lookahead=study.search.lookahead,
                 starts=starts,
                 console=console,
-                page=False,
+                page=(lambda: write_running_sweep_page(out, _point_rows(told, layout))) if page else None,
             )
             summary = _finished(study, layout, strategy, store, starts)
     render(summary, out, console)
@@ -140,8 +139,8 @@ def sweep_strategy(
     empty: Mapping[str, nn.Module],
     cost: Cost,
     counts: Callable[[str], Counts] | None,
-) -> tuple[StrategyRunner[Swept], Layout]:
-    """A study's sweep as a strategy, and its layers by group.
+) -> tuple[StrategyRunner[Swept], Layout, list[Measured]]:
+    """A study's sweep as a strategy, its layers by group, and a list that gets every point once it is measured.
 
     Args:
         study: With a section `sweep`.
@@ -166,7 +165,8 @@ def sweep_strategy(
     methods = {name: taken for name in dict.fromkeys(others) if (taken := learning(name))}
     denoisers = [name for name, part in empty.items() if takes_timestep(type(part))]
     layout = Layout(study, inventory, grid, counts, denoisers)
-    return make_sweep(layout, cost, own, methods), layout
+    told = list[Measured]()
+    return make_sweep(layout, cost, own, methods, told), layout, told
 
 
 def _finished(
@@ -177,12 +177,12 @@ def _finished(
     assert swept is not None  # `search` raises otherwise
     store.compact()
     refuse_if_nothing_was_measured(store.evaluations())
-    store.write_table("points", _point_rows(swept, layout, store))
+    store.write_table("points", _point_rows(swept.points, layout))
     run = Run(store.uri)
     points = points_of(run)
     found = {name: of(run, points) for name, of in FOLLOWING.items()}
     for name, frame in found.items():
-        store.write_table(name, pa.Table.from_pylist(_plain(frame), schema=TABLES[name]))
+        store.write_table(name, as_table(name, frame))
     own = [e for e in store.evaluations() if e.stage == "sweep"]
     summary = {
         "study": study.name,
@@ -190,7 +190,7 @@ def _finished(
         "points": len(points),
         "listed": swept.wanted,
         "missing": swept.wanted - int(points["listed"].sum()),
-        **{name: _plain(found[name]) for name in ("cliffs", "pairs", "agreement")},
+        **{name: plain(found[name]) for name in ("cliffs", "pairs", "agreement")},
         "evaluations": len(own),
         "images": sum(e.images for e in own),
         "nfe": strategy.tracker.spent,
@@ -211,10 +211,10 @@ def _write_page(study: Study, out: str, console: Console) -> None:
         say(console, f"The page could not be written: {error}")
 
 
-def _point_rows(swept: Swept, layout: Layout, store: Store) -> pa.Table:
+def _point_rows(measured: Sequence[Measured], layout: Layout) -> pa.Table:
     """The table `points`."""
     rows = []
-    for one in swept.points:
+    for one in tuple(measured):  # it may grow meanwhile
         point, request = one.point, one.point.request
         begin, end = request.steps or (None, None)
         weights = layout.weights(point.shares)
@@ -236,14 +236,6 @@ def _point_rows(swept: Swept, layout: Layout, store: Store) -> pa.Table:
             }
         )
     return pa.Table.from_pylist(rows)
-
-
-def _plain(frame: Any) -> list[dict[str, Any]]:
-    """Rows of a frame as plain data, what is missing as None."""
-    return [
-        {str(name): None if value != value else value for name, value in row.items()}
-        for row in frame.to_dict("records")
-    ]
 
 
 def render(summary: Mapping[str, Any], out: str, console: Console) -> None:

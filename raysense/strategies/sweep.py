@@ -59,6 +59,7 @@ def make_sweep(
     cost: Cost,
     calibration: int = 0,
     methods: Mapping[str, int] | None = None,
+    told: list[Measured] | None = None,
 ) -> StrategyRunner[Swept]:
     """The study's sweep as a strategy.
 
@@ -67,6 +68,7 @@ def make_sweep(
         cost: Of an image, as foreseen; replaced by what the dense images are counted to take.
         calibration: NFE of the study's own calibration at most; 0 if it needs none.
         methods: What calibrations of the sweep's other methods take at most, one of `OUTLIERS` for that rule's.
+        told: Gets every point as soon as it is measured.
 
     Raises:
         RaysenseError: A point cannot be measured, or the budget buys none; nothing is spent yet.
@@ -81,7 +83,8 @@ def make_sweep(
         return sum(context.costs.of(request) for request in spec.requests)
 
     tracker = BudgetTracker(study.budget, cost_of)
-    return StrategyRunner(lambda runner: _stages(runner, context, layout), cost_of, tracker)
+    measured = [] if told is None else told
+    return StrategyRunner(lambda runner: _stages(runner, context, layout, measured), cost_of, tracker)
 
 
 def first_requests(context: SearchContext, layout: Layout) -> list[EvaluationRequest]:
@@ -133,7 +136,9 @@ class _Expectation:
         self._runner.wanted_nfe = sum(map(costs.of, first)) + between * sum(map(costs.of, curves.values()))
 
 
-def _stages(runner: StrategyRunner[Swept], context: SearchContext, layout: Layout) -> Schedule[Swept]:
+def _stages(
+    runner: StrategyRunner[Swept], context: SearchContext, layout: Layout, told: list[Measured]
+) -> Schedule[Swept]:
     """Baseline, the listed points, the points between them."""
     expectation = _Expectation(runner, context, layout)
     dense = yield from _baseline(runner, context, layout)
@@ -141,14 +146,14 @@ def _stages(runner: StrategyRunner[Swept], context: SearchContext, layout: Layou
     expectation.counted(points)
     runner.headline = f"{len(points)} points of {len(layout.sweep.points) + bool(layout.sweep.screen)} sets"
     found: list[list[Measured] | None] = yield [
-        _asked(context, number, chunk) for number, chunk in enumerate(_chunks(points))
+        _asked(context, number, chunk, told) for number, chunk in enumerate(_chunks(points))
     ]
     measured = [one for chunk in found if chunk for one in chunk]
     if layout.sweep.cliffs is not None:
         curves = curves_of(measured, layout)
         runner.headline = f"looking for the cliffs of {len(curves)} curves"
         between: list[list[Measured]] = yield [
-            _between(context, layout, curve, _whole(measured, curve, layout)) for curve in curves
+            _between(context, layout, curve, _whole(measured, curve, layout), told) for curve in curves
         ]
         measured += [one for curve in between for one in curve]
     return Swept(dense, measured, len(points))
@@ -214,7 +219,7 @@ def _chunks(points: Sequence[Point]) -> list[list[Point]]:
     return chunks
 
 
-def _asked(context: SearchContext, number: int, points: Sequence[Point]) -> Coroutine:
+def _asked(context: SearchContext, number: int, points: Sequence[Point], told: list[Measured]) -> Coroutine:
     """Some points as one trial; what the budget does not cover at once, point by point. Returns what was measured."""
     name = f"{STAGE}/{points[0].set}/{number}"
     requests = list(dict.fromkeys(point.request for point in points))
@@ -229,10 +234,14 @@ def _asked(context: SearchContext, number: int, points: Sequence[Point]) -> Coro
                 answers[request] = evaluation
         except OutOfBudget:
             pass
-    return [Measured(point, answers[point.request]) for point in points if point.request in answers]
+    found = [Measured(point, answers[point.request]) for point in points if point.request in answers]
+    told.extend(found)
+    return found
 
 
-def _between(context: SearchContext, layout: Layout, curve: Sequence[Measured], whole: float) -> Coroutine:
+def _between(
+    context: SearchContext, layout: Layout, curve: Sequence[Measured], whole: float, told: list[Measured]
+) -> Coroutine:
     """Points between a curve's own until its cliff is known, or enough are measured. Returns them."""
     cliffs = layout.sweep.cliffs
     assert cliffs is not None
@@ -256,6 +265,7 @@ def _between(context: SearchContext, layout: Layout, curve: Sequence[Measured], 
             (evaluation,) = yield from asked_for(context, TrialSpec(name, STAGE, (point.request,)))
             found.append(Measured(point, evaluation))
             known.append(found[-1])
+            told.append(found[-1])
     except OutOfBudget:
         pass
     return found

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from rich.console import Console
@@ -14,9 +16,12 @@ import raysense as rs
 from raysense.errors import RaysenseError
 from raysense.evaluation.identity import inventory_and_grid, signature
 from raysense.pipelines.load import load_pipeline
+from raysense.results import sweep_page
+from raysense.results.refresh import PageWhileRunning
 from raysense.results.sweep_page import write_sweep_page
 from raysense.results.sweeps import by_prompt_kind, points_of
 from raysense.search import job
+from raysense.search import sweep as search_sweep
 from raysense.search.earlier_run import EarlierRun, swept_in
 from raysense.search.sweep import run_sweep
 from raysense.study import Study, load
@@ -162,6 +167,15 @@ def test_going_on_measures_nothing_twice_and_adds_points(
     run: rs.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(PLUGINS)
+    seen = list[str]()
+
+    def write(uri: str, points: pa.Table) -> None:
+        sweep_page.write_running_sweep_page(uri, points)
+        if points.num_rows:
+            seen.append(Path(uri, sweep_page.NAME).read_text(encoding="utf-8"))
+
+    monkeypatch.setattr(search_sweep, "write_running_sweep_page", write)
+    monkeypatch.setattr(job, "PageWhileRunning", partial(PageWhileRunning, every=0.2))
     before = len(run.table("evaluations"))
     again = swept(small(SWEEP), Path(run.uri), resume=True)
     assert len(again.table("evaluations")) == before
@@ -171,6 +185,22 @@ def test_going_on_measures_nothing_twice_and_adds_points(
     assert len(added.table("evaluations")) == before + 3
     assert set(points_of(added).query("point_set == 'published'")["rule"]) == {"owl_block", "my_search.later"}
     swept(small(SWEEP), Path(run.uri), resume=True)  # as the other tests expect it
+    assert seen, "the page of what is known so far"
+    assert all('http-equiv="refresh"' in text and "This sweep has not finished" in text for text in seen)
+    assert "refresh" not in Path(run.uri, sweep_page.NAME).read_text(encoding="utf-8")[:4000]
+
+
+def test_the_page_of_a_running_sweep_shows_what_is_known_so_far(run: rs.Run, tmp_path: Path) -> None:
+    shutil.copytree(run.uri, tmp_path / "running")
+    points = run.store.table("points")
+    sweep_page.write_running_sweep_page(str(tmp_path / "running"), points.slice(0, 0))
+    page = tmp_path / "running" / sweep_page.NAME
+    assert "has not finished" not in page.read_text(encoding="utf-8"), "no point yet, no page"
+    for count in (1, 5):
+        sweep_page.write_running_sweep_page(str(tmp_path / "running"), points.slice(0, count))
+        text = page.read_text(encoding="utf-8")
+        assert f"{count} points of text_encoder, unet, measured so far." in text
+        assert 'http-equiv="refresh"' in text
 
 
 def test_a_search_is_given_the_curves_that_were_probed(
