@@ -187,8 +187,8 @@ def _of(future: Any, left: int) -> str:
         reason = " ".join(str(error).split())[:300]
         raise RaysenseError(
             f"`metrics.reference.path` {NAME}: {left:,} photographs are still to come, but {SERVER} does not give them "
-            f"({reason}); run `raysense prepare` again where there is a network, it goes on; or copy them, or COCO's "
-            f"train2017.zip unpacked, into {folder()}"
+            f"({reason}); run `raysense prepare` again where there is a network, it goes on; or copy them, out of "
+            f"COCO's train2017.zip for instance, into {folder()}"
         ) from error
     return found
 
