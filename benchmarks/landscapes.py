@@ -38,6 +38,7 @@ from raysense.strategies.baselines import Random, Switches, Tpe
 from raysense.strategies.curves import Curve, least_known, removed_energy
 from raysense.strategies.evopress import evopress
 from raysense.strategies.joint import JointProposer
+from raysense.strategies.line_search import Step, next_share
 from raysense.strategies.proposers import Proposer
 from raysense.strategies.solver import solve
 
@@ -192,13 +193,13 @@ def run(problem: Landscape, strategy: str, budget: int, seed: int) -> Run:
     def climb(
         family: Callable[[int], Allocation], tell: Callable[[Allocation, float], None], steps: int
     ) -> None:
-        low, high = 0.0, grid.max_zeros / grid.n
+        known = list[Step]()
         for _ in range(steps):
-            middle = (low + high) / 2
-            allocation = family(int(middle * grid.n))
+            share = next_share(known, grid.max_zeros / grid.n)
+            allocation = family(int(share * grid.n))
             utilisation = judged(allocation)
             tell(allocation, utilisation)
-            low, high = (middle, high) if utilisation <= 1 else (low, middle)
+            known.append(Step(share, utilisation <= 1, utilisation))
 
     def uniform(zeros: int) -> Allocation:
         return grid.nearest(

@@ -168,7 +168,7 @@ def allocation_rule(name: str) -> Callable[[Plugin], Plugin]:
 
     It takes ``(inventory, grid, zeros)``, a `raysense.pruning.layers.Inventory`, a `raysense.allocation.LevelGrid` and
     the number of weights to remove, and returns an `Allocation` that removes as many, within a step of the grid
-    (`LevelGrid.nearest` rounds). Its sparsest total inside the quality budget is found by bisection.
+    (`LevelGrid.nearest` rounds). Its sparsest total inside the quality budget is searched for.
 
     Example:
         >>> @allocation_rule("by_size")

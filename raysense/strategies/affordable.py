@@ -51,7 +51,10 @@ class Expectation:
         self._runner, study, search = runner, context.study, context.study.search
         climbs = len(context.rule_names) + sum(name in search.strategies for name in (SOLVER, *OUTLIERS))
         climbs, joint = climbs * search.bisections, search.rounds * search.offspring * (1 + len(context.own))
-        probes, finalists = len(context.groups) * min(3, search.levels), 2 * len(context.safer)
+        probes, finalists = (
+            len(context.groups) * min(3, search.levels),
+            2 * (len(context.safer) + bool(context.beyond)),
+        )
         first, one = _baseline_requests(context), Allocation({context.grid.addresses[0]: 1})
         climb, test = (with_shards(study, one, rungs) for rungs in (("preview", "score"), ("validation",)))
         runner.wanted = len(first) + probes + (climbs + joint) * len(climb) + finalists * len(test)

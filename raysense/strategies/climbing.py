@@ -25,6 +25,7 @@ from raysense.strategies.context import (
 from raysense.strategies.curves import Curve, damages_of
 from raysense.strategies.evopress import evopress
 from raysense.strategies.joint import JointProposer
+from raysense.strategies.line_search import Step, next_share
 from raysense.strategies.proposers import Proposer
 from raysense.strategies.rules import outlier_weighed, solved
 from raysense.strategies.runner import Coroutine, OutOfBudget, Stage, StrategyRunner
@@ -40,14 +41,14 @@ def rules_of(
     for name in [name for name in OUTLIERS if name in strategies]:
         rules[name] = outlier_weighed(name, context.inventory, context.grid, dense[CALIBRATION])
     if curves:
-        rules[SOLVER] = _solver(context, curves, {})
+        rules[SOLVER] = _solver(context, [curve.refined() for curve in curves], {})
     return rules
 
 
 def climb(
     runner: StrategyRunner[Findings], context: SearchContext, rules: Mapping[str, AllocationRule]
 ) -> Stage[list[Candidate]]:
-    """Bisect every rule for the sparsest total inside the budget; gives all candidates."""
+    """Every rule's sparsest total inside the budget; gives all candidates."""
     runner.headline = "climbing: the sparsest total of every strategy"
     climbed: list[list[Candidate]] = yield [_climb(context, name, rule) for name, rule in rules.items()]
     return [candidate for candidates in climbed for candidate in candidates]
@@ -71,7 +72,7 @@ def search_jointly(
         left = itertools.count()
         coroutines += [
             _lane(context, name, proposer, left)
-            for _ in range(min(search.lookahead, search.rounds * search.offspring))
+            for _ in range(min(search.lookahead, search.offspring if search.rounds else 0))
         ]
     allowed = _allowed(context, curves)
     start = best_of([candidate for candidate in climbed if candidate.strategy not in (SOLVER, JOINT)])
@@ -100,17 +101,17 @@ def _proposers(context: SearchContext, curves: Sequence[Curve]) -> dict[str, Pro
 
 
 def _climb(context: SearchContext, strategy: str, rule: AllocationRule) -> Coroutine:
-    """Bisect for the sparsest total of an allocation rule that stays inside the budget; returns all candidates."""
-    tried: list[Candidate] = []
-    low, high = 0.0, context.grid.max_zeros / context.grid.n
+    """The sparsest total of an allocation rule that stays inside the budget; returns all candidates."""
+    tried, steps = list[Candidate](), list[Step]()
+    most = context.grid.max_zeros / context.grid.n
     try:
         for number in range(context.study.search.bisections):
-            middle = (low + high) / 2
+            share = next_share(steps, most)
             candidate = yield from judged(
-                context, strategy, f"{strategy}/{number}", rule(context.zeros(middle))
+                context, strategy, f"{strategy}/{number}", rule(context.zeros(share))
             )
             tried.append(candidate)
-            low, high = (middle, high) if candidate.feasible else (low, middle)
+            steps.append(Step(share, candidate.feasible, context.utilisation(candidate)))
     except OutOfBudget:
         pass
     return tried
@@ -119,7 +120,8 @@ def _climb(context: SearchContext, strategy: str, rule: AllocationRule) -> Corou
 def _lane(context: SearchContext, strategy: str, proposer: Proposer, left: Iterator[int]) -> Coroutine:
     """Proposes, has it judged, tells, again and again; as many lanes side by side as may be outstanding.
 
-    There are no generations: a lane goes on as soon as its own candidate is judged. Returns its candidates.
+    There are no generations: a lane goes on as soon as its own candidate is judged. `search.offspring` lanes, so that
+    all but the first of each know what came before. Returns its candidates.
     """
     found: list[Candidate] = []
     try:
@@ -180,6 +182,6 @@ def _learned(context: SearchContext, curves: Sequence[Curve]) -> JointProposer:
     damages = damages_of(fine, context.groups, context.grid)
 
     def solve(zeros: int, weights: Mapping[str, float]) -> Allocation:
-        return _solver(context, curves, weights)(zeros)
+        return _solver(context, fine, weights)(zeros)
 
     return JointProposer(context.grid, damages, [c.group for c in fine], solve, [context.study.seed, 0])

@@ -23,6 +23,9 @@ if TYPE_CHECKING:  # they load torch, and `raysense resolve` reads tables only
 SAFER = (0.8, 0.9, 0.95, 1.0)
 """Shares of the best total that are validated, least sparse first."""
 
+BEYOND = 0.025
+"""Between the totals beyond the best that are validated, as a share of it."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -115,6 +118,11 @@ class SearchContext:
     def safer(self) -> tuple[float, ...]:
         """Shares of a contender's total that are validated, least sparse first."""
         return SAFER[-self.study.search.finalists :]
+
+    @property
+    def beyond(self) -> tuple[float, ...]:
+        """Shares of a contender's total that are validated when it passed itself."""
+        return tuple(1 + BEYOND * (step + 1) for step in range(self.study.search.beyond))
 
 
 def candidate_of(

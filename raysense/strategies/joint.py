@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtr
 
 from raysense.allocation import Allocation, LevelGrid
-from raysense.strategies.proposers import Push, switched
+from raysense.strategies.proposers import LEAST_GROWTH, MOST_GROWTH, switched
 
 _Floats = npt.NDArray[np.float64]
 
@@ -24,6 +25,9 @@ one common to a component and one of the group's own, each."""
 UTILISATION_SD = 0.1
 """How far a measured utilisation is from the additive model, relatively, beside its own noise."""
 
+TOTALS = 12
+"""Totals above the best that are weighed up for each proposal, closer together near the best."""
+
 _FAR = 4.0  # utilisations beyond this lie past the cliff, where nothing adds up
 _LEAST_FACTOR = 0.1
 
@@ -33,9 +37,11 @@ class JointProposer:
 
     The utilisation of an allocation is modelled as a sum over groups, ``sum_g θ_g · d_g(x_g)``, with d the measured
     probe curves and a Gaussian prior on the factors θ, correlated within a component. Measured utilisations, those of
-    allocation rules included, update it in closed form; a sample from the posterior (Thompson 1933) goes
-    to the solver as weights, at a total above the best so far; where it repeats itself, levels are switched between a
-    few layers. The sum is only a surrogate: what is kept has been measured.
+    allocation rules included, update it in closed form. The mean of the posterior and a sample from it (Thompson
+    1933) go to the solver by turns as weights. The total is the one with the largest expected improvement: what it
+    exceeds the best by, times the probability that its utilisation is at most 1 (Schonlau, Welch & Jones, "Global
+    versus local search in constrained optimization of computer models", 1998). Where a proposal repeats itself, levels
+    are switched between a few layers. The sum is only a surrogate: what is kept has been measured.
 
     Args:
         grid: The layers' levels.
@@ -56,7 +62,7 @@ class JointProposer:
         self._grid, self._damages, self._solve = grid, damages, solve
         self._groups = list(groups)
         self._rng = np.random.default_rng(seed)
-        self._push = Push(grid)
+        self._best = 0
         self._rows: list[_Floats] = []
         self._utilisations: list[float] = []
         self._proposed: set[Allocation] = set()
@@ -67,15 +73,23 @@ class JointProposer:
         self._prior = FACTOR_SD**2 * (np.eye(len(names)) + same)
 
     def propose(self) -> Allocation:
-        """The solver's answer to sampled factors, at a total above the best."""
+        """The solver's answer to known or sampled factors, at the total with the largest expected improvement."""
         self._number += 1
         known = self._posterior()
-        mean = known.mean
         sampled = self._number % 2 == 0  # by turns what is known and what might be
-        factors = self._sampled(known) if sampled else mean
-        factors = np.maximum(factors, _LEAST_FACTOR * max(float(mean.mean()), 1e-12))
+        factors = self._sampled(known) if sampled else known.mean
+        factors = np.maximum(factors, _LEAST_FACTOR * max(float(known.mean.mean()), 1e-12))
         weights = dict(zip(self._groups, (factors / factors.mean()).tolist(), strict=True))
-        allocation = self._solve(self._push.target, weights)
+        wanted, allocation = -1.0, Allocation()
+        for total in self._totals():
+            choice = self._solve(total, weights)
+            row = np.asarray(self._damages(choice), dtype=np.float64)
+            expected = float(row @ factors)
+            chance = float(ndtr((1 - expected) / self._sd(known, row, expected))) if len(known.rows) else 1.0
+            if (total - self._best) * chance > wanted:
+                wanted, allocation = (total - self._best) * chance, choice
+            if not len(known.rows):
+                break  # nothing says where the bound is: the least total
         if allocation in self._proposed:
             allocation = switched(self._grid, allocation, self._rng, 3)
         self._proposed.add(allocation)
@@ -83,10 +97,19 @@ class JointProposer:
 
     def tell(self, allocation: Allocation, utilisation: float) -> None:
         """Update the surrogate and the best."""
-        self._push.tell(allocation, utilisation, allocation in self._proposed)
+        if utilisation <= 1:
+            self._best = max(self._best, self._grid.zeros(allocation))
         if math.isfinite(utilisation) and utilisation <= _FAR:
             self._rows.append(np.asarray(self._damages(allocation), dtype=np.float64))
             self._utilisations.append(max(utilisation, 0.0))
+
+    def _totals(self) -> list[int]:
+        """What to choose the next total from: a little above the best and on."""
+        most = self._grid.max_zeros
+        if not self._best:
+            return [int(most * (number / TOTALS) ** 2) for number in range(1, TOTALS + 1)]
+        growth = LEAST_GROWTH + (MOST_GROWTH - LEAST_GROWTH) * np.linspace(0, 1, TOTALS) ** 2
+        return sorted({min(int(self._best * (1 + share)), most) for share in growth})
 
     def factors(self) -> dict[str, float]:
         """Group -> mean factor, as weights for the solver."""
@@ -99,9 +122,13 @@ class JointProposer:
         known = self._posterior()
         row = np.asarray(self._damages(allocation), dtype=np.float64)
         utilisation = float(row @ known.mean)
+        return utilisation, self._sd(known, row, utilisation)
+
+    def _sd(self, known: _Posterior, row: _Floats, utilisation: float) -> float:
+        """The standard deviation of a predicted utilisation, that of the factors and of the model."""
         prior = known.scale**2 * (self._prior @ row)
         variance = float(row @ prior - (row @ known.gain) @ (known.rows @ prior))
-        return utilisation, float(np.sqrt(max(variance, 0.0) + (UTILISATION_SD * max(utilisation, 0.3)) ** 2))
+        return math.sqrt(max(variance, 0.0) + (UTILISATION_SD * max(utilisation, 0.3)) ** 2)
 
     def _posterior(self) -> _Posterior:
         """What the measured utilisations say about the factors."""

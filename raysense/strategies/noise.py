@@ -196,7 +196,7 @@ def given_spreads(study: Study, texts: Sequence[str]) -> dict[str, float]:
 
 
 def foretold(study: Study, given: Mapping[str, float] | None = None) -> list[str]:
-    """What can be said of every bound's noise before the first image, a sentence each.
+    """What can be said of every bound's noise before the first image, a few sentences a bound.
 
     Args:
         study: The study.
@@ -205,18 +205,29 @@ def foretold(study: Study, given: Mapping[str, float] | None = None) -> list[str
     given, bounds = given or {}, study.constraints.bounds()
     typical, their_source = typical_of(study.pipeline)
     spreads = {**typical, **given}
+    found = needs(study, spreads)
     lines = []
-    for need in needs(study, spreads):
-        measure = need.bound.measure
-        source = "given" if measure in given else f"typical: {their_source}"
+    for bound in bounds:
+        own = [need for need in found if need.bound == bound]
+        if not own:
+            continue
+        source = "given" if bound.measure in given else f"typical: {their_source}"
+        reach = " and ".join(
+            f"±{n.reach:.2g} on the {n.prompts:,} prompts of the {n.rung} rung (enough: {n.usual:,})"
+            for n in own
+        )
         inside = (
-            f"±{need.reach:.2g} for a harmless candidate on {need.prompts:,} prompts of the {need.rung} rung, inside "
-            f"`{need.bound.field}` {need.bound.limit:g}; nine in ten pass from {need.usual:,} prompts on."
+            f"`{bound.field}` {bound.limit:g} is above the noise: a harmless candidate is measured to {reach}, if "
+            f"one prompt differs from another by {spreads[bound.measure]:g} ({source}). Enough: nine such candidates "
+            "in ten pass."
         )
-        refused = f"{need}. The study will be refused if that is so."
-        lines.append(
-            f"At a spread of {spreads[measure]:g} a prompt ({source}): {inside if need.is_met else refused}"
-        )
+        short = [
+            f"{need}. The study will be refused if one prompt differs from another by {spreads[bound.measure]:g} "
+            f"({source})."
+            for need in own
+            if not need.is_met
+        ]
+        lines += short or [inside]
     return lines + _known_later(bounds, spreads)
 
 

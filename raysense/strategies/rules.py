@@ -80,13 +80,21 @@ def solved(
     weights: Mapping[str, float] | None = None,
     objective: str = "additive",
 ) -> AllocationRule:
-    """The solver's rule: least weighted sum of the groups' damages for every total, or least largest of them."""
-    fine = [curve.refined() for curve in curves]
+    """The solver's rule: least weighted sum of the groups' damages for every total, or least largest of them.
+
+    Args:
+        curves: The groups', refined.
+        groups: Group -> its layers.
+        inventory: The layers.
+        grid: Their levels.
+        weights: Group -> factor on its damage; 1 where missing.
+        objective: One of `OBJECTIVES`.
+    """
     sizes = {layer.address: layer.n for layer in inventory.layers}
 
     def rule(zeros: int) -> Allocation:
-        most = sum(max(curve.zeros) for curve in fine)
-        solution = OBJECTIVES[objective](fine, min(zeros, most), weights)
+        most = sum(max(curve.zeros) for curve in curves)
+        solution = OBJECTIVES[objective](curves, min(zeros, most), weights)
         wish = {
             address: solution.sparsity.get(group, 0.0) * sizes[address]  # unmeasured groups stay dense
             for group, addresses in groups.items()

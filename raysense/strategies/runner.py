@@ -93,6 +93,7 @@ class StrategyRunner(Generic[Outcome]):
         self._coroutines: list[Coroutine] = []
         self._found: list[Any] = []
         self._open = 0
+        self._starting = False
         self._schedule = schedule(self)
         self._next_stage(first=True)
 
@@ -135,7 +136,7 @@ class StrategyRunner(Generic[Outcome]):
     def _close(self, number: int, found: Any) -> None:
         self._found[number] = found
         self._open -= 1
-        if self._open == 0:
+        if self._open == 0 and not self._starting:
             self._next_stage()
 
     def _next_stage(self, first: bool = False) -> None:
@@ -146,8 +147,10 @@ class StrategyRunner(Generic[Outcome]):
                 first = False
                 self._found = [None] * len(self._coroutines)
                 self._open = len(self._coroutines)
+                self._starting = True  # those that end without asking do not begin the stage after this one
                 for number in range(len(self._coroutines)):
                     self._advance(number, next)
+                self._starting = False
         except StopIteration as finished:
             self.outcome, self.done = finished.value, True
         except RaysenseError as error:

@@ -1,4 +1,4 @@
-"""The last stage: contenders on held-out prompts, least sparse first."""
+"""The last stage: contenders on held-out prompts, least sparse first, and on beyond what the search found."""
 
 from __future__ import annotations
 
@@ -22,12 +22,26 @@ def validate(
     rules: Mapping[str, AllocationRule],
     tried: Sequence[Candidate],
 ) -> Stage[list[Candidate]]:
-    """Test the best of all strategies and of those that compete; gives the finalists that were tested."""
+    """Test the best of all strategies and of those that compete; gives the finalists that were tested.
+
+    Held-out prompts are usually more than the search's own, so their intervals leave room for more zeros. Whoever
+    passed with all of its total goes on beyond it, once nobody else needs the budget for that.
+    """
     runner.headline = "validating on held-out prompts: " + headline_of(context, tried)
+    contenders = _contenders(context, tried)
+    lines = {c.strategy: _line(context, c, rules) for c in contenders}
     tests: list[list[Candidate]] = yield [
-        _validate(context, contender.strategy, _below(context, contender, rules), contender.zeros)
-        for contender in _contenders(context, tried)
+        _in_turn(context, contender, lines[contender.strategy], context.safer) for contender in contenders
     ]
+    unbeaten = [
+        contender
+        for contender, test in zip(contenders, tests, strict=True)
+        if len(test) == len(context.safer) and test[-1].feasible
+    ]
+    if unbeaten and context.beyond:
+        tests += yield [
+            _in_turn(context, contender, lines[contender.strategy], context.beyond) for contender in unbeaten
+        ]
     return [candidate for test in tests for candidate in test]
 
 
@@ -41,25 +55,35 @@ def _contenders(context: SearchContext, tried: Sequence[Candidate]) -> list[Cand
     return [best, *(rival for rival in rivals if rival is not None)]
 
 
-def _validate(context: SearchContext, strategy: str, rule: AllocationRule, zeros: int) -> Coroutine:
+def _in_turn(
+    context: SearchContext, contender: Candidate, line: AllocationRule, shares: Sequence[float]
+) -> Coroutine:
     """Held-out prompts, least sparse first, stopping at the first failure: no test has to share with the next.
 
     Fixed-sequence testing keeps the error of passing *any* infeasible finalist of a strategy at that of one test
     (Maurer, Hothorn & Lehmacher 1995; Westfall & Krishen 2001, "Optimally weighted, fixed sequence and gatekeeper
-    multiple testing procedures"). The strategies that compete share the error: see `held_out_stretch`.
+    multiple testing procedures"). The sequence is fixed by the search, before any held-out image. The strategies that
+    compete share the error: see `held_out_stretch`.
+
+    Args:
+        context: The study.
+        contender: What the strategy found.
+        line: Its allocations by total.
+        shares: Of the contender's total, in the order of testing.
     """
     tested: list[Candidate] = []
+    strategy, grid = contender.strategy, context.grid
     try:
-        for share in context.safer:
-            allocation = rule(int(zeros * share))
-            spec = TrialSpec(
-                f"validation/{strategy}/{share}", "validation", (EvaluationRequest(allocation, "validation"),)
-            )
+        for share in shares:
+            allocation = line(int(contender.zeros * share))
+            zeros = grid.zeros(allocation)
+            if zeros <= (tested[-1].zeros if tested else 0 if share <= 1 else contender.zeros):
+                break  # nothing sparser is allowed
+            name = f"validation/{strategy}/{share:.4g}"
+            spec = TrialSpec(name, "validation", (EvaluationRequest(allocation, "validation"),))
             (evaluation,) = yield from asked_for(context, spec)
             feasible = is_feasible(evaluation, context.bounds, held_out_stretch(context.study))
-            tested.append(
-                Candidate(strategy, allocation, context.grid.zeros(allocation), evaluation, feasible)
-            )
+            tested.append(Candidate(strategy, allocation, zeros, evaluation, feasible))
             if not feasible:
                 break
     except OutOfBudget:
@@ -67,13 +91,13 @@ def _validate(context: SearchContext, strategy: str, rule: AllocationRule, zeros
     return tested
 
 
-def _below(
+def _line(
     context: SearchContext, contender: Candidate, rules: Mapping[str, AllocationRule]
 ) -> AllocationRule:
-    """The contender itself, and what its strategy gives at smaller totals."""
+    """The contender itself, and what its strategy gives at other totals."""
 
     def rule(zeros: int) -> Allocation:
-        if zeros >= contender.zeros:
+        if zeros == contender.zeros:
             return contender.allocation
         own = rules.get(contender.strategy)
         return own(zeros) if own is not None else scaled(context.grid, contender.allocation, zeros)

@@ -375,10 +375,18 @@ class Search(Section):
     bisections: int = Field(
         6, ge=1, le=20, description="steps of each strategy's search for its largest total"
     )
-    rounds: int = Field(2, ge=0, description="joint search judges rounds x offspring candidates; 0: none")
-    offspring: int = Field(8, ge=1, description="candidates a round of the joint search")
+    rounds: int = Field(2, ge=0, description="the joint search judges rounds x offspring candidates; 0: none")
+    offspring: int = Field(
+        8, ge=1, description="its candidates under way at once: the more, the less each knows of others"
+    )
     finalists: int = Field(
-        4, ge=1, description="allocations of a strategy that are tested on held-out prompts"
+        4, ge=1, description="totals up to a strategy's best that are tested on held-out prompts"
+    )
+    beyond: int = Field(
+        4,
+        ge=0,
+        le=20,
+        description="totals beyond it, 2.5 % of it apart, tested there as long as all before passed and budget is left",
     )
     compare: bool = Field(
         False, description="validate the best of every strategy, not only the best of all and the uniform one"
@@ -393,7 +401,7 @@ class Search(Section):
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return without_new(dump(self), info, earlier_looks=0)
+        return without_new(dump(self), info, earlier_looks=0, beyond=4)
 
 
 class Budget(Section):

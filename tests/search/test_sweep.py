@@ -175,7 +175,7 @@ def test_going_on_measures_nothing_twice_and_adds_points(
             seen.append(Path(uri, sweep_page.NAME).read_text(encoding="utf-8"))
 
     monkeypatch.setattr(search_sweep, "write_running_sweep_page", write)
-    monkeypatch.setattr(job, "PageWhileRunning", partial(PageWhileRunning, every=0.2))
+    monkeypatch.setattr(job, "PageWhileRunning", partial(PageWhileRunning, every=0.01))
     before = len(run.table("evaluations"))
     again = swept(small(SWEEP), Path(run.uri), resume=True)
     assert len(again.table("evaluations")) == before

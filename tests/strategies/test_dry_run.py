@@ -37,17 +37,18 @@ def test_counts_by_hand() -> None:
     found = planned(study())
     counted = {name: (stage.evaluations, stage.images) for name, stage in found.stages.items()}
     # Dense on three rungs, with two reference images a prompt of the largest of each set; three candidates on two
-    # rungs, the second of which samples what the first has not; three finalists. What has more than 128 images has
+    # rungs, the second of which samples what the first has not; three finalists up to 47.5 % and three
+    # beyond, of which the last is above one half. What has more than 128 images has
     # shards: 160 of each reference of the search, 160 and 320 held-out ones.
     assert counted == {
         "baseline": (3 + 2 + 2 + 3, (80 + 160) + 2 * (80 + 160)),
         "search": (6 + 3, 3 * 80 + 3 * 24),  # and three light candidates' previews at most, for the noise
-        "validation": (3 + 3 * 2, 3 * 160),
+        "validation": (6 + 6 * 2, 6 * 160),
     }
     assert found.cost == found.images * 12 * 2
-    work = 15 * SPEED.images + found.images * SPEED.image
+    work = 18 * SPEED.images + found.images * SPEED.image
     assert found.busy == pytest.approx(work + SPEED.load)
-    assert found.wall == pytest.approx(SPEED.start + found.busy + (15 + 7 + 6) * 0.05)
+    assert found.wall == pytest.approx(SPEED.start + found.busy + (18 + 7 + 12) * 0.05)
 
 
 def test_curves_are_counted_and_more_evaluators_share_them() -> None:

@@ -147,3 +147,15 @@ def run_rest(runner: StrategyRunner[object], outstanding: TrialSpec | None) -> l
         outstanding = runner.ask()
         names += [outstanding.name] if outstanding else []
     return names
+
+
+def test_a_stage_in_which_nobody_asks_is_passed_and_its_findings_arrive() -> None:
+    def plan(runner: StrategyRunner[int]) -> Schedule[int]:
+        first: Sequence[int] = yield [counting("a", 1)]
+        second: Sequence[int] = yield [counting("b", 0), counting("c", 0)]
+        third: Sequence[int] = yield [counting("d", 0), counting("e", 2)]
+        return sum(first) + len(second) + sum(third)
+
+    runner = StrategyRunner(plan, lambda q: 1)
+    assert run(runner) == ["a0", "e0", "e1"]
+    assert runner.outcome == 5
