@@ -68,7 +68,7 @@ sbom: $(READY)  ## dist/sbom.json: what is pinned, as a CycloneDX bill of materi
 	mkdir -p dist
 	$(BIN)/cyclonedx-py requirements requirements.lock --output-reproducible --of JSON -o dist/sbom.json
 
-audit: $(READY)  ## known weaknesses of what is pinned; asks pypi.org, and fails where that does not answer
+audit: $(READY)  ## known weaknesses of what is pinned; asks the Python Package Index, and fails where it does not answer
 	$(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip --strict
 
 bundle: $(READY)  ## dist/cluster: what `ray up` copies to every node, the same wheel for all

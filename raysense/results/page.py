@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import logging
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 import raysense
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 NAME = "report.html"
 GENERATOR = "raysense report"
+_QUOTED = re.compile(r"`([^`]+)`")
 REFRESH_SECONDS = 20
 
 STRATEGIES = {
@@ -505,8 +507,13 @@ def environment() -> Environment:
         lstrip_blocks=True,
         loader=FunctionLoader(lambda name: (files("raysense.results") / name).read_text(encoding="utf-8")),
     )
-    environment.filters.update(number=number, percent=percent)
+    environment.filters.update(number=number, percent=percent, prose=prose)
     return environment
+
+
+def prose(sentence: str) -> Markup:
+    """A sentence as the terminal says it, with what stands in backticks set as code; all else stays text."""
+    return Markup(_QUOTED.sub(r"<code>\1</code>", str(escape(sentence))))
 
 
 def script_json(value: Any) -> Markup:

@@ -12,7 +12,7 @@ import pytest
 
 from raysense.cli import main
 from raysense.results.charts.quality import quality
-from raysense.results.page import _budget, build, number, write_page
+from raysense.results.page import _budget, build, number, prose, write_page
 from raysense.results.refresh import PageWhileRunning
 from raysense.results.run import Run
 from tests.results.browser import Browser
@@ -214,3 +214,9 @@ def test_a_curve_begins_where_it_was_measured(reference: Path) -> None:
     assert all(sparsity > 0 and strategy != "dense" for strategy, sparsity in drawn)
     (origin,) = [layer for layer in spec["layer"] if layer["mark"].get("shape") == "square"]
     assert max(p["sparsity"] for p in points(origin)) < 1e-5  # zeros that the dense pipeline has by itself
+
+
+def test_what_the_terminal_sets_in_backticks_is_code_and_all_else_stays_text() -> None:
+    assert prose("set `a.b` <0.9>") == "set <code>a.b</code> &lt;0.9&gt;"
+    assert prose("`<script>`") == "<code>&lt;script&gt;</code>"
+    assert prose("a ` alone") == "a ` alone"
