@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from raysense.pipelines.origin import pipeline_folder
 from raysense.pipelines.sample import call_pipeline
 from raysense.prompts.sets import load_prompts
 from raysense.records import EvaluationRequest
-from raysense.results.pictures import strips, thumbnails
+from raysense.results.pictures import Strip, strips, thumbnails
 from raysense.results.run import Run
 
 TINY = [
@@ -119,6 +120,10 @@ def test_the_tables_hold_every_evaluation_once_answered_by_tune_trials(finished:
     assert winner["zeros"].sum() == summary_of(finished)["zeros"]
 
 
+def _winner(shown: Sequence[Strip]) -> Strip:
+    return next(strip for strip in shown if strip.kind == "winner")
+
+
 def test_from_the_tables_to_a_page_an_export_and_its_images(finished: Path, tmp_path: Path) -> None:
     """Zeros, metrics and images agree from the study's rows to what a user samples from the exported pipeline."""
     summary, run = summary_of(finished), Run(str(finished))
@@ -129,6 +134,9 @@ def test_from_the_tables_to_a_page_an_export_and_its_images(finished: Path, tmp_
     assert f"{summary['zeros']:,}" in page
     shown = strips(run, run.candidates(), 6, paint=False)  # the pictures on the page
     assert {"dense", "winner"} <= {strip.kind for strip in shown}
+    assert shown[-1].note.endswith("not measured"), "the winner's proportions, where a person sees the damage"
+    beyond, won = (np.abs(s.pixels.astype(int) - shown[0].pixels).mean() for s in (shown[-1], _winner(shown)))
+    assert beyond > won
 
     out = tmp_path / "pruned"
     exported = raysense("export", str(finished), "--out", str(out))
@@ -143,7 +151,7 @@ def test_from_the_tables_to_a_page_an_export_and_its_images(finished: Path, tmp_
     assert record["zeros"] == summary["zeros"] == sum(record["zeros_by_layer"].values())
     prompts = load_prompts("bundled").validation[:6]
     images = call_pipeline(pipeline, prompts, [0] * 6, run.study.sampling)
-    winner = next(strip for strip in shown if strip.kind == "winner")
+    winner = _winner(shown)
     assert np.abs(thumbnails(images).numpy().astype(int) - winner.pixels.astype(int)).max() <= 1
 
     study = run.study.model_copy(update={"pipeline": str(out)})

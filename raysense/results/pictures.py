@@ -31,6 +31,7 @@ from raysense.prompts.sets import Prompt, PromptSets
 from raysense.pruning.allocation_rules import uniform
 from raysense.results.run import Run
 from raysense.store.disk import write_file
+from raysense.strategies.proposers import scaled
 from raysense.study import Study
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,9 @@ MILDER = (0.5, 0.8)
 
 BEYOND = (0.0, 0.5, 1.0)
 """Which of the rows over the cliff are shown: from the nearest to the farthest, where a person sees the damage."""
+
+FARTHER = 1.35
+"""Of the winner's zeros, painted last though nobody measured it: a search ends where a person sees nothing yet."""
 
 ONE_FAMILY = ("solver", "joint")
 """Strategies that are shown as one: the joint search goes on from the solver's allocations."""
@@ -109,7 +113,31 @@ def strips(
                     note = "same sparsity as the winner, shared out evenly"
                     texts = tuple(p.text for p in prompts)
                     found.append(Strip(label, note, "compared", texts, pixels))
-    return found
+    won = [row for row in chosen if row["kind"] == "winner"]
+    return found + [strip for row in won for strip in _farther(run, painter, row, paint)]
+
+
+def _farther(run: Run, painter: Painter, winner: dict[str, Any], paint: bool) -> list[Strip]:
+    """The winner's proportions at `FARTHER` times its zeros; nothing where that may not be painted."""
+    allocation = run.allocation(winner["allocation"])
+    zeros = run.grid.zeros(allocation)
+    if not zeros:
+        return []
+    on = scaled(run.grid, allocation, int(FARTHER * zeros))
+    pixels = painter.pixels(on, paint)
+    if pixels is None:
+        return []
+    share = winner["sparsity_components"] * run.grid.zeros(on) / zeros
+    texts = tuple(prompt.text for prompt in painter.prompts)
+    return [
+        Strip(
+            f"{share:.0%} removed",
+            "the winner’s proportions carried on; not measured",
+            "compared",
+            texts,
+            pixels,
+        )
+    ]
 
 
 def choose_rows(candidates: pd.DataFrame, winner: str | None) -> list[dict[str, Any]]:
@@ -214,7 +242,7 @@ class Painter:
 
     def __init__(self, run: Run, prompts: tuple[Prompt, ...]) -> None:
         self.cache = TensorCache(run.disk)
-        self._run, self._prompts = run, prompts
+        self._run, self.prompts = run, prompts
         self._evaluator: Evaluator | None = None
         self.tell: Callable[[], None] | None = None
 
@@ -226,8 +254,8 @@ class Painter:
 
     def pixels(self, allocation: Allocation, paint: bool) -> npt.NDArray[np.uint8] | None:
         """uint8 (n, height, width, 3), or None where they are not in the cache and may not be painted."""
-        seeds = noise_of_pictures(self._run.study, len(self._prompts))
-        ids = [prompt.id for prompt in self._prompts]
+        seeds = noise_of_pictures(self._run.study, len(self.prompts))
+        ids = [prompt.id for prompt in self.prompts]
         key = content_key(
             "picture", self._run.record["signature"], allocation.key, ids, seeds, LARGEST_THUMBNAIL
         )
@@ -237,7 +265,7 @@ class Painter:
                 return None
             if self.tell is not None:
                 self.tell()
-            images = self.evaluator().sample(allocation, self._prompts, seeds)
+            images = self.evaluator().sample(allocation, self.prompts, seeds)
             stored = {"pixels": thumbnails(images)}
             self.cache.put(key, stored)
         pixels: npt.NDArray[np.uint8] = stored["pixels"].numpy()
