@@ -232,7 +232,7 @@ def _pruned_probe(patient: _Patient) -> Iterator[Finding]:
         found = patient.probe.errors(allocation)
         fine, told = found[PROBE_ERROR].value > 0, _values(found)
         if component in patient.encoders and not (TEXT_ERROR in found and found[TEXT_ERROR].value > 0):
-            fine, told = False, f"{told}; text_error does not see this text encoder"
+            fine, told = False, f"{told}; {TEXT_ERROR} does not see this text encoder"
         yield judged(f"pruned probe: {component}", fine, told)
 
 

@@ -216,8 +216,8 @@ study = rs.Study(
 )
 
 def ctrl_c():
-    while not list(Path(out).rglob("*.parquet")):
-        time.sleep(0.05)
+    while not any(path.is_file() for path in Path(out, "objects").rglob("*")):
+        time.sleep(0.005)
     os.kill(os.getpid(), signal.SIGINT)
 
 if stop:
