@@ -107,12 +107,9 @@ def strips(
         if row["kind"] == "winner" and row["strategy"] != "uniform":
             same = _uniform_like(run, painter, allocation, paint)
             if same is not None:
-                pixels = painter.pixels(same, paint)
-                if pixels is not None:
-                    label = f"{row['sparsity_components']:.0%}, one ratio for all layers"
-                    note = "same sparsity as the winner, shared out evenly"
-                    texts = tuple(p.text for p in prompts)
-                    found.append(Strip(label, note, "compared", texts, pixels))
+                label = f"{row['sparsity_components']:.0%}, one ratio for all layers"
+                note = "same sparsity as the winner, shared out evenly"
+                found += _compared(painter, same, paint, label, note)
     won = [row for row in chosen if row["kind"] == "winner"]
     return found + [strip for row in won for strip in _farther(run, painter, row, paint)]
 
@@ -124,20 +121,16 @@ def _farther(run: Run, painter: Painter, winner: dict[str, Any], paint: bool) ->
     if not zeros:
         return []
     on = scaled(run.grid, allocation, int(FARTHER * zeros))
-    pixels = painter.pixels(on, paint)
-    if pixels is None:
-        return []
     share = winner["sparsity_components"] * run.grid.zeros(on) / zeros
+    note = "the winner’s proportions carried on; not measured"
+    return _compared(painter, on, paint, f"{share:.0%} removed", note)
+
+
+def _compared(painter: Painter, allocation: Allocation, paint: bool, label: str, note: str) -> list[Strip]:
+    """A row that was not judged; none where it may not be painted."""
+    pixels = painter.pixels(allocation, paint)
     texts = tuple(prompt.text for prompt in painter.prompts)
-    return [
-        Strip(
-            f"{share:.0%} removed",
-            "the winner’s proportions carried on; not measured",
-            "compared",
-            texts,
-            pixels,
-        )
-    ]
+    return [] if pixels is None else [Strip(label, note, "compared", texts, pixels)]
 
 
 def choose_rows(candidates: pd.DataFrame, winner: str | None) -> list[dict[str, Any]]:

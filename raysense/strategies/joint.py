@@ -77,19 +77,16 @@ class JointProposer:
         self._number += 1
         known = self._posterior()
         sampled = self._number % 2 == 0  # by turns what is known and what might be
-        factors = self._sampled(known) if sampled else known.mean
-        factors = np.maximum(factors, _LEAST_FACTOR * max(float(known.mean.mean()), 1e-12))
-        weights = dict(zip(self._groups, (factors / factors.mean()).tolist(), strict=True))
-        wanted, allocation = -1.0, Allocation()
-        for total in self._totals():
-            choice = self._solve(total, weights)
-            row = np.asarray(self._damages(choice), dtype=np.float64)
-            expected = float(row @ factors)
-            chance = float(ndtr((1 - expected) / self._sd(known, row, expected))) if len(known.rows) else 1.0
-            if (total - self._best) * chance > wanted:
-                wanted, allocation = (total - self._best) * chance, choice
-            if not len(known.rows):
-                break  # nothing says where the bound is: the least total
+        factors = _floored(self._sampled(known) if sampled else known.mean, known)
+        weights = self._weights(factors)
+        # Where nothing says where the bound is: the least total.
+        totals = self._totals() if len(known.rows) else self._totals()[:1]
+        choices = [self._solve(total, weights) for total in totals]
+        improvements = [
+            (total - self._best) * self._chance(known, choice, factors)
+            for total, choice in zip(totals, choices, strict=True)
+        ]
+        allocation = choices[int(np.argmax(improvements))]
         if allocation in self._proposed:
             allocation = switched(self._grid, allocation, self._rng, 3)
         self._proposed.add(allocation)
@@ -113,9 +110,8 @@ class JointProposer:
 
     def factors(self) -> dict[str, float]:
         """Group -> mean factor, as weights for the solver."""
-        mean = self._posterior().mean
-        mean = np.maximum(mean, _LEAST_FACTOR * max(float(mean.mean()), 1e-12))
-        return dict(zip(self._groups, (mean / mean.mean()).tolist(), strict=True))
+        known = self._posterior()
+        return self._weights(_floored(known.mean, known))
 
     def predict(self, allocation: Allocation) -> tuple[float, float]:
         """The utilisation that the surrogate expects, and its standard deviation."""
@@ -123,6 +119,15 @@ class JointProposer:
         row = np.asarray(self._damages(allocation), dtype=np.float64)
         utilisation = float(row @ known.mean)
         return utilisation, self._sd(known, row, utilisation)
+
+    def _weights(self, factors: _Floats) -> dict[str, float]:
+        return dict(zip(self._groups, (factors / factors.mean()).tolist(), strict=True))
+
+    def _chance(self, known: _Posterior, allocation: Allocation, factors: _Floats) -> float:
+        """The probability that an allocation's utilisation is at most 1, if these are the factors."""
+        row = np.asarray(self._damages(allocation), dtype=np.float64)
+        expected = float(row @ factors)
+        return float(ndtr((1 - expected) / self._sd(known, row, expected)))
 
     def _sd(self, known: _Posterior, row: _Floats, utilisation: float) -> float:
         """The standard deviation of a predicted utilisation, that of the factors and of the model."""
@@ -174,3 +179,8 @@ class _Posterior:
     noise: _Floats
     gain: _Floats
     mean: _Floats
+
+
+def _floored(factors: _Floats, known: _Posterior) -> _Floats:
+    """Factors that are not far below the mean: none makes a group's damage free."""
+    return np.asarray(np.maximum(factors, _LEAST_FACTOR * max(float(known.mean.mean()), 1e-12)))

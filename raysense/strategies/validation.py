@@ -36,7 +36,7 @@ def validate(
     unbeaten = [
         contender
         for contender, test in zip(contenders, tests, strict=True)
-        if len(test) == len(context.safer) and test[-1].feasible
+        if test and test[-1].feasible and test[-1].zeros == contender.zeros
     ]
     if unbeaten and context.beyond:
         tests += yield [
@@ -73,12 +73,13 @@ def _in_turn(
     """
     tested: list[Candidate] = []
     strategy, grid = contender.strategy, context.grid
+    least = 0 if shares[0] <= 1 else contender.zeros
     try:
         for share in shares:
             allocation = line(int(contender.zeros * share))
             zeros = grid.zeros(allocation)
-            if zeros <= (tested[-1].zeros if tested else 0 if share <= 1 else contender.zeros):
-                break  # nothing sparser is allowed
+            if zeros <= least:
+                continue  # no sparser than what passed: levels are coarse, or nothing more is allowed
             name = f"validation/{strategy}/{share:.4g}"
             spec = TrialSpec(name, "validation", (EvaluationRequest(allocation, "validation"),))
             (evaluation,) = yield from asked_for(context, spec)
@@ -86,6 +87,7 @@ def _in_turn(
             tested.append(Candidate(strategy, allocation, zeros, evaluation, feasible))
             if not feasible:
                 break
+            least = zeros
     except OutOfBudget:
         pass
     return tested

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import nn
@@ -89,10 +91,14 @@ def made_up(
 
 
 def run(
-    folder: Path, lookahead: int = 4, per_shard: int = 128, **search: object
+    folder: Path,
+    lookahead: int = 4,
+    per_shard: int = 128,
+    make: Callable[[Inventory, LevelGrid], Landscape] | None = None,
+    **search: object,
 ) -> tuple[Findings, Landscape]:
     study, inventory, grid, runner = made_up(per_shard, **search)
-    landscape = Landscape(inventory, grid)
+    landscape = (make or Landscape)(inventory, grid)
     store = Store.open(str(folder), create=True)
     store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
     LocalExecutor(landscape).run(runner, store, signature=SIGNATURE, lookahead=lookahead)
@@ -134,22 +140,22 @@ class HeldOut(Landscape):
 @pytest.mark.parametrize("left", [0.0, 0.85], ids=["none of the contender's", "only its least sparse"])
 def test_whatever_passed_competes_and_the_sparsest_wins(tmp_path: Path, left: float) -> None:
     """The best on the search's prompts need not be the best that passes."""
-    study, inventory, grid, runner = made_up(strategies=["uniform", "erk"], compare=False, rounds=0)
     looked, _ = run(tmp_path / "free", strategies=["uniform", "erk"], rounds=0)
     best = max((c for c in looked.tried if c.feasible), key=lambda c: c.zeros)
     assert best.strategy == "erk"
-    store = Store.open(str(tmp_path / "study"), create=True)
-    store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
-    landscape = HeldOut(inventory, grid, int(left * best.zeros))
-    LocalExecutor(landscape).run(runner, store, signature=SIGNATURE, lookahead=4)
-    assert runner.outcome is not None
-    passed = [c for c in runner.outcome.validated if c.feasible]
+    findings, _ = run(
+        tmp_path / "study",
+        make=lambda inventory, grid: HeldOut(inventory, grid, int(left * best.zeros)),
+        strategies=["uniform", "erk"],
+        rounds=0,
+    )
+    passed = [c for c in findings.validated if c.feasible]
     assert ({c.strategy for c in passed} == {"uniform"}) is (left == 0.0)
-    winner = runner.outcome.winner
+    winner = findings.winner
     assert winner is not None
     assert winner.strategy == "uniform"
     assert winner.zeros == max(c.zeros for c in passed)
-    assert runner.outcome.uniform == winner
+    assert findings.uniform == winner
 
 
 class Kinder(Landscape):
@@ -182,19 +188,18 @@ class Kinder(Landscape):
 def test_held_out_prompts_go_on_beyond_the_best(
     tmp_path: Path, most: float, beyond: int, shares: list[float]
 ) -> None:
-    given = {"strategies": ["uniform"], "rounds": 0, "bisections": 4, "beyond": beyond}
+    given: dict[str, Any] = {"strategies": ["uniform"], "rounds": 0, "bisections": 4, "beyond": beyond}
     looked, _ = run(tmp_path / "free", **given)
     best = max((c for c in looked.tried if c.feasible), key=lambda c: c.zeros)
-    study, inventory, grid, runner = made_up(**given)
-    store = Store.open(str(tmp_path / "study"), create=True)
-    store.begin(study.model_dump(mode="json"), signature=SIGNATURE)
-    landscape = Kinder(inventory, grid, int(most * best.zeros))
-    LocalExecutor(landscape).run(runner, store, signature=SIGNATURE, lookahead=4)
-    assert runner.outcome is not None
-    tested = [candidate.zeros / best.zeros for candidate in runner.outcome.validated]
+    findings, _ = run(
+        tmp_path / "study",
+        make=lambda inventory, grid: Kinder(inventory, grid, int(most * best.zeros)),
+        **given,
+    )
+    tested = [candidate.zeros / best.zeros for candidate in findings.validated]
     assert tested == pytest.approx(shares, abs=0.01)
-    passed = [candidate for candidate in runner.outcome.validated if candidate.feasible]
-    assert runner.outcome.winner == passed[-1]
+    passed = [candidate for candidate in findings.validated if candidate.feasible]
+    assert findings.winner == passed[-1]
 
 
 def test_a_curve_stops_where_nothing_is_left(tmp_path: Path) -> None:
