@@ -76,7 +76,7 @@ def _in_turn(
     least = 0 if shares[0] <= 1 else contender.zeros
     try:
         for share in shares:
-            allocation = line(int(contender.zeros * share))
+            allocation = line(min(int(contender.zeros * share), grid.max_zeros))
             zeros = grid.zeros(allocation)
             if zeros <= least:
                 continue  # no sparser than what passed: levels are coarse, or nothing more is allowed
