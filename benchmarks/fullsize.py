@@ -56,6 +56,7 @@ STUDY = (
     "search.bisections=3",
     "search.rounds=0",
     "search.finalists=1",
+    "search.beyond=0",
     "cluster.evaluators=1",
     # Images of random weights say nothing: the study has to run, not to find.
     "constraints.clip_score.max_drop=1",
