@@ -143,7 +143,7 @@ def test_finalists_are_judged_by_what_is_left_and_the_page_says_so(begin: Begin,
     study, looks = counted(tmp_path / "new", *OTHER)
     again = begin("new", *OTHER, f"search.earlier_looks={study.search.earlier_looks}", looks=looks)
     page = Path(write_page(again, paint=False)).read_text()
-    assert f"Look 2 at these held-out prompts, after `{first}`" in page
+    assert f"Look 2 at these held-out prompts, after <code>{first}</code>" in page
     assert "at these held-out prompts" not in Path(write_page(first, paint=False)).read_text()
     # 0.004 ± 0.007 is inside of 0.02, and no longer at a hundredth look.
     runs = (begin(f"{looked}", *OTHER, f"search.earlier_looks={looked}") for looked in (0, 99))
