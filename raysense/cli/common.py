@@ -43,6 +43,13 @@ def measuring_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", help="a running Ray cluster, e.g. auto; default: Ray on this machine")
     parser.add_argument("--no-page", action="store_true", help="write tables and summary only")
     parser.add_argument("--resume", action="store_true", help="go on with the study that DIR holds, if any")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="RUN",
+        help="an earlier run of a study that differs in points of a sweep, bounds, budget or strategies only: what it "
+        "measured is not measured again",
+    )
 
 
 @contextmanager

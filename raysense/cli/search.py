@@ -41,13 +41,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     study_arguments(parser)
     measuring_arguments(parser)
-    parser.add_argument(
-        "--from",
-        dest="source",
-        metavar="RUN",
-        help="an earlier run of a study that differs in bounds, budget or strategies only: what it measured is not "
-        "measured again",
-    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,6 +16,8 @@ examples:
       what a sweep will cost
   raysense sweep my_study.yaml --resume
       go on after Ctrl-C, or measure points that were added since; what is stored is not measured again
+  raysense sweep my_study.yaml --from reports/runs/my-study --out reports/runs/my-study-points
+      in a folder of its own; what an earlier run measured is taken over
 """
 
 
@@ -50,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
             address=args.address,
             resume=args.resume,
             console=console,
+            source=args.source,
             page=not args.no_page,
         )
     return 0

@@ -164,6 +164,7 @@ def sweep(
     address: str | None = None,
     resume: bool = False,
     in_process: bool = False,
+    from_run: str | Path | None = None,
     page: bool = True,
     progress: bool = True,
 ) -> Run:
@@ -176,6 +177,7 @@ def sweep(
         address: A running Ray cluster's address; None starts Ray on this machine.
         resume: Go on in a folder that already holds evaluations of this study; points may have been added.
         in_process: Measure in this process, one evaluation after another, without Ray.
+        from_run: An earlier run, a search or a sweep, see `search`.
         page: Write the page, `sweep.html`.
         progress: Show how far it is, with the time left.
 
@@ -199,6 +201,7 @@ def sweep(
             resume=resume,
             console=Console(quiet=not progress),
             in_process=in_process,
+            source=None if from_run is None else str(from_run),
             page=page,
         )
     return Run(str(out))

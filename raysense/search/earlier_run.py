@@ -1,4 +1,4 @@
-"""`search --from RUN`: an earlier run's rows for a study that differs in bounds, budget or strategies only."""
+"""`--from RUN`: an earlier run's rows for a study that differs in bounds, budget, strategies or points only."""
 
 from __future__ import annotations
 
@@ -151,6 +151,6 @@ def _refuse(uri: str, differing: list[str]) -> None:
     if differing:
         shown = "\n".join(differing)
         raise RaysenseError(
-            f"`--from {uri}`: its rows do not fit this study, which may differ in constraints, search, budget, "
-            f"cluster and track only. What differs:\n{shown}\nSet it back, or leave --from out."
+            f"`--from {uri}`: its rows do not fit this study, which may differ in constraints, search, sweep, "
+            f"budget, cluster and track only. What differs:\n{shown}\nSet it back, or leave --from out."
         )

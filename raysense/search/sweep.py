@@ -32,6 +32,7 @@ from raysense.results.pictures import can_paint
 from raysense.results.run import Run
 from raysense.results.sweep_page import write_running_sweep_page, write_sweep_page
 from raysense.results.sweeps import FOLLOWING, as_table, plain, points_of
+from raysense.search.earlier_run import EarlierRun
 from raysense.search.job import (
     begin_store,
     evaluator_spec,
@@ -78,6 +79,7 @@ def run_sweep(
     resume: bool,
     console: Console,
     in_process: bool = False,
+    source: str | None = None,
     page: bool = True,
 ) -> dict[str, Any]:
     """Measure a study's sweep to its end, or on from where it was stopped.
@@ -89,6 +91,7 @@ def run_sweep(
         resume: Go on in a folder that holds evaluations of this study, of a search or of a sweep.
         console: Where progress and the result are shown.
         in_process: Measure in this process, one evaluation after another, without Ray.
+        source: An earlier run, whose rows are taken over where they fit.
         page: Write the page, while the sweep runs and at its end.
 
     Returns:
@@ -101,6 +104,7 @@ def run_sweep(
     study = complete(study)
     refuse_without_sweep(study)
     refuse_to_overwrite(out, resume)
+    earlier = EarlierRun.of(source, study, out) if source else None
     with patient(console, "Reading what the study is measured on …"):
         inputs = inputs_of(study, load_prompts(study.prompts), ImageScorer(study), device_of(study))
     with Weights(study, out, inputs, lambda text: say(console, text)) as weights:
@@ -110,25 +114,17 @@ def run_sweep(
             foreseen = foreseen_for(study)
             empty = empty_components(Origin.of(study))
         strategy, layout, told = sweep_strategy(study, inventory, grid, empty, foreseen.cost, weights.counts)
+        identity = signature(study, grid, inputs)
         store = begin_store(study, out, inventory, grid, inputs, foreseen.order)
         executor = executor_of(study, evaluator_spec(study, out, inputs), inventory, address, in_process)
         with store.lock(), Starts(Disk(out), address, inputs["versions"]) as starts:
             search(
-                strategy,
-                executor,
-                store,
-                signature(study, grid, inputs),
-                lookahead=study.search.lookahead,
-                starts=starts,
-                console=console,
+                strategy, executor, store, identity, lookahead=study.search.lookahead, starts=starts, console=console,
+                earlier=earlier.rows(study, store, identity, inputs) if earlier else None,
                 page=(lambda: write_running_sweep_page(out, _point_rows(told, layout))) if page else None,
-            )
+            )  # fmt: skip
             summary = _finished(study, layout, strategy, store, starts)
-    render(summary, out, console)
-    if page:
-        _write_page(study, out, console)
-    if failed := failures(store.evaluations()):
-        say(console, failed)
+    _show(study, summary, store, console, page)
     return summary
 
 
@@ -200,6 +196,15 @@ def _finished(
     }
     Disk(store.uri).write(NAME, seal(summary, indent=2, finite=True))
     return summary
+
+
+def _show(study: Study, summary: Mapping[str, Any], store: Store, console: Console, page: bool) -> None:
+    """Print what was found and what failed, and write the page if there is to be one."""
+    render(summary, store.uri, console)
+    if page:
+        _write_page(study, store.uri, console)
+    if failed := failures(store.evaluations()):
+        say(console, failed)
 
 
 def _write_page(study: Study, out: str, console: Console) -> None:

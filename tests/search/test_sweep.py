@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
@@ -246,6 +247,25 @@ def test_a_run_begun_from_a_sweep_keeps_the_points_of_its_curves(run: rs.Run, tm
     assert set(rows["key"]) == set(points["key"])
     assert set(rows["taken_from"]) == {run.uri}
     assert new.costs()["nfe"].sum() == 0
+
+
+def test_a_sweep_takes_over_what_an_earlier_run_measured(run: rs.Run, tmp_path: Path) -> None:
+    points = "sweep={points: [{only: [unet], sparsity: [0.5, 0.6]}], cliffs: null}"
+    new = rs.sweep(
+        small(points), tmp_path / "new", in_process=True, from_run=run.uri, page=False, progress=False
+    )
+    found = points_of(new)
+    names = ["sparsity", "rule", "closeness", "closeness_ci_low", "kid", "clip_score_drop", "ssim"]
+    old = points_of(run).query(
+        "point_set == 'parts' and groups == 'unet' and rule == 'uniform' and 0.55 < sparsity < 0.65"
+    )
+    again = found[found["key"].isin(new.table("evaluations").query("taken_from == @run.uri")["key"])]
+    assert list(again["sparsity"].round(2)) == [0.6]
+    pd.testing.assert_frame_equal(again[names].reset_index(drop=True), old[names].reset_index(drop=True))
+    measured = new.table("evaluations").query("taken_from == ''")
+    assert set(measured["key"]) == set(found["key"]) - set(again["key"]), (
+        "the dense pipeline was not measured again"
+    )
 
 
 def test_a_study_without_a_sweep_keeps_its_identity() -> None:
