@@ -491,7 +491,7 @@ def _methods(all_beds: Sequence[Bed]) -> str:
         "encoder's Linear weights "
         "(negative: it loses less), interval for all eight shares; beside it Stable Diffusion 2's FID / CLIP score "
         "of the rival, and "
-        "of magnitude. OWL here has a ratio a layer (λ = 0.08, M = 7), as published it has one a block.\n",
+        "of magnitude. OWL as published: one ratio a transformer block (λ = 0.08, M = 7).\n",
     ]  # fmt: skip
     for rival in ("Wanda", "OWL-magnitude", "OWL-Wanda"):
         named = rival.lower()
