@@ -1,7 +1,9 @@
-"""A real S3-speaking server on loopback, for tests."""
+"""A real S3-speaking server on loopback, for tests; `python -m tests.s3` is one in a process of its own."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -49,3 +51,23 @@ def s3_server(
             server.shutdown()
             thread.join()
             server.server_close()
+
+
+@contextmanager
+def s3_server_apart() -> Iterator[str]:
+    """`s3_server` in a process of its own: moto never lets go of a deleted object, and a soak measures our memory."""
+    command = [sys.executable, "-m", "tests.s3"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        try:
+            pattern = process.stdout.readline().strip()
+            assert pattern, "the server did not start"
+            yield pattern
+        finally:
+            process.terminate()
+
+
+if __name__ == "__main__":
+    with s3_server() as pattern_:
+        print(pattern_, flush=True)
+        threading.Event().wait()

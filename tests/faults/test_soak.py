@@ -23,7 +23,7 @@ from raysense.study import load
 from tests.conftest import REFERENCE
 from tests.execution.curves import Chain
 from tests.execution.sleepers import Sleeper
-from tests.s3 import s3_server
+from tests.s3 import s3_server_apart
 
 GROWTH_BYTES = 32 << 20
 """By how much memory may differ: allocators keep what they have, and not always the same."""
@@ -93,7 +93,7 @@ def soak_for(folder: Path, seconds: float) -> dict[str, float]:
     evaluator = Evaluator(study, str(folder / "evaluator"), threads=1)
     store = Store.open(str(folder / "evaluator"), create=True)
     run = Run(str(REFERENCE))
-    with s3_server() as bucket:
+    with s3_server_apart() as bucket:
 
         def work(number: int) -> None:
             a_study(str(folder / "store"))
