@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from raysense.errors import RaysenseError
+from raysense.hashing import know, known_files
 
 SAID_SECONDS = 5.0
 """Between two lines about something that is waited for."""
@@ -48,7 +49,7 @@ class Child:
         self._news = threading.Condition()
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(order))
+            self._process.stdin.write(json.dumps({"order": order, "files": known_files()}))
             self._process.stdin.close()
         except BrokenPipeError:
             pass  # it ended at once: whoever waits for an answer hears of it
@@ -129,7 +130,9 @@ def answer(work: Callable[[dict[str, Any], Say], None]) -> None:
 
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     try:
-        work(json.load(sys.stdin), say)
+        given = json.load(sys.stdin)
+        know(given["files"])
+        work(given["order"], say)
     except RaysenseError as error:
         say(_ERROR, str(error))
 

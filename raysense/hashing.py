@@ -1,6 +1,7 @@
 """One content hash for everything: plain data, files, folders. Loads neither torch nor Ray.
 
-A file is read once in a process, however often it is asked for, as long as its size, times and inode stay.
+A file is read once in a process, however often it is asked for, as long as its size, times and inode stay; what one
+process has read, those that it starts need not read again.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ _CHUNK = 1 << 22
 
 _known: dict[tuple[str, int, int, int, int], str] = {}
 
+KnownFile = tuple[str, int, int, int, int, str]
+"""Path, size, times of change of content and of inode in ns, inode, hash; another machine's file differs in one."""
+
 
 def content_key(*parts: Any) -> str:
     """A 16-character hexadecimal hash of JSON-able parts; the same parts give the same key anywhere."""
@@ -48,6 +52,17 @@ def file_hash(path: Path) -> str:
     except OSError as error:
         raise RaysenseError(f"cannot read `{path}`: {error.strerror or error}") from None
     return _known[seen]
+
+
+def known_files() -> list[KnownFile]:
+    """What this process has read, for one that it starts to `know`."""
+    return [(*seen, found) for seen, found in _known.items()]
+
+
+def know(files: Iterable[KnownFile]) -> None:
+    """Take over what another process has read; a file that has changed, or is another machine's, is read anyway."""
+    for path, size, changed, touched, inode, found in files:
+        _known[path, size, changed, touched, inode] = found
 
 
 def files_hash(folder: Path, files: Iterable[Path]) -> str:

@@ -23,7 +23,7 @@ from raysense.evaluation.identity import inventory_and_grid, signature
 from raysense.evaluation.inputs import inputs_of, keep_prompts, pipeline_content, refuse_other, stored_prompts
 from raysense.evaluation.scoring import ImageScorer
 from raysense.export.write import export
-from raysense.hashing import file_hash
+from raysense.hashing import file_hash, know, known_files
 from raysense.pipelines.load import load_pipeline
 from raysense.pipelines.origin import pipeline_folder
 from raysense.prompts.sets import load_prompts
@@ -288,6 +288,17 @@ def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
     assert file_hash(file) != first
     with pytest.raises(RaysenseError, match="cannot read"):
         file_hash(tmp_path / "none")
+
+
+def test_what_one_process_has_read_another_need_not_read_unless_it_changed(tmp_path: Path) -> None:
+    file = tmp_path / "weights.bin"
+    file.write_bytes(b"a" * 100)
+    file_hash(file)
+    (told,) = (known for known in known_files() if known[0] == str(file))
+    know([(*told[:-1], "as told")])
+    assert file_hash(file) == "as told"
+    file.write_bytes(b"a" * 100)
+    assert file_hash(file) == told[-1]
 
 
 def test_notes_beside_a_pipeline_change_nothing(place: Path) -> None:

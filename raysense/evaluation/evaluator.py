@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ from raysense.evaluation.rungs.layer import LayerRung
 from raysense.evaluation.rungs.probe import ProbeRung
 from raysense.evaluation.sampler import Sampler
 from raysense.evaluation.scoring import ImageScorer
+from raysense.hashing import KnownFile, know
 from raysense.pipelines.sample import metered
 from raysense.prompts.sets import Prompt, PromptSets, load_prompts
 from raysense.pruning.masks import Pruner
@@ -171,6 +172,7 @@ def build(
     threads: int | None = None,
     expected: Mapping[str, Any] | None = None,
     code: Mapping[str, Any] | None = None,
+    files: Iterable[KnownFile] = (),
 ) -> Evaluator:
     """An evaluator from plain data, as a worker receives it.
 
@@ -180,7 +182,9 @@ def build(
         threads: See `Evaluator`.
         expected: What the driver's `inputs_of` gave; None for no comparison.
         code: What the driver's `plugins.packed` gave.
+        files: What the driver has read, see `raysense.hashing.known_files`.
     """
+    know(files)
     plugins.unpack(code or {})
     known = None if expected is None else stored_prompts(Disk(directory), expected["prompts"])
     evaluator = Evaluator(parse(study), directory, threads, known)

@@ -51,6 +51,8 @@ class Weights:
         self._child: Child | None = None
 
     def __enter__(self) -> Weights:
+        if not self._is_stored:
+            self._begin()  # whoever asks first has something else to do meanwhile
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -67,7 +69,7 @@ class Weights:
     def inventory(self) -> Inventory:
         """The selected layers and the denominators, as the loaded pipeline has them."""
         stored = self._blobs.get(self._key)
-        if stored is not None and all(self._blobs.get(self._counts_key(rule)) for rule in self.rules):
+        if stored is not None and self._is_stored:
             return _inventory_from(json.loads(bytes(stored["inventory"].tolist())))
         found = self._awaited("inventory")
         text = json.dumps(found).encode()
@@ -86,18 +88,26 @@ class Weights:
         found: Counts = stored["counts"].numpy()
         return found
 
+    @property
+    def _is_stored(self) -> bool:
+        keys = (self._key, *(self._counts_key(rule) for rule in self.rules))
+        return all(self._blobs.get(key) is not None for key in keys)
+
     def _counts_key(self, rule: str) -> str:
         return content_key("counts", self._key, rule)
 
     def _awaited(self, what: str) -> Any:
-        if self._child is None:
-            order = {
-                "study": self._study.model_dump(mode="json"),
-                "directory": self._directory,
-                "counts": {rule: self._counts_key(rule) for rule in self.rules},
-            }
-            self._child = Child(__name__, order)
-        return self._child.awaited(what, self._tell, "Loading the pipeline for its layers …")
+        child = self._child or self._begin()
+        return child.awaited(what, self._tell, "Loading the pipeline for its layers …")
+
+    def _begin(self) -> Child:
+        order = {
+            "study": self._study.model_dump(mode="json"),
+            "directory": self._directory,
+            "counts": {rule: self._counts_key(rule) for rule in self.rules},
+        }
+        self._child = Child(__name__, order)
+        return self._child
 
 
 def _inventory_from(plain: Mapping[str, Any]) -> Inventory:

@@ -29,6 +29,7 @@ from raysense.execution.progress_view import view
 from raysense.execution.ray.driver import RayExecutor
 from raysense.execution.ray.tracking import Tracker, check_track
 from raysense.execution.reused_rows import ReusedRows
+from raysense.hashing import known_files
 from raysense.names import ITERATIVE, OUTLIERS, SOLVER
 from raysense.pipelines.idle_modules import foreseen_for
 from raysense.pipelines.load import empty_components
@@ -160,11 +161,11 @@ def begin(
     Raises:
         RaysenseError: The study does not fit its pipeline, or `out` holds another study.
     """
-    inventory = weights.inventory()
-    grid = grid_of(study, inventory)
-    with patient(console, "Trying the pipeline without its weights …"):
+    with patient(console, "Trying the pipeline without its weights …"):  # while its weights are looked at
         foreseen = foreseen_for(study)
         empty = empty_components(Origin.of(study))
+    inventory = weights.inventory()
+    grid = grid_of(study, inventory)
     learning = calibration_cost(study, inventory, grid, empty, foreseen.cost)
     rules = built_in_rules(inventory, grid, {}, study.search.proportions, weights.counts)
     rules |= user_rules(asked := study.search.strategies, inventory, grid)
@@ -410,6 +411,7 @@ def evaluator_spec(study: Study, out: str, inputs: Mapping[str, Any]) -> Evaluat
             "threads": max(1, round(study.cluster.cpus_per_evaluator)),
             "expected": dict(inputs),
             "code": plugins.packed(plugins.named_by(study)),
+            "files": known_files(),
         },
     )
 

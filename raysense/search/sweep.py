@@ -108,11 +108,11 @@ def run_sweep(
     with patient(console, "Reading what the study is measured on …"):
         inputs = inputs_of(study, load_prompts(study.prompts), ImageScorer(study), device_of(study))
     with Weights(study, out, inputs, lambda text: say(console, text)) as weights:
-        inventory = weights.inventory()
-        grid = grid_of(study, inventory)
-        with patient(console, "Trying the pipeline without its weights …"):
+        with patient(console, "Trying the pipeline without its weights …"):  # while its weights are looked at
             foreseen = foreseen_for(study)
             empty = empty_components(Origin.of(study))
+        inventory = weights.inventory()
+        grid = grid_of(study, inventory)
         strategy, layout, told = sweep_strategy(study, inventory, grid, empty, foreseen.cost, weights.counts)
         identity = signature(study, grid, inputs)
         store = begin_store(study, out, inventory, grid, inputs, foreseen.order)
