@@ -213,7 +213,9 @@ def test_every_module_that_is_named_is_there() -> None:
                 assert name, f"{page}: there is no {last}"
                 source = _source(name)
                 if source is not None:
-                    defined = re.search(rf"^(def|class) {last}\b|^{last}\b", source.read_text(), re.M)
+                    # The last: what a package hands on when it is first asked for.
+                    pattern = rf'^(def|class) {last}\b|^{last}\b|^    "{last}": "raysense\.'
+                    defined = re.search(pattern, source.read_text(), re.M)
                     assert defined, f"{page}: {name} has no {last}"
 
 
