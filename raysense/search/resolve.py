@@ -48,9 +48,10 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
 
     Returns:
         Plain data: ``measured`` (the sparsest stored candidate inside the bounds, those of held-out prompts first, or
-        None) and ``predicted``: sparsities, levels, expected utilisation of the budget with its 95 %
-        interval (1 lies on the bound). It is the sparsest total whose whole interval is inside, below what already
-        failed; the dense pipeline, and ``supported`` false, where no stored candidate is inside the bounds.
+        None) and ``predicted``: sparsities, levels, expected utilisation of the budget by the worse end of a test's
+        interval (1 lies on the bound), with the model's own interval, 1.96 of its standard deviations to either side:
+        too narrow, see docs/explanation/evaluation.md. It is the sparsest total whose whole interval is inside,
+        below what already failed; the dense pipeline, and ``supported`` false, where no candidate is inside.
 
     Raises:
         RaysenseError: No study, no curves, something else is changed, or the dense pipeline misses a bound.
@@ -303,8 +304,9 @@ def in_words(answer: Mapping[str, Any], run: str) -> str:
         lines += [
             f"predicted, not measured: {predicted['sparsity_components']:.1%} of the parameters of the studied "
             f"components ({predicted['zeros']:,} zeros)",
-            f"expected utilisation of the budget {predicted['utilisation']:.2f} "
-            f"[{predicted['utilisation_ci_low']:.2f}, {predicted['utilisation_ci_high']:.2f}]; 1 lies on the bound",
+            f"expected utilisation of the budget by the worse end of a test's interval {predicted['utilisation']:.2f} "
+            f"[{predicted['utilisation_ci_low']:.2f}, {predicted['utilisation_ci_high']:.2f}]; 1 lies on the bound. "
+            "The interval is the model's own, and too narrow: in half of simulated studies a test fell outside",
         ]
     lines.append(
         f"To measure and validate, run the study with these bounds; levels: raysense resolve "
