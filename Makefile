@@ -12,7 +12,7 @@ sweep: $(READY)  ## how quality answers to sparsity: components and blocks of th
 	$(BIN)/raysense sweep search/sweep.yaml --resume
 
 test: $(READY) browser check  ## ruff, mypy and the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
+	$(BIN)/python -m pytest -m "not long"
 
 long: $(READY) browser  ## what takes longer: soak tests, many kills
 	$(BIN)/python -m pytest -m long --timeout 3600

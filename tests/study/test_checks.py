@@ -191,13 +191,13 @@ def test_a_transformers_patches_count(tmp_path: Path) -> None:
 
 
 def test_plugins_beside_the_study_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_metrics.py").write_text("def sharpness(images, prompts, dense): ...\n")
+    (tmp_path / "metrics_never_imported.py").write_text("def sharpness(images, prompts, dense): ...\n")
     (tmp_path / "broken.py").write_text("def (")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert _mistakes("metrics.custom.sharp=my_metrics.sharpness") == []
-    assert "defines no 'sharpnes'" in _mistakes("metrics.custom.sharp=my_metrics.sharpnes")[0]
+    assert _mistakes("metrics.custom.sharp=metrics_never_imported.sharpness") == []
+    assert "defines no 'sharpnes'" in _mistakes("metrics.custom.sharp=metrics_never_imported.sharpnes")[0]
     assert "cannot be read" in _mistakes("metrics.custom.sharp=broken.sharp")[0]
-    assert "my_metrics" not in sys.modules
+    assert "metrics_never_imported" not in sys.modules
 
 
 NEVER_RUN = """
