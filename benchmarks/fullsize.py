@@ -58,7 +58,7 @@ STUDY = (
     "search.finalists=1",
     "search.beyond=0",
     "cluster.evaluators=1",
-    "cluster.cpus_per_evaluator=2",
+    f"cluster.cpus_per_evaluator={min(2, os.cpu_count() or 1)}",
     # Images of random weights say nothing: the study has to run, not to find.
     "constraints.clip_score.max_drop=1",
     "constraints.kid.max_rise=1000000",
