@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -47,13 +48,8 @@ class Child:
         self._said: list[dict[str, Any]] = []
         self._over = False
         self._news = threading.Condition()
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps({"order": order, "files": known_files()}))
-            self._process.stdin.close()
-        except BrokenPipeError:
-            pass  # it ended at once: whoever waits for an answer hears of it
-        threading.Thread(target=self._read, daemon=True, name=f"reads {module}").start()
+        given = json.dumps({"order": order, "files": known_files()})
+        threading.Thread(target=self._talk, args=(given,), daemon=True, name=f"talks to {module}").start()
 
     def __enter__(self) -> Child:
         return self
@@ -100,8 +96,14 @@ class Child:
             elif not new:
                 tell(f"{doing} {time.monotonic() - began:.0f} s")
 
-    def _read(self) -> None:
+    def _talk(self, given: str) -> None:
+        """Tell it its order, which may be more than a pipe holds while it still imports, and hear what it says."""
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
+        # A broken pipe: it ended at once, and whoever waits for an answer hears of it.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(given)
+            self._process.stdin.close()
         for line in self._process.stdout:
             try:
                 said = json.loads(line)

@@ -51,7 +51,8 @@ class Weights:
         self._child: Child | None = None
 
     def __enter__(self) -> Weights:
-        if not self._is_stored:
+        keys = (self._key, *(self._counts_key(rule) for rule in self.rules))
+        if not all(self._blobs.is_whole(key) for key in keys):
             self._begin()  # whoever asks first has something else to do meanwhile
         return self
 
@@ -68,8 +69,8 @@ class Weights:
 
     def inventory(self) -> Inventory:
         """The selected layers and the denominators, as the loaded pipeline has them."""
-        stored = self._blobs.get(self._key)
-        if stored is not None and self._is_stored:
+        stored = None if self._child else self._blobs.get(self._key)
+        if stored is not None:
             return _inventory_from(json.loads(bytes(stored["inventory"].tolist())))
         found = self._awaited("inventory")
         text = json.dumps(found).encode()
@@ -87,11 +88,6 @@ class Weights:
             raise RaysenseError(f"the cache of `{self._directory}` lost what was counted for {rule}; resume")
         found: Counts = stored["counts"].numpy()
         return found
-
-    @property
-    def _is_stored(self) -> bool:
-        keys = (self._key, *(self._counts_key(rule) for rule in self.rules))
-        return all(self._blobs.get(key) is not None for key in keys)
 
     def _counts_key(self, rule: str) -> str:
         return content_key("counts", self._key, rule)
