@@ -43,9 +43,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from scipy import stats
 
-from benchmarks.pool import BEDS
+from benchmarks import beds
 from benchmarks.rivals import Learned, learned, taylor_programme
 from raysense.feasibility import is_feasible
 from raysense.names import BUNDLED, EVOPRESS, ITERATIVE, JOINT, OUTLIERS, OWL_BLOCK, RANDOM, SOLVER, TPE
@@ -56,7 +57,7 @@ from raysense.records import CALIBRATION, Bound, Evaluation, TrialSpec
 from raysense.strategies import evopress, joint, proposers
 from raysense.strategies.context import Candidate, Findings, best_of
 from raysense.strategies.runner import StrategyRunner
-from raysense.study import Study, load
+from raysense.study import Study
 
 OUT = Path("reports/benchmarks")
 OURS = (SOLVER, JOINT)
@@ -115,7 +116,7 @@ PRESETS = {
          "prune.calibration.prompts=4"),
     ),
     "short": Preset(
-        5, BOUNDS, tuple(BEDS), ALL,
+        5, BOUNDS, tuple(beds.STUDIES), ALL,
         ("search.granularity=layer", "search.bisections=5", "search.rounds=4", "search.offspring=2",
          "search.levels=5", "search.finalists=4", "rungs.probe={prompts: 8, timesteps: 2}", "rungs.preview.prompts=16",
          "rungs.score.prompts=48", "rungs.validation.prompts=160", "sampling.steps=6",
@@ -123,11 +124,11 @@ PRESETS = {
     ),
     # Up to 3,000 images a strategy: 7 of the climb and 16 of the joint search see 80 images each at most.
     "cpu": Preset(
-        5, BOUNDS, tuple(BEDS), ALL,
+        5, BOUNDS, tuple(beds.STUDIES), ALL,
         ("search.granularity=layer", "search.bisections=7", "search.rounds=8", "search.offspring=2"),
     ),
     "full": Preset(
-        5, BOUNDS, tuple(BEDS), (*ALL, "erk", "global", "random"),
+        5, BOUNDS, tuple(beds.STUDIES), (*ALL, "erk", "global", "random"),
         ("search.granularity=layer", "search.bisections=8", "search.rounds=4", "search.offspring=16",
          "rungs.score.prompts=192"),
     ),
@@ -136,13 +137,11 @@ PRESETS = {
 
 def study_of(preset: Preset, seed: int, bound: float, bed: str, prompts: str = BUNDLED) -> Study:
     """The study that one seed, bound and pipeline run."""
-    return load(
-        None,
+    return beds.study_of(
+        bed,
         [
             f"seed={seed}",
             f"prompts={prompts}",
-            f"pipeline={bed}",
-            f"prune.components=[{', '.join(BEDS[bed])}]",
             f"constraints={{clip_score: {{max_drop: {bound}}}, kid: {{max_rise: {max(3 * bound, KID_FLOOR[bed])}}}}}",
             f"search.strategies={json.dumps(list(preset.strategies))}",
             "search.compare=true",
@@ -592,13 +591,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--generations", type=int, help="of --published; default: the published number")
     parser.add_argument("--studies", type=int, help="end after so many studies of this start")
+    parser.add_argument("--bed", choices=list(beds.STUDIES), help="this pipeline alone; two may run at once")
     parsed = parser.parse_args(arguments)
     name = "tiny" if parsed.quick else parsed.preset
     with tempfile.TemporaryDirectory() as temporary:
         out = parsed.out or (Path(temporary) if parsed.quick else OUT / f"search-{name}")
         out.mkdir(parents=True, exist_ok=True)
         if not parsed.table:
-            compare(PRESETS[name], out, parsed.studies)
+            compare(PRESETS[name], out, parsed.studies, parsed.bed)
         if parsed.published or parsed.quick:
             published_length(PRESETS[name], out, 2 if parsed.quick else parsed.generations)
         table = write_summary(PRESETS[name], out)
@@ -609,11 +609,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if held or name == "tiny" else 1
 
 
-def compare(preset: Preset, out: Path, at_most: int | None = None) -> None:
+def compare(preset: Preset, out: Path, at_most: int | None = None, only: str | None = None) -> None:
     """All studies of a preset that are not done, and their rows; those of the default bound first."""
     done = 0
-    for bound, seed, bed in itertools.product(preset.bounds, range(preset.seeds), preset.beds):
-        known, curves = rows_in(out)
+    pipelines = [bed for bed in preset.beds if only in (None, bed)]
+    for bound, seed, bed in itertools.product(preset.bounds, range(preset.seeds), pipelines):
+        known, _ = rows_in(out)
         if not known.empty and bool(of(known, bed, bound, seed).any()):
             continue
         if at_most is not None and done >= at_most:
@@ -621,9 +622,12 @@ def compare(preset: Preset, out: Path, at_most: int | None = None) -> None:
         prompts = prompts_of(seed, preset.seeds, out / "runs")
         study = study_of(preset, seed, bound, bed, str(prompts))
         reached = run(study, out / "runs" / f"{bed}-drop-{bound:g}-seed-{seed}")
-        for name, old, new in ((ROWS, known, reached.rows), (CURVES, curves, reached.curves)):
-            pd.concat([old, pd.DataFrame(new)]).to_csv(out / name, index=False)
-        write_summary(preset, out)
+        with FileLock(out / "runs" / "rows.lock"):  # another process may be at the other pipeline's studies
+            for name, old, new in zip(
+                (ROWS, CURVES), rows_in(out), (reached.rows, reached.curves), strict=True
+            ):
+                pd.concat([old, pd.DataFrame(new)]).to_csv(out / name, index=False)
+            write_summary(preset, out)
         print(pd.DataFrame(reached.rows).to_string(index=False), flush=True)
         done += 1
 
