@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
-from raysense.feasibility import by_value, is_feasible
+from raysense.feasibility import by_value, is_feasible, utilisation
 from raysense.metrics.builtin.probe_error import PROBE_ERROR
 from raysense.names import JOINT, SOLVER
 from raysense.records import Bound, Evaluation
+from raysense.search.prediction import Forecast, HeldOutForecast, Seen
 from raysense.store.rows import levels_of, strategy_of
 from raysense.store.store import Store
 from raysense.strategies.context import Candidate, utilisation_of
 from raysense.strategies.curves import Curve, damages_of
-from raysense.strategies.joint import JointProposer
 from raysense.strategies.solver import OBJECTIVES
 from raysense.strategies.swept_curves import is_ordinary, probed, swept_points
 from raysense.strategies.verdict import held_out_stretch
@@ -58,11 +60,9 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
     """
     stored = _read(run, overrides)
     study, grid, bounds = stored.study, stored.grid, stored.study.constraints.bounds()
-    prediction = _Prediction(stored)
     _refuse_dense(run, stored.evaluations, bounds)
     rows = _evidence(study, grid, stored.evaluations, stored.levels, bounds, stored.swept)
-    for row in rows:
-        prediction.learned.tell(row.allocation, utilisation_of(row, bounds))
+    prediction = _Prediction(stored, rows)
     allowed = set(study.prune.components)
     fitting = [
         row
@@ -79,7 +79,7 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
     supported = any(row.feasible and row.zeros for row in rows)
     most = int(min(prediction.most, _ceiling(fitting)))
     best = prediction.sparsest(most) if supported else Allocation()
-    utilisation, sd = prediction.learned.predict(best) if best else (0.0, 0.0)
+    forecast = prediction.forecast(best) if best else Forecast(0.0, 0.0, 0.0)
     denominators = stored.denominators
     return {
         "study": study.name,
@@ -88,9 +88,9 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
         "predicted": {
             **_shares(grid.zeros(best), denominators),
             "supported": supported,
-            "utilisation": utilisation,
-            "utilisation_ci_low": utilisation - 1.96 * sd,
-            "utilisation_ci_high": utilisation + 1.96 * sd,
+            "utilisation": forecast.expected,
+            "utilisation_ci_low": forecast.ci_low,
+            "utilisation_ci_high": forecast.ci_high,
             "allocation": best.key,
             "levels": dict(best),
         },
@@ -172,34 +172,48 @@ def _read(run: str, overrides: Sequence[str]) -> _Stored:
 
 
 class _Prediction:
-    """The joint search's model of a stored study, under other bounds.
+    """The sparsest allocations that the study's curves and candidates say are inside other bounds.
 
     Attributes:
-        learned: What it has learnt from candidates.
         most: Zeros that the components and `prune.max_layer_sparsity` allow.
     """
 
-    def __init__(self, stored: _Stored) -> None:
+    def __init__(self, stored: _Stored, rows: Sequence[Candidate]) -> None:
         study = stored.study
         allowed = set(study.prune.components)
         fine = [curve.refined() for curve in stored.curves]
         self._free = [
             _up_to(c, study.prune.max_layer_sparsity) for c in fine if c.group.split(":")[0] in allowed
         ]
-        self._stored = stored
+        self._stored, self._groups = stored, [curve.group for curve in fine]
         self.most = sum(max(curve.zeros) for curve in self._free)
-        damages = damages_of(fine, stored.groups, stored.grid)
-        self.learned = JointProposer(stored.grid, damages, [c.group for c in fine], self._solved, study.seed)
+        self._damages = damages_of(fine, stored.groups, stored.grid)
+        prompts, stretch = study.rungs.validation.prompts, held_out_stretch(study)
+        self._learned = HeldOutForecast(self._groups, list(self._seen(rows)), prompts, stretch)
+
+    def _seen(self, rows: Sequence[Candidate]) -> Iterator[Seen]:
+        """What of the candidates could be measured."""
+        bounds = self._stored.study.constraints.bounds()
+        for row in rows:
+            value, used = by_value(row.evaluation, bounds), utilisation(row.evaluation, bounds)
+            if value is not None and used is not None:
+                damages = np.asarray(self._damages(row.allocation), dtype=np.float64)
+                prompts = getattr(self._stored.study.rungs, row.evaluation.rung).prompts
+                yield Seen(damages, value, used - value, prompts, row.evaluation.rung)
+
+    def forecast(self, allocation: Allocation) -> Forecast:
+        """What a test of an allocation on held-out prompts would say."""
+        return self._learned.of(np.asarray(self._damages(allocation), dtype=np.float64))
 
     def sparsest(self, most: int) -> Allocation:
         """The sparsest total up to `most` whose whole predicted interval is inside the bounds."""
         low, high, best = 0, most, Allocation()
-        weights = self.learned.factors()
+        factors = self._learned.factors
+        weights = dict(zip(self._groups, (factors / factors.mean()).tolist(), strict=True))
         for _ in range(_BISECTIONS):
             middle = (low + high + 1) // 2
             allocation = self._solved(middle, weights)
-            utilisation, sd = self.learned.predict(allocation)
-            if utilisation + 1.96 * sd <= 1:
+            if self.forecast(allocation).ci_high <= 1:
                 low, best = middle, allocation
             else:
                 high = middle
