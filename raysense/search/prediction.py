@@ -73,8 +73,8 @@ class HeldOutForecast:
         self._stretch = stretch
         self._quantile = quantile(prompts - 1)
         errors = np.array([row.width / quantile(row.prompts - 1) for row in near])
-        same = np.array([[a.rung == b.rung for b in near] for a in near], dtype=float).reshape(len(near), -1)
-        mixed = SHARED * same + (1 - SHARED) * np.eye(len(near))
+        rungs = np.array([row.rung for row in near], dtype=str)
+        mixed = SHARED * (rungs[:, None] == rungs[None, :]) + (1 - SHARED) * np.eye(len(near))
         self._known: Posterior = posterior_of(
             [row.damages for row in near],
             [max(row.value, 0.0) for row in near],

@@ -14,7 +14,7 @@ from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
 from raysense.feasibility import by_value, is_feasible, utilisation
 from raysense.metrics.builtin.probe_error import PROBE_ERROR
-from raysense.names import JOINT, SOLVER
+from raysense.names import JOINT, SOLVER, UNIFORM
 from raysense.records import Bound, Evaluation
 from raysense.search.prediction import Forecast, HeldOutForecast, Seen
 from raysense.store.rows import levels_of, strategy_of
@@ -42,7 +42,7 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The sparsest allocation that the study's measured curves and candidates predict to be inside other bounds.
 
     The probe curves say what each group costs, the candidates of the search what the probe gets wrong about it (see
-    `JointProposer`); the solver does the rest. Measured candidates that meet the new bounds are named beside it.
+    `HeldOutForecast`); the solver does the rest. Measured candidates that meet the new bounds are named beside it.
 
     Args:
         run: A study's folder or address.
@@ -50,10 +50,10 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
 
     Returns:
         Plain data: ``measured`` (the sparsest stored candidate inside the bounds, those of held-out prompts first, or
-        None) and ``predicted``: sparsities, levels, expected utilisation of the budget by the worse end of a test's
-        interval (1 lies on the bound), with the model's own interval, 1.96 of its standard deviations to either side:
-        too narrow, see docs/explanation/evaluation.md. It is the sparsest total whose whole interval is inside,
-        below what already failed; the dense pipeline, and ``supported`` false, where no candidate is inside.
+        None) and ``predicted``: sparsities, levels, and what a test on the study's held-out prompts is expected to say:
+        the utilisation of the budget by the worse end of its interval (1 lies on the bound), with a 95 % interval. It
+        is the sparsest total whose whole interval is inside, below what already failed; the dense pipeline, and
+        ``supported`` false, where no candidate is inside.
 
     Raises:
         RaysenseError: No study, no curves, something else is changed, or the dense pipeline misses a bound.
@@ -120,6 +120,7 @@ class _Stored:
         curves: Sensitivity curves of the groups.
         denominators: What sparsities are shares of, for the components that are asked for.
         swept: Keys of a sweep's points that are pruned as the study prunes.
+        alike: Those of them that prune each group evenly, as its curve was measured.
     """
 
     study: Study
@@ -130,6 +131,7 @@ class _Stored:
     curves: Sequence[Curve]
     denominators: Mapping[str, int]
     swept: frozenset[str]
+    alike: frozenset[str]
 
 
 def _read(run: str, overrides: Sequence[str]) -> _Stored:
@@ -167,8 +169,11 @@ def _read(run: str, overrides: Sequence[str]) -> _Stored:
         )
     same = study.prune.components == old.prune.components
     denominators = record["denominators"] if same else _denominators(study)
-    swept = frozenset(point["key"] for point in points if is_ordinary(point, old))
-    return _Stored(study, grid, groups, levels, evaluations, curves, denominators, swept)
+    ordinary = [point for point in points if is_ordinary(point, old)]
+    swept = frozenset(point["key"] for point in ordinary)
+    curved = (UNIFORM, study.search.granularity)
+    alike = frozenset(point["key"] for point in ordinary if (point["rule"], point["granularity"]) == curved)
+    return _Stored(study, grid, groups, levels, evaluations, curves, denominators, swept, alike)
 
 
 class _Prediction:
@@ -186,20 +191,34 @@ class _Prediction:
             _up_to(c, study.prune.max_layer_sparsity) for c in fine if c.group.split(":")[0] in allowed
         ]
         self._stored, self._groups = stored, [curve.group for curve in fine]
+        self._ends = [max(curve.zeros) for curve in fine]
         self.most = sum(max(curve.zeros) for curve in self._free)
         self._damages = damages_of(fine, stored.groups, stored.grid)
         prompts, stretch = study.rungs.validation.prompts, held_out_stretch(study)
         self._learned = HeldOutForecast(self._groups, list(self._seen(rows)), prompts, stretch)
 
     def _seen(self, rows: Sequence[Candidate]) -> Iterator[Seen]:
-        """What of the candidates could be measured."""
-        bounds = self._stored.study.constraints.bounds()
+        """Candidates that were measured and of which the curves know what they lose."""
+        study = self._stored.study
+        bounds = study.constraints.bounds()
         for row in rows:
             value, used = by_value(row.evaluation, bounds), utilisation(row.evaluation, bounds)
-            if value is not None and used is not None:
+            if value is not None and used is not None and self._knows(row):
                 damages = np.asarray(self._damages(row.allocation), dtype=np.float64)
-                prompts = getattr(self._stored.study.rungs, row.evaluation.rung).prompts
+                prompts = getattr(study.rungs, row.evaluation.rung).prompts
                 yield Seen(damages, value, used - value, prompts, row.evaluation.rung)
+
+    def _knows(self, row: Candidate) -> bool:
+        """Whether all of a candidate's zeros lie on the groups' curves."""
+        grid, groups, allocation = self._stored.grid, self._stored.groups, row.allocation
+        if row.evaluation.key in self._stored.swept - self._stored.alike:
+            return False
+        within = {
+            group: sum(grid.zeros_at(a, allocation[a]) for a in groups[group] if a in allocation)
+            for group in self._groups
+        }
+        on_curves = all(within[group] <= most for group, most in zip(self._groups, self._ends, strict=True))
+        return on_curves and sum(within.values()) == grid.zeros(allocation)
 
     def forecast(self, allocation: Allocation) -> Forecast:
         """What a test of an allocation on held-out prompts would say."""
@@ -318,9 +337,9 @@ def in_words(answer: Mapping[str, Any], run: str) -> str:
         lines += [
             f"predicted, not measured: {predicted['sparsity_components']:.1%} of the parameters of the studied "
             f"components ({predicted['zeros']:,} zeros)",
-            f"expected utilisation of the budget by the worse end of a test's interval {predicted['utilisation']:.2f} "
-            f"[{predicted['utilisation_ci_low']:.2f}, {predicted['utilisation_ci_high']:.2f}]; 1 lies on the bound. "
-            "The interval is the model's own, and too narrow: in half of simulated studies a test fell outside",
+            "utilisation of the budget by the worse end of a test's interval on held-out prompts, foretold: "
+            f"{predicted['utilisation']:.2f} [{predicted['utilisation_ci_low']:.2f}, "
+            f"{predicted['utilisation_ci_high']:.2f}]; 1 lies on the bound",
         ]
     lines.append(
         f"To measure and validate, run the study with these bounds; levels: raysense resolve "

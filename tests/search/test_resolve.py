@@ -104,7 +104,7 @@ def test_a_study_in_which_nothing_passed_predicts_nothing(tmp_path: Path) -> Non
     assert answer["predicted"]["zeros"] == 0
     assert answer["predicted"]["supported"] is False
     assert "nothing is predicted" in in_words(answer, run)
-    assert "expected utilisation" not in in_words(answer, run)
+    assert "foretold" not in in_words(answer, run)
 
 
 def test_fewer_components_have_denominators_of_their_own(reference: Path) -> None:
@@ -155,7 +155,8 @@ def test_another_bound_is_another_look_at_the_held_out_rows(
     )
     resolve(str(stored[0]), [])
     resolve(str(stored[0]), ["constraints.clip_score.max_drop=0.3"])
-    assert looks == [0, 1]
+    assert dict.fromkeys(looks) == dict.fromkeys([0, 1])
+    assert looks == sorted(looks)
 
 
 def test_finalists_count_up_to_the_first_failure(tmp_path: Path) -> None:
@@ -193,6 +194,8 @@ def test_a_sweep_answers_for_the_best_allocation_of_its_granularity_without_an_i
     assert predicted["utilisation_ci_low"] < predicted["utilisation"] < predicted["utilisation_ci_high"] <= 1
     tighter = resolve(SWEPT, [overrides[0], "constraints={clip_score: {max_drop: 0.01}}"])["predicted"]
     assert 0 < tighter["zeros"] < predicted["zeros"]
+    # LAMP's points lose far less at the same total: they say nothing about pruning a component evenly.
+    assert 0.2 < tighter["utilisation"] < 1
     measured = answer["measured"]
     assert measured["rung"] == "score"
     rows = Store.open(SWEPT).table("points").to_pylist()
