@@ -30,7 +30,7 @@ sampling:
   steps: {steps}
   guidance: {guidance}
   batch: {batch}
-{metrics}constraints:                        # all must hold, each with its whole 95 % interval
+{zeros}{metrics}constraints:                        # all must hold, each with its whole 95 % interval
   clip_score: {{max_drop: {drop}}}      # dense minus pruned, on the same prompts and noise
 rungs:
   preview: {{prompts: {preview}}}
@@ -40,6 +40,8 @@ cluster:
   gpus_per_evaluator: {gpus}            # 0 for CPUs
 # budget: {{max_hours: 24}}             # hard; or max_nfe, or max_price with price_per_hour
 """
+
+FEWER_ZEROS = "  max_sequence_length: 1            # no T5 here: of its zero embeddings one is enough\n"
 
 
 def study_for(study: Study) -> str:
@@ -54,11 +56,13 @@ def study_for(study: Study) -> str:
     origin = Origin.of(study)
     pipeline = study.pipeline
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", pipeline.rstrip("/").rpartition("/")[2]).strip("-._") or "study"
+    index = DiffusionPipeline.load_config(configuration_folder(origin), revision=origin.revision)
     common = {
         "name": name,
         "pipeline": json.dumps(pipeline),
         "revision": f"revision: {study.revision}\n" if study.revision else "",
         "components": ", ".join(components_to_prune(origin)),
+        "zeros": FEWER_ZEROS if pipeline in BUNDLED_PIPELINES and _embeds_zeros(index) else "",
     }
     if pipeline in BUNDLED_PIPELINES:
         own = Sampling()
@@ -66,7 +70,6 @@ def study_for(study: Study) -> str:
             **common, dtype="float32", prompts="bundled", steps=own.steps, guidance=own.guidance, batch=own.batch,
             metrics="", drop=0.01, preview=24, score=80, validation=160, gpus=0,
         )  # fmt: skip
-    index = DiffusionPipeline.load_config(configuration_folder(origin), revision=origin.revision)
     call = _defaults(index)
     return TEMPLATE.format(
         **common, dtype="bfloat16", prompts="coco-train2017", steps=call.get("num_inference_steps", 28),
@@ -74,6 +77,11 @@ def study_for(study: Study) -> str:
         metrics="metrics:\n  clip: {model: ViT-B-32, pretrained: openai}\n", drop=0.003,
         preview=64, score=512, validation=2048, gpus=1,
     )  # fmt: skip
+
+
+def _embeds_zeros(index: Mapping[str, Any]) -> bool:
+    """Whether a Stable Diffusion 3 stands without its T5, whose 256 embeddings are zeros then."""
+    return index.get("text_encoder_3", [""])[0] is None
 
 
 def _defaults(index: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,20 +11,22 @@ from raysense.study import load
 
 
 @pytest.mark.parametrize(
-    ("name", "components"),
+    ("name", "components", "embeddings"),
     [
-        ("bundled", {"text_encoder", "unet"}),
-        ("bundled-transformer", {"text_encoder", "text_encoder_2", "transformer"}),
+        ("bundled", {"text_encoder", "unet"}, None),
+        # 256 zero embeddings in the place of one would make its images ten times as dear.
+        ("bundled-transformer", {"text_encoder", "text_encoder_2", "transformer"}, 1),
     ],
 )
 def test_a_study_of_a_bundled_pipeline_can_be_run_as_it_is(
-    name: str, components: set[str], tmp_path: Path
+    name: str, components: set[str], embeddings: int | None, tmp_path: Path
 ) -> None:
     file = tmp_path / "study.yaml"
     assert main(["init", name, "--out", str(file)]) == 0
     study = load(file)
     assert (study.pipeline, study.name) == (name, name)
     assert set(study.prune.components) == components
+    assert study.sampling.max_sequence_length == embeddings
     assert main(["validate", str(file)]) == 0
     assert main(["init", name, "--out", str(file)]) == 2
 
