@@ -54,7 +54,7 @@ from raysense.pipelines.cost import assumed
 from raysense.prompts.sets import load_prompts
 from raysense.pruning.allocation_rules import OUTLIER_SPREAD, OUTLIER_TIMES
 from raysense.records import CALIBRATION, Bound, Evaluation, TrialSpec
-from raysense.strategies import evopress, proposers, surrogate
+from raysense.strategies import evopress, joint, proposers
 from raysense.strategies.context import Candidate, Findings, best_of
 from raysense.strategies.runner import StrategyRunner
 from raysense.study import Study
@@ -456,7 +456,7 @@ def holds(found: dict[str, Any]) -> bool:
 
 SETTINGS = {
     JOINT: f"starts from the climbs of solver and rules; relative sd of a group's factor "
-    f"{surrogate.FACTOR_SD:g}, of a utilisation {surrogate.UTILISATION_SD:g}; totals {proposers.LEAST_GROWTH:.1%} to "
+    f"{joint.FACTOR_SD:g}, of a utilisation {joint.UTILISATION_SD:g}; totals {proposers.LEAST_GROWTH:.1%} to "
     f"{proposers.MOST_GROWTH:.0%} above the best",
     STAGES: "four stages by depth, of about equal size; each bisected alone, then one factor, then one stage at a time",
     OWL_BLOCK: f"as published: one sparsity a block; M = {OUTLIER_TIMES:g}, λ = {OUTLIER_SPREAD:g}. `owl` is raysense's"

@@ -1,4 +1,4 @@
-"""What a test on held-out prompts would say of an allocation that nobody tested, from candidates that were measured."""
+"""What a test on held-out prompts would say of a total that nobody tested, from candidates that were measured."""
 
 from __future__ import annotations
 
@@ -7,17 +7,33 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import nnls
+from scipy.special import ndtr
 
-from raysense.metrics.intervals import quantile
-from raysense.strategies.surrogate import FAR, Floats, Posterior, posterior_of, prior_of
+from raysense.metrics.intervals import LEVEL, quantile
 
-SHARED = 0.5
-"""Share of the variance of measuring that candidates on the same prompts have in common: some prompts suffer from any
-pruning. Of the default study's rows two candidates' drops correlate by .1 to .99 over prompts, median .55."""
+Floats = npt.NDArray[np.float64]
 
-NORMAL = 1.96
-_LEAST_WIDTH = 1e-9
+SHARED = 0.7
+"""Share of the variance of measuring that candidates on the same prompts have in common: the prompts that suffer from
+one suffer from the next."""
+
+EXPONENTS = np.geomspace(0.5, 5, 24)
+USUAL_EXPONENT, EXPONENT_SD = 1.5, 0.5
+"""Prior of the exponent: lognormal, with this median and this standard deviation of the logarithm."""
+
+MISFITS = np.array([0.05, 0.1, 0.2, 0.4])
+"""Relative standard deviations of a candidate from the curve, beside its error of measuring; equally likely."""
+
+STRANGE = 0.5
+"""The same of a total that prunes other layers than the candidates."""
+
+FAR = 4.0
+"""Candidates that use more of the budget lie past the cliff and are left out."""
+
+_LEVELS = np.geomspace(0.005, 2 * FAR, 60)
+_LEAST = 1e-9
 
 
 @dataclass(frozen=True)
@@ -25,14 +41,14 @@ class Seen:
     """A measured candidate.
 
     Attributes:
-        damages: (groups,) by their probe curves.
+        damage: Sum over the groups by their curves.
         value: Share of the budget that it used by its values.
         width: What the reported interval's worse end adds to that.
         prompts: How many it was measured on.
         rung: Rung; candidates of one rung share their prompts.
     """
 
-    damages: Floats
+    damage: float
     value: float
     width: float
     prompts: int
@@ -43,7 +59,7 @@ class Forecast(NamedTuple):
     """Utilisation of the budget by the worse end of a test's interval.
 
     Attributes:
-        expected: The prediction.
+        expected: The prediction, a median.
         ci_low: Lower end of its 95 % interval.
         ci_high: Upper end.
     """
@@ -54,63 +70,86 @@ class Forecast(NamedTuple):
 
 
 class HeldOutForecast:
-    """The joint search's surrogate, learnt from values, and how wide a test's interval is at a value.
+    """A curve from the groups' summed damage to a test's utilisation of the budget, and how far off it may be.
 
-    A candidate's utilisation by its values is the additive model's (see `raysense.strategies.surrogate`), measured with
-    an error that its interval tells, partly common to all on the same prompts. The interval's half-width is modelled as
-    ``w² = a + b · value``: quiet images differ a little, damaged ones more. What a test's worse end says is then
-    ``value + stretch · w``, with the value uncertain by the factors, by the model and by the test's own prompts.
+    By its values a candidate uses ``level · (damage / usual damage)^exponent`` of the budget, up to a relative misfit
+    and an error of measuring. The error follows from its interval. What the prompts of a rung add to it is in part
+    common to all candidates on them, so that those tested on the held-out prompts also say what these will add to the
+    next test. Level, exponent and misfit are averaged over a grid, each weighed by how well it explains the candidates.
+    An interval's half-width is modelled as ``w² = a + b · value``: quiet images differ a little, damaged ones more.
+    What the worse end says is ``value + stretch · w``.
 
     Args:
-        groups: The groups' addresses.
-        seen: Candidates.
+        seen: Candidates; those without damage, or past the cliff, say nothing.
         prompts: Of the test.
         stretch: How many times wider than the reported interval the one is that must clear the bounds.
+        strange: Whether the test prunes other layers than the candidates.
     """
 
-    def __init__(self, groups: Sequence[str], seen: Sequence[Seen], prompts: int, stretch: float) -> None:
-        near = [row for row in seen if row.value <= FAR]
-        self._stretch = stretch
-        self._quantile = quantile(prompts - 1)
+    def __init__(self, seen: Sequence[Seen], prompts: int, stretch: float, *, strange: bool = False) -> None:
+        near = [row for row in seen if row.value <= FAR and row.damage > 0]
+        self._stretch, self._quantile, self._strange = stretch, quantile(prompts - 1), STRANGE * strange
+        values = np.array([row.value for row in near])
         errors = np.array([row.width / quantile(row.prompts - 1) for row in near])
-        rungs = np.array([row.rung for row in near], dtype=str)
-        mixed = SHARED * (rungs[:, None] == rungs[None, :]) + (1 - SHARED) * np.eye(len(near))
-        self._known: Posterior = posterior_of(
-            [row.damages for row in near],
-            [max(row.value, 0.0) for row in near],
-            prior_of(groups),
-            np.outer(errors, errors) * mixed,
-        )
-        self.factors: Floats = self._known.floored(self._known.mean)
-        values = np.array([max(row.value, 0.0) for row in near])
         # A mean's interval shrinks with the root of the number of prompts; a set's distance faster, so this is safe.
         squares = np.array([row.width**2 * row.prompts / prompts for row in near])
-        self._squared = _line(values, squares)
+        self._squared = _line(np.maximum(values, 0.0), squares)
+        logs = np.log([row.damage for row in near])
+        self._usual = float(logs.mean()) if near else 0.0
+        level, exponent, misfit = (a.ravel() for a in np.meshgrid(_LEVELS, EXPONENTS, MISFITS, indexing="ij"))
+        curves = level[:, None] * np.exp(exponent[:, None] * (logs - self._usual))
 
-    def of(self, damages: Floats) -> Forecast:
-        """What a test would say.
-
-        Args:
-            damages: (groups,) of the allocation.
-        """
-        value = float(damages @ self.factors)
-        test = self._width(value) / self._quantile
-        sd = float(np.hypot(self._known.sd(damages, value), test))
-        reach = NORMAL * sd
-        low, middle, high = (
-            v + self._stretch * self._width(v) for v in (value - reach, value, value + reach)
+        rungs = np.array([row.rung for row in near], dtype=str)
+        common = SHARED * (rungs[:, None] == rungs[None, :]) + (1 - SHARED) * np.eye(len(near))
+        spread = np.einsum("ki,ij->kij", (misfit[:, None] * curves) ** 2, np.eye(len(near)))
+        root = np.linalg.cholesky(spread + np.outer(errors, errors) * common + _LEAST * np.eye(len(near)))
+        missed = np.linalg.solve(root, (values - curves)[:, :, None])[:, :, 0]
+        held = np.linalg.solve(
+            root, np.broadcast_to((errors * (rungs == "validation"))[:, None], (*curves.shape, 1))
         )
-        return Forecast(middle, low, high)
+        held = held[:, :, 0]
+        explained = -0.5 * (missed**2).sum(axis=1) - np.log(np.diagonal(root, axis1=1, axis2=2)).sum(axis=1)
+        explained -= 0.5 * (np.log(exponent / USUAL_EXPONENT) / EXPONENT_SD) ** 2
+        weights = np.exp(explained - explained.max())
+        kept = weights > _LEAST * weights.sum()
+        self._weights = weights[kept] / weights[kept].sum()
+        self._level, self._exponent, self._misfit = level[kept], exponent[kept], misfit[kept]
+        self._moved, self._known = (held * missed).sum(axis=1)[kept], (held**2).sum(axis=1)[kept]
 
-    def _width(self, value: float) -> float:
+    def of(self, damage: float) -> Forecast:
+        """What a test would say of a total with so much damage by the curves; more than 0."""
+        curve = self._level * np.exp(self._exponent * (np.log(damage) - self._usual))
+        error = self._widths(curve) / self._quantile
+        mean = curve + SHARED * error * self._moved
+        left = error**2 * np.maximum(1 - SHARED**2 * self._known, 0.0)
+        sd = np.sqrt(left + (self._misfit**2 + self._strange**2) * curve**2 + _LEAST)
+        ends = (
+            _quantile(share, self._weights, mean, sd) for share in (0.5, (1 - LEVEL) / 2, (1 + LEVEL) / 2)
+        )
+        return Forecast(*(v + self._stretch * float(self._widths(np.array(v))) for v in ends))
+
+    def _widths(self, values: Floats) -> Floats:
+        """Half of a test's interval at values."""
         quiet, loud = self._squared
-        return float(np.sqrt(quiet + loud * max(value, 0.0)))
+        return np.asarray(np.sqrt(quiet + loud * np.maximum(values, 0.0)))
 
 
 def _line(values: Floats, squares: Floats) -> tuple[float, float]:
     """Intercept and slope, neither negative, of squared widths over values; errors count relatively."""
     if not len(values):
         return 0.0, 0.0
-    weight = 1 / np.maximum(squares, _LEAST_WIDTH)
-    found, _ = nnls(np.stack([weight, values * weight], axis=1), np.maximum(squares, _LEAST_WIDTH) * weight)
+    weight = 1 / np.maximum(squares, _LEAST)
+    found, _ = nnls(np.stack([weight, values * weight], axis=1), np.maximum(squares, _LEAST) * weight)
     return float(found[0]), float(found[1])
+
+
+def _quantile(share: float, weights: Floats, means: Floats, sds: Floats) -> float:
+    """Of a mixture of normal distributions."""
+    low, high = float((means - 8 * sds).min()), float((means + 8 * sds).max())
+    for _ in range(60):
+        middle = (low + high) / 2
+        if float(weights @ ndtr((middle - means) / sds)) < share:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2

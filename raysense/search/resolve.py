@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from raysense.allocation import Allocation, LevelGrid
 from raysense.errors import RaysenseError
 from raysense.feasibility import by_value, is_feasible, utilisation
@@ -35,14 +33,16 @@ CHANGEABLE = (
     "name",
 )
 _BISECTIONS = 20
+_LEAST_DAMAGE = 1e-12
 _DENOMINATORS = ("selected", "prunable", "components", "pipeline")
 
 
 def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The sparsest allocation that the study's measured curves and candidates predict to be inside other bounds.
 
-    The probe curves say what each group costs, the candidates of the search what the probe gets wrong about it (see
-    `HeldOutForecast`); the solver does the rest. Measured candidates that meet the new bounds are named beside it.
+    The probe curves say what each group costs, and the solver shares each total out by them, as it did in the study;
+    the candidates of the search say what so much damage uses of the budget (see `HeldOutForecast`). Measured candidates
+    that meet the new bounds are named beside it.
 
     Args:
         run: A study's folder or address.
@@ -121,6 +121,7 @@ class _Stored:
         denominators: What sparsities are shares of, for the components that are asked for.
         swept: Keys of a sweep's points that are pruned as the study prunes.
         alike: Those of them that prune each group evenly, as its curve was measured.
+        strange: Whether it is asked to prune other layers than its own candidates.
     """
 
     study: Study
@@ -132,6 +133,7 @@ class _Stored:
     denominators: Mapping[str, int]
     swept: frozenset[str]
     alike: frozenset[str]
+    strange: bool
 
 
 def _read(run: str, overrides: Sequence[str]) -> _Stored:
@@ -173,11 +175,16 @@ def _read(run: str, overrides: Sequence[str]) -> _Stored:
     swept = frozenset(point["key"] for point in ordinary)
     curved = (UNIFORM, study.search.granularity)
     alike = frozenset(point["key"] for point in ordinary if (point["rule"], point["granularity"]) == curved)
-    return _Stored(study, grid, groups, levels, evaluations, curves, denominators, swept, alike)
+    strange = not same or study.prune.max_layer_sparsity != old.prune.max_layer_sparsity
+    return _Stored(study, grid, groups, levels, evaluations, curves, denominators, swept, alike, strange)
 
 
 class _Prediction:
-    """The sparsest allocations that the study's curves and candidates say are inside other bounds.
+    """The solver's allocations by the study's curves, and what its candidates say of them under other bounds.
+
+    Args:
+        stored: The study.
+        rows: Its candidates.
 
     Attributes:
         most: Zeros that the components and `prune.max_layer_sparsity` allow.
@@ -190,23 +197,27 @@ class _Prediction:
         self._free = [
             _up_to(c, study.prune.max_layer_sparsity) for c in fine if c.group.split(":")[0] in allowed
         ]
-        self._stored, self._groups = stored, [curve.group for curve in fine]
-        self._ends = [max(curve.zeros) for curve in fine]
+        self._stored = stored
+        self._ends = {curve.group: max(curve.zeros) for curve in fine}
         self.most = sum(max(curve.zeros) for curve in self._free)
         self._damages = damages_of(fine, stored.groups, stored.grid)
-        prompts, stretch = study.rungs.validation.prompts, held_out_stretch(study)
-        self._learned = HeldOutForecast(self._groups, list(self._seen(rows)), prompts, stretch)
+        self._learned = HeldOutForecast(
+            list(self._seen(rows)),
+            study.rungs.validation.prompts,
+            held_out_stretch(study),
+            strange=stored.strange,
+        )
 
     def _seen(self, rows: Sequence[Candidate]) -> Iterator[Seen]:
-        """Candidates that were measured and of which the curves know what they lose."""
+        """Candidates that say something of the solver's: its own and the joint search's; all, where there are none."""
         study = self._stored.study
         bounds = study.constraints.bounds()
-        for row in rows:
+        own = [row for row in rows if row.strategy in (SOLVER, JOINT)]
+        for row in own or rows:
             value, used = by_value(row.evaluation, bounds), utilisation(row.evaluation, bounds)
             if value is not None and used is not None and self._knows(row):
-                damages = np.asarray(self._damages(row.allocation), dtype=np.float64)
                 prompts = getattr(study.rungs, row.evaluation.rung).prompts
-                yield Seen(damages, value, used - value, prompts, row.evaluation.rung)
+                yield Seen(self._damage(row.allocation), value, used - value, prompts, row.evaluation.rung)
 
     def _knows(self, row: Candidate) -> bool:
         """Whether all of a candidate's zeros lie on the groups' curves."""
@@ -215,32 +226,33 @@ class _Prediction:
             return False
         within = {
             group: sum(grid.zeros_at(a, allocation[a]) for a in groups[group] if a in allocation)
-            for group in self._groups
+            for group in self._ends
         }
-        on_curves = all(within[group] <= most for group, most in zip(self._groups, self._ends, strict=True))
+        on_curves = all(within[group] <= end for group, end in self._ends.items())
         return on_curves and sum(within.values()) == grid.zeros(allocation)
+
+    def _damage(self, allocation: Allocation) -> float:
+        return float(sum(self._damages(allocation)))
 
     def forecast(self, allocation: Allocation) -> Forecast:
         """What a test of an allocation on held-out prompts would say."""
-        return self._learned.of(np.asarray(self._damages(allocation), dtype=np.float64))
+        return self._learned.of(max(self._damage(allocation), _LEAST_DAMAGE))
 
     def sparsest(self, most: int) -> Allocation:
         """The sparsest total up to `most` whose whole predicted interval is inside the bounds."""
         low, high, best = 0, most, Allocation()
-        factors = self._learned.factors
-        weights = dict(zip(self._groups, (factors / factors.mean()).tolist(), strict=True))
         for _ in range(_BISECTIONS):
             middle = (low + high + 1) // 2
-            allocation = self._solved(middle, weights)
+            allocation = self._solved(middle)
             if self.forecast(allocation).ci_high <= 1:
                 low, best = middle, allocation
             else:
                 high = middle
         return best
 
-    def _solved(self, zeros: int, weights: Mapping[str, float]) -> Allocation:
+    def _solved(self, zeros: int) -> Allocation:
         grid, groups, zeros = self._stored.grid, self._stored.groups, min(zeros, self.most)
-        chosen = OBJECTIVES[self._stored.study.search.objective](self._free, zeros, weights).sparsity
+        chosen = OBJECTIVES[self._stored.study.search.objective](self._free, zeros, {}).sparsity
         wish = {a: chosen[g] * grid.weights(a) for g in chosen for a in groups[g]}
         return grid.nearest(wish, zeros, among=[a for g in chosen for a in groups[g]])
 
