@@ -4,6 +4,7 @@
     python -m benchmarks.search --preset short     # fewer and smaller images; an hour a study on 2 busy cores
     python -m benchmarks.search --preset full      # layers, all strategies; a GPU
     python -m benchmarks.search --published        # EvoPress at its published length, at the total that ours reached
+    python -m benchmarks.search --foretold         # what `raysense resolve` says of the studies, tested
     python -m benchmarks.search --table            # measure nothing: the table from the committed rows
     python -m benchmarks.search --quick            # preset tiny: minutes; shows that it works, and no more
 
@@ -46,7 +47,7 @@ import pandas as pd
 from filelock import FileLock
 from scipy import stats
 
-from benchmarks import beds
+from benchmarks import beds, foretold
 from benchmarks.rivals import Learned, learned, taylor_programme
 from raysense.feasibility import is_feasible
 from raysense.names import BUNDLED, EVOPRESS, ITERATIVE, JOINT, OUTLIERS, OWL_BLOCK, RANDOM, SOLVER, TPE
@@ -484,7 +485,7 @@ def label(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def summary(preset: Preset, table: pd.DataFrame, curves: pd.DataFrame, published: str = "") -> str:
+def summary(preset: Preset, table: pd.DataFrame, curves: pd.DataFrame, more: Sequence[str] = ()) -> str:
     """The whole table in Markdown, the curves, the settings and the figures; from rows alone."""
     found = all_figures(table)
     done = table.groupby(["bed", "max_drop"], sort=False)["seed"].nunique()
@@ -528,7 +529,7 @@ def summary(preset: Preset, table: pd.DataFrame, curves: pd.DataFrame, published
     lines += [
         f"- {label(name)}: {text}." for name, text in SETTINGS.items() if name in set(table["strategy"])
     ]
-    return "\n".join([*lines, *([published] if published else []), ""])
+    return "\n".join([*lines, *more, ""])
 
 
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)
@@ -593,6 +594,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--published", action="store_true", help="EvoPress at its published length, on the probe"
     )
+    parser.add_argument(
+        "--foretold",
+        action="store_true",
+        help="`raysense resolve` on the finished studies of the default bound, tested",
+    )
     parser.add_argument("--generations", type=int, help="of --published; default: the published number")
     parser.add_argument("--studies", type=int, help="end after so many studies of this start")
     parser.add_argument("--bed", choices=list(beds.STUDIES), help="this pipeline alone; two may run at once")
@@ -605,6 +611,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             compare(PRESETS[name], out, parsed.studies, parsed.bed)
         if parsed.published or parsed.quick:
             published_length(PRESETS[name], out, 2 if parsed.quick else parsed.generations)
+        if parsed.foretold or parsed.quick:
+            foretell(PRESETS[name], out)
         table = write_summary(PRESETS[name], out)
     found = all_figures(table)
     held = all(holds(each) for each in found.values())
@@ -628,7 +636,7 @@ def compare(preset: Preset, out: Path, at_most: int | None = None, only: str | N
             return
         prompts = prompts_of(seed, preset.seeds, out / "runs")
         study = study_of(preset, seed, bound, bed, str(prompts))
-        reached = run(study, out / "runs" / f"{bed}-drop-{bound:g}-seed-{seed}")
+        reached = run(study, folder_of(out, bed, bound, seed))
         with FileLock(out / "runs" / "rows.lock"):  # another process may be at the other pipeline's studies
             for name, old, new in zip(
                 (ROWS, CURVES), rows_in(out), (reached.rows, reached.curves), strict=True
@@ -639,7 +647,7 @@ def compare(preset: Preset, out: Path, at_most: int | None = None, only: str | N
         done += 1
 
 
-ROWS, CURVES, PUBLISHED = "strategies.csv", "curves.csv", "published.json"
+ROWS, CURVES, PUBLISHED, FORETOLD = "strategies.csv", "curves.csv", "published.json", "foretold.csv"
 
 
 def rows_in(out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -665,9 +673,30 @@ def write_summary(preset: Preset, out: Path) -> pd.DataFrame:
     if rows.empty:
         raise SystemExit(f"`{out}` holds no rows; run the benchmark first")
     file = out / PUBLISHED
-    told = published_in_words(json.loads(file.read_text())) if file.exists() else ""
+    told = [published_in_words(json.loads(file.read_text()))] if file.exists() else []
+    if (out / FORETOLD).exists():
+        told += ["", foretold.in_words(pd.read_csv(out / FORETOLD))]
     (out / "summary.md").write_text(summary(preset, rows, curves, told), encoding="utf-8")
     return rows
+
+
+def foretell(preset: Preset, out: Path) -> None:
+    """What `raysense resolve` says of each study of the default bound whose folder is here, and a test of it."""
+    known, _ = rows_in(out)
+    found: list[dict[str, Any]] = []
+    for bed, seed in itertools.product(preset.beds, range(preset.seeds)):
+        run, prompts = (
+            folder_of(out, bed, preset.bounds[0], seed),
+            prompts_of(seed, preset.seeds, out / "runs"),
+        )
+        if run.exists() and not known.empty and bool(of(known, bed, preset.bounds[0], seed).any()):
+            found += foretold.rows_of(study_of(preset, seed, preset.bounds[0], bed, str(prompts)), run)
+            pd.DataFrame(found).to_csv(out / FORETOLD, index=False)
+
+
+def folder_of(out: Path, bed: str, bound: float, seed: int) -> Path:
+    """Where a study runs."""
+    return out / "runs" / f"{bed}-drop-{bound:g}-seed-{seed}"
 
 
 def published_length(preset: Preset, out: Path, generations: int | None) -> None:

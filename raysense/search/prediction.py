@@ -15,9 +15,9 @@ from raysense.metrics.intervals import LEVEL, quantile
 
 Floats = npt.NDArray[np.float64]
 
-SHARED = 0.7
-"""Share of the variance of measuring that candidates on the same prompts have in common: the prompts that suffer from
-one suffer from the next."""
+SHARED = 0.75
+"""Share of the variance of measuring that candidates on the same prompts have in common: the drops of the solver's and
+the joint search's candidates correlate over the prompts by .61 to .88 (medians of four studies of the bundled beds)."""
 
 EXPONENTS = np.geomspace(0.5, 5, 24)
 USUAL_EXPONENT, EXPONENT_SD = 1.5, 0.5
@@ -26,8 +26,8 @@ USUAL_EXPONENT, EXPONENT_SD = 1.5, 0.5
 MISFITS = np.array([0.05, 0.1, 0.2, 0.4])
 """Relative standard deviations of a candidate from the curve, beside its error of measuring; equally likely."""
 
-STRANGE = 0.5
-"""The same of a total that prunes other layers than the candidates."""
+OTHERS = 0.5
+"""Relative standard deviation, common to all of them, of candidates that were not shared out as the test is."""
 
 FAR = 4.0
 """Candidates that use more of the budget lie past the cliff and are left out."""
@@ -46,6 +46,7 @@ class Seen:
         width: What the reported interval's worse end adds to that.
         prompts: How many it was measured on.
         rung: Rung; candidates of one rung share their prompts.
+        alike: Whether its zeros were shared out over the layers as the test's are.
     """
 
     damage: float
@@ -53,6 +54,7 @@ class Seen:
     width: float
     prompts: int
     rung: str
+    alike: bool = True
 
 
 class Forecast(NamedTuple):
@@ -75,20 +77,20 @@ class HeldOutForecast:
     By its values a candidate uses ``level · (damage / usual damage)^exponent`` of the budget, up to a relative misfit
     and an error of measuring. The error follows from its interval. What the prompts of a rung add to it is in part
     common to all candidates on them, so that those tested on the held-out prompts also say what these will add to the
-    next test. Level, exponent and misfit are averaged over a grid, each weighed by how well it explains the candidates.
-    An interval's half-width is modelled as ``w² = a + b · value``: quiet images differ a little, damaged ones more.
-    What the worse end says is ``value + stretch · w``.
+    next test; what sets candidates of another kind off is common to all of these. Level, exponent and misfit are
+    averaged over a grid, each weighed by how well it explains the candidates. An interval's half-width is modelled as
+    ``w² = a + b · value``: quiet images differ a little, damaged ones more. What the worse end says is
+    ``value + stretch · w``.
 
     Args:
         seen: Candidates; those without damage, or past the cliff, say nothing.
         prompts: Of the test.
         stretch: How many times wider than the reported interval the one is that must clear the bounds.
-        strange: Whether the test prunes other layers than the candidates.
     """
 
-    def __init__(self, seen: Sequence[Seen], prompts: int, stretch: float, *, strange: bool = False) -> None:
+    def __init__(self, seen: Sequence[Seen], prompts: int, stretch: float) -> None:
         near = [row for row in seen if row.value <= FAR and row.damage > 0]
-        self._stretch, self._quantile, self._strange = stretch, quantile(prompts - 1), STRANGE * strange
+        self._stretch, self._quantile = stretch, quantile(prompts - 1)
         values = np.array([row.value for row in near])
         errors = np.array([row.width / quantile(row.prompts - 1) for row in near])
         # A mean's interval shrinks with the root of the number of prompts; a set's distance faster, so this is safe.
@@ -102,6 +104,8 @@ class HeldOutForecast:
         rungs = np.array([row.rung for row in near], dtype=str)
         common = SHARED * (rungs[:, None] == rungs[None, :]) + (1 - SHARED) * np.eye(len(near))
         spread = np.einsum("ki,ij->kij", (misfit[:, None] * curves) ** 2, np.eye(len(near)))
+        others = curves * np.array([OTHERS * (not row.alike) for row in near])
+        spread += others[:, :, None] * others[:, None, :]
         root = np.linalg.cholesky(spread + np.outer(errors, errors) * common + _LEAST * np.eye(len(near)))
         missed = np.linalg.solve(root, (values - curves)[:, :, None])[:, :, 0]
         held = np.linalg.solve(
@@ -122,7 +126,7 @@ class HeldOutForecast:
         error = self._widths(curve) / self._quantile
         mean = curve + SHARED * error * self._moved
         left = error**2 * np.maximum(1 - SHARED**2 * self._known, 0.0)
-        sd = np.sqrt(left + (self._misfit**2 + self._strange**2) * curve**2 + _LEAST)
+        sd = np.sqrt(left + (self._misfit * curve) ** 2 + _LEAST)
         ends = (
             _quantile(share, self._weights, mean, sd) for share in (0.5, (1 - LEVEL) / 2, (1 + LEVEL) / 2)
         )

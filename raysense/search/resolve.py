@@ -201,12 +201,8 @@ class _Prediction:
         self._ends = {curve.group: max(curve.zeros) for curve in fine}
         self.most = sum(max(curve.zeros) for curve in self._free)
         self._damages = damages_of(fine, stored.groups, stored.grid)
-        self._learned = HeldOutForecast(
-            list(self._seen(rows)),
-            study.rungs.validation.prompts,
-            held_out_stretch(study),
-            strange=stored.strange,
-        )
+        prompts, stretch = study.rungs.validation.prompts, held_out_stretch(study)
+        self._learned = HeldOutForecast(list(self._seen(rows)), prompts, stretch)
 
     def _seen(self, rows: Sequence[Candidate]) -> Iterator[Seen]:
         """Candidates that say something of the solver's: its own and the joint search's; all, where there are none."""
@@ -217,7 +213,9 @@ class _Prediction:
             value, used = by_value(row.evaluation, bounds), utilisation(row.evaluation, bounds)
             if value is not None and used is not None and self._knows(row):
                 prompts = getattr(study.rungs, row.evaluation.rung).prompts
-                yield Seen(self._damage(row.allocation), value, used - value, prompts, row.evaluation.rung)
+                alike = row.strategy == SOLVER and not self._stored.strange
+                damage = self._damage(row.allocation)
+                yield Seen(damage, value, used - value, prompts, row.evaluation.rung, alike)
 
     def _knows(self, row: Candidate) -> bool:
         """Whether all of a candidate's zeros lie on the groups' curves."""
