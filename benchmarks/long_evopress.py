@@ -8,6 +8,7 @@ groups of prompts. It can be stopped after any generation and goes on there.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from raysense.feasibility import is_feasible
 from raysense.metrics.builtin.probe_error import PROBE_ERROR
 from raysense.pipelines.cost import assumed
 from raysense.pruning.allocation_rules import uniform
-from raysense.records import EvaluationRequest
+from raysense.records import Evaluation, EvaluationRequest
 from raysense.strategies.evopress import generation
 from raysense.study import Study
 
@@ -64,12 +65,15 @@ class Data:
 
 
 @torch.inference_mode()
-def run_long(study: Study, zeros: int, folder: Path, generations: int | None = None) -> dict[str, Any]:
+def run_long(
+    study: Study, ours: Evaluation, levels: Mapping[str, int], folder: Path, generations: int | None = None
+) -> dict[str, Any]:
     """Run it, or go on; what it came to, as plain data.
 
     Args:
         study: Whose pipeline, probe, bounds and held-out prompts.
-        zeros: The total.
+        ours: What raysense ended at: its zeros are the total.
+        levels: Its allocation.
         folder: Where the last generation is kept.
         generations: How many in all; the published number if None.
     """
@@ -79,7 +83,7 @@ def run_long(study: Study, zeros: int, folder: Path, generations: int | None = N
     data = Data(study, evaluator, min(GROUPS, max(1, wanted)))
     a_call = data.tuples * assumed(study.sampling).step
     file = folder / "state.json"
-    start = uniform(evaluator.inventory, grid, zeros)
+    start = uniform(evaluator.inventory, grid, ours.zeros)
     state: dict[str, Any] = {"generation": 0, "levels": dict(start), "nfe": 0, "last": None}
     if file.exists():
         state = json.loads(file.read_text())
@@ -101,12 +105,13 @@ def run_long(study: Study, zeros: int, folder: Path, generations: int | None = N
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(state))
     survivor = Allocation(state["levels"])
+    state["ours"] = data.losses([Allocation(levels)], GROUPS, np.random.default_rng(study.seed))[0]
     bounds = study.constraints.bounds()
     row = evaluator.evaluate(EvaluationRequest(survivor, "validation"))
     drop = row.measures["clip_score_drop"]
     return {
         "generation": state["generation"], "of": GENERATIONS, "nfe": state["nfe"], "first": state["first"],
-        "last": state["last"], "sparsity_components": row.zeros / evaluator.inventory.n_components,
-        "feasible": is_feasible(row, bounds),
+        "last": state["last"], "ours": state["ours"], "feasible": is_feasible(row, bounds),
+        "sparsity_components": row.zeros / evaluator.inventory.n_components,
         "drop": {"value": drop.value, "ci_low": drop.ci_low, "ci_high": drop.ci_high},
     }  # fmt: skip

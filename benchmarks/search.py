@@ -55,6 +55,8 @@ from raysense.pipelines.cost import assumed
 from raysense.prompts.sets import load_prompts
 from raysense.pruning.allocation_rules import OUTLIER_SPREAD, OUTLIER_TIMES
 from raysense.records import CALIBRATION, Bound, Evaluation, TrialSpec
+from raysense.store.rows import levels_of
+from raysense.store.store import Store
 from raysense.strategies import evopress, joint, proposers
 from raysense.strategies.context import Candidate, Findings, best_of
 from raysense.strategies.runner import StrategyRunner
@@ -711,9 +713,16 @@ def published_length(preset: Preset, out: Path, generations: int | None) -> None
         return
     from benchmarks.long_evopress import run_long
 
+    store = Store.open(str(folder_of(out, bed, bound, seed)))
+    zeros = int(ours["zeros"].max())
+    best = next(e for e in store.evaluations() if (e.rung, e.zeros) == ("validation", zeros))
+    levels = levels_of(store.table("allocations"))[best.allocation]
     study = study_of(preset, seed, bound, bed, str(prompts_of(seed, preset.seeds, out / "runs")))
-    state = run_long(study, int(ours["zeros"].max()), out / "runs" / "published", generations)
-    (out / PUBLISHED).write_text(json.dumps({"bed": bed, "max_drop": bound, **state}, indent=1))
+    state = run_long(study, best, levels, out / "runs" / "published", generations)
+    spent = int(ours.sort_values("zeros")["nfe"].iloc[-1])
+    (out / PUBLISHED).write_text(
+        json.dumps({"bed": bed, "max_drop": bound, "ours_nfe": spent, **state}, indent=1)
+    )
 
 
 def published_in_words(state: Mapping[str, Any]) -> str:
@@ -723,7 +732,8 @@ def published_in_words(state: Mapping[str, Any]) -> str:
         f"\nEvoPress on the probe at its published procedure, {state['bed']}, max_drop {state['max_drop']:g}, at the "
         f"total that raysense reached ({state['sparsity_components']:.1%}, given to it): {state['generation']} of "
         f"{state['of']} generations of 64, {state['nfe']:,} NFE; probe error {state['first']:.4g} at the start (one "
-        f"ratio), {state['last']:.4g} at the end. On held-out prompts the survivor is {verdict} of the budget: CLIP "
+        f"ratio), {state['last']:.4g} at the end; of raysense's allocation {state['ours']:.4g}, after "
+        f"{state['ours_nfe']:,} NFE. On held-out prompts the survivor is {verdict} of the budget: CLIP "
         f"score drop {state['drop']['value']:.4g} [{state['drop']['ci_low']:.4g}, {state['drop']['ci_high']:.4g}]."
     )
 
