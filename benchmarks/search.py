@@ -10,7 +10,7 @@
 
 One study a seed, pipeline and bound runs all strategies on the same rungs (`search.compare`), so that what several of
 them ask is measured once; each is charged for it all the same. Started again, it goes on where it was stopped, in the
-middle of a study too; `--studies N` ends it after so many. Rows and the table go to
+middle of a study too; `--studies N` ends it after so many. Rows, the table and a picture go to
 ``reports/benchmarks/search-<preset>/``. The last line of the output is one JSON object.
 
 A seed changes everything that is drawn: the starting noise of every image, the prompts (each seed searches and
@@ -49,6 +49,7 @@ from scipy import stats
 
 from benchmarks import beds, foretold
 from benchmarks.rivals import Learned, learned, taylor_programme
+from benchmarks.search_chart import draw
 from raysense.feasibility import is_feasible
 from raysense.names import BUNDLED, EVOPRESS, ITERATIVE, JOINT, OUTLIERS, OWL_BLOCK, RANDOM, SOLVER, TPE
 from raysense.pipelines.cost import assumed
@@ -505,6 +506,8 @@ def summary(preset: Preset, table: pd.DataFrame, curves: pd.DataFrame, more: Seq
             lines.append(_row(bed, bound, str(name), rows, credited(part)[name]))
     lines += [
         "",
+        "![the curves](curves.svg)",
+        "",
         "The curve: mean share of the components' parameters that the search's own images had found inside the budget "
         "when so much of the joint search's cost was spent (0: nothing yet).",
         "",
@@ -679,6 +682,7 @@ def write_summary(preset: Preset, out: Path) -> pd.DataFrame:
     if (out / FORETOLD).exists():
         told += ["", foretold.in_words(pd.read_csv(out / FORETOLD))]
     (out / "summary.md").write_text(summary(preset, rows, curves, told), encoding="utf-8")
+    draw(rows, curves, credited, out / "curves.svg")
     return rows
 
 
