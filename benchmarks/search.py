@@ -50,6 +50,7 @@ from scipy import stats
 from benchmarks import beds, foretold
 from benchmarks.rivals import Learned, learned, taylor_programme
 from benchmarks.search_chart import draw
+from raysense.errors import RaysenseError
 from raysense.feasibility import is_feasible
 from raysense.names import BUNDLED, EVOPRESS, ITERATIVE, JOINT, OUTLIERS, OWL_BLOCK, RANDOM, SOLVER, TPE
 from raysense.pipelines.cost import assumed
@@ -493,7 +494,7 @@ def summary(preset: Preset, table: pd.DataFrame, curves: pd.DataFrame, more: Seq
     found = all_figures(table)
     done = table.groupby(["bed", "max_drop"], sort=False)["seed"].nunique()
     wanted = len(preset.beds) * len(preset.bounds) * preset.seeds
-    missing = wanted - int(done.sum())
+    missing = wanted - int(done.sum())  # refused ones among them
     lines = [
         f"`python -m benchmarks.search`: {int(done.sum())} of {wanted} studies, each with noise and prompts of its own"
         f"{'; the others are not measured' if missing else ''}. {EXPLAINED}",
@@ -639,9 +640,18 @@ def compare(preset: Preset, out: Path, at_most: int | None = None, only: str | N
             continue
         if at_most is not None and done >= at_most:
             return
+        if [bed, bound, seed] in [each[:3] for each in refused_in(out)]:
+            continue
         prompts = prompts_of(seed, preset.seeds, out / "runs")
         study = study_of(preset, seed, bound, bed, str(prompts))
-        reached = run(study, folder_of(out, bed, bound, seed))
+        try:
+            reached = run(study, folder_of(out, bed, bound, seed))
+        except RaysenseError as error:  # its prompts are noisier than a bound: what raysense says to anyone
+            print(error, flush=True)
+            with FileLock(out / "runs" / "rows.lock"):
+                refused = [*refused_in(out), [bed, bound, seed, str(error)]]
+                (out / REFUSED).write_text(json.dumps(refused, indent=1), encoding="utf-8")
+            continue
         with FileLock(out / "runs" / "rows.lock"):  # another process may be at the other pipeline's studies
             for name, old, new in zip(
                 (ROWS, CURVES), rows_in(out), (reached.rows, reached.curves), strict=True
@@ -653,6 +663,13 @@ def compare(preset: Preset, out: Path, at_most: int | None = None, only: str | N
 
 
 ROWS, CURVES, PUBLISHED, FORETOLD = "strategies.csv", "curves.csv", "published.json", "foretold.csv"
+REFUSED = "refused.json"
+
+
+def refused_in(out: Path) -> list[list[Any]]:
+    """Pipeline, bound and seed of the studies that raysense refused, and why."""
+    found: list[list[Any]] = json.loads((out / REFUSED).read_text()) if (out / REFUSED).exists() else []
+    return found
 
 
 def rows_in(out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -681,6 +698,8 @@ def write_summary(preset: Preset, out: Path) -> pd.DataFrame:
     told = [published_in_words(json.loads(file.read_text()))] if file.exists() else []
     if (out / FORETOLD).exists():
         told += ["", foretold.in_words(pd.read_csv(out / FORETOLD))]
+    for bed, bound, seed, why in refused_in(out):
+        told += ["", f"Refused by raysense before its search: {bed}, max_drop {bound:g}, seed {seed}: {why}."]
     (out / "summary.md").write_text(summary(preset, rows, curves, told), encoding="utf-8")
     draw(rows, curves, credited, out / "curves.svg")
     return rows
