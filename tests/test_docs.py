@@ -221,7 +221,8 @@ def test_every_module_that_is_named_is_there() -> None:
 
 NAMES = {
     "raysense, joint search": "joint", "raysense, solver alone": "solver",
-    "EvoPress, from the sparsest rule": "evopress", "TPE, from all rules": "tpe", "LAMP": "lamp", "Taylor scores with an integer programme": "taylor",
+    "EvoPress, from the sparsest rule": "evopress", "TPE, from all rules": "tpe",
+    "LAMP": "lamp", "Taylor scores with an integer programme": "taylor",
     "stage-wise, four stages by depth": "stages", "one ratio for all layers": "uniform", "OWL, layer by layer": "owl",
     "OWL as published, by the block": "owl_block", "`Linear` layers, one ratio a component": "linear_uniform",
 }  # fmt: skip
