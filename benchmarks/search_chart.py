@@ -84,15 +84,12 @@ def _lines(rows: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
                 own = of[of["seed"] == seed]
                 for spent, sparsity in zip(own["nfe"], own["sparsity_components"], strict=True):
                     best[place][spent <= SHARES * nfe] = sparsity
-            name = str(strategy).rpartition(".")[2]
-            found.append(
-                pd.DataFrame(
-                    {
-                        "panel": panel, "strategy": name, "ours": name in ("solver", JOINT), "share": SHARES,
-                        "sparsity": best.mean(axis=0),
-                    }
-                )
-            )  # fmt: skip
+            name, mean = str(strategy).rpartition(".")[2], best.mean(axis=0)
+            line = pd.DataFrame({"panel": panel, "strategy": name, "share": SHARES, "sparsity": mean})
+            line["ours"] = name in ("solver", JOINT)
+            # Where a line steps, and its ends: a chart has a limit of rows, and six panels are past it.
+            steps = np.diff(mean, prepend=-1.0) > 0
+            found.append(line[steps | (SHARES == SHARES[-1])])
     return pd.concat(found)
 
 
