@@ -88,8 +88,8 @@ def _lines(rows: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
             line = pd.DataFrame({"panel": panel, "strategy": name, "share": SHARES, "sparsity": mean})
             line["ours"] = name in ("solver", JOINT)
             # Where a line steps, and its ends: a chart has a limit of rows, and six panels are past it.
-            steps = np.diff(mean, prepend=-1.0) > 0
-            found.append(line[steps | (SHARES == SHARES[-1])])
+            steps = np.append(np.diff(mean, prepend=-1.0)[:-1] > 0, True)
+            found.append(line.loc[steps.tolist()])
     return pd.concat(found)
 
 
