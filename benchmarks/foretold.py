@@ -15,9 +15,9 @@ from raysense.allocation import Allocation
 from raysense.evaluation.evaluator import Evaluator
 from raysense.feasibility import utilisation
 from raysense.records import EvaluationRequest
-from raysense.search.resolve import resolve
+from raysense.search.resolve import asked_of, resolve
 from raysense.strategies.verdict import held_out_stretch
-from raysense.study import Study, revise
+from raysense.study import Study
 
 TIMES = (0.75, 1.0, 2.0)
 """The bounds that are asked for, as multiples of the study's own; that on KID is never tightened: noise needs it."""
@@ -48,7 +48,7 @@ def rows_of(study: Study, run: Path) -> list[dict[str, Any]]:
         }  # fmt: skip
         if answer["zeros"]:
             tested = evaluator.evaluate(EvaluationRequest(Allocation(answer["levels"]), "validation"))
-            asked = revise(study, [*bounds, f"search.earlier_looks={int(times != 1)}"])
+            asked = asked_of(study, bounds)
             row |= {
                 "foretold": answer["utilisation"], "ci_low": answer["utilisation_ci_low"],
                 "ci_high": answer["utilisation_ci_high"],

@@ -1,7 +1,7 @@
 """Every strategy on both bundled pipelines, at the same validated quality: sparsity, and what it cost.
 
     python -m benchmarks.search                    # preset cpu: 5 seeds x 2 pipelines x 3 bounds; days on 2 cores
-    python -m benchmarks.search --preset short     # fewer and smaller images; an hour a study on 2 busy cores
+    python -m benchmarks.search --preset short     # fewer images; ten to sixteen minutes a study and core
     python -m benchmarks.search --preset full      # layers, all strategies; a GPU
     python -m benchmarks.search --published        # EvoPress at its published length, at the total that ours reached
     python -m benchmarks.search --foretold         # what `raysense resolve` says of the studies, tested
@@ -701,7 +701,7 @@ def write_summary(preset: Preset, out: Path) -> pd.DataFrame:
     for bed, bound, seed, why in refused_in(out):
         told += ["", f"Refused by raysense before its search: {bed}, max_drop {bound:g}, seed {seed}: {why}."]
     (out / "summary.md").write_text(summary(preset, rows, curves, told), encoding="utf-8")
-    draw(rows, curves, credited, out / "curves.svg")
+    draw(parts_of(rows), curves, credited, out / "curves.svg")
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import altair as alt
@@ -14,21 +14,22 @@ from raysense.names import JOINT
 from raysense.results.charts.common import strategy_colours
 
 TITLE = "Lines: found by the search's own images. Points: confirmed on held-out prompts, where the strategy ended."
+Parts = Sequence[tuple[str, float, pd.DataFrame]]
 SHARES = np.linspace(0, 1, 101)
 
 
 def draw(
-    rows: pd.DataFrame, curves: pd.DataFrame, credited: Callable[[pd.DataFrame], pd.DataFrame], file: Path
+    parts: Parts, curves: pd.DataFrame, credited: Callable[[pd.DataFrame], pd.DataFrame], file: Path
 ) -> None:
     """Lines: means over the studies of what the search's own images had found. Points: what held-out prompts confirmed.
 
     Args:
-        rows: One a study and strategy, see `benchmarks.search`.
+        parts: Pipeline, bound and rows, one a study and strategy, see `benchmarks.search`.
         curves: Whenever a strategy's search found more.
         credited: Rows of one pipeline and bound -> validated sparsity by seed and strategy.
         file: The SVG.
     """
-    lines, points = _lines(rows, curves), _points(rows, credited)
+    lines, points = _lines(parts, curves), _points(parts, credited)
     colours = alt.Color(
         "strategy:N",
         scale=strategy_colours(lines["strategy"]),
@@ -65,14 +66,9 @@ def _panel(bed: str, bound: float, studies: int) -> str:
     return f"{bed}, CLIP-score drop ≤ {bound:g} ({studies} {'study' if studies == 1 else 'studies'})"
 
 
-def _studied(rows: pd.DataFrame) -> list[tuple[str, float]]:
-    return list(dict.fromkeys(zip(rows["bed"].tolist(), rows["max_drop"].tolist(), strict=True)))
-
-
-def _lines(rows: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+def _lines(parts: Parts, curves: pd.DataFrame) -> pd.DataFrame:
     found = []
-    for bed, bound in _studied(rows):
-        part = rows[(rows["bed"] == bed) & (rows["max_drop"] == bound)]
+    for bed, bound, part in parts:
         whole = part[part["strategy"] == JOINT].set_index("seed")["nfe"]
         panel = _panel(bed, bound, part["seed"].nunique())
         for strategy in dict.fromkeys(part["strategy"]):
@@ -93,10 +89,9 @@ def _lines(rows: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(found)
 
 
-def _points(rows: pd.DataFrame, credited: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
+def _points(parts: Parts, credited: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
     found = []
-    for bed, bound in _studied(rows):
-        part = rows[(rows["bed"] == bed) & (rows["max_drop"] == bound)]
+    for bed, bound, part in parts:
         whole, validated = part[part["strategy"] == JOINT]["nfe"].mean(), credited(part).mean()
         panel = _panel(bed, bound, part["seed"].nunique())
         for strategy, own in part.groupby("strategy", sort=False):

@@ -62,14 +62,14 @@ from raysense.metrics.intervals import Floats, paired_drop
 from raysense.pruning.layers import Inventory, take_inventory
 from raysense.records import SHARD, Evaluation, EvaluationRequest, Measure
 from raysense.search.job import denominators, layer_rows
-from raysense.search.resolve import resolve
+from raysense.search.resolve import asked_of, resolve
 from raysense.store.store import Store
 from raysense.strategies.base import Lookahead
 from raysense.strategies.context import Candidate
 from raysense.strategies.rules import built_in_rules
 from raysense.strategies.schedule import make_strategy
 from raysense.strategies.verdict import held_out_stretch
-from raysense.study import ImageRung, Study, load, revise
+from raysense.study import ImageRung, Study, load
 
 BAR = 0.05
 COVERED = 0.93
@@ -330,7 +330,8 @@ def resolved(studies: int, seed: int) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             stored_study(ground, pipeline, seed + number, folder)
             for bound in OTHER_BOUNDS:
-                answer = resolve(folder, [f"constraints.clip_score.max_drop={bound}"])
+                changed = f"constraints.clip_score.max_drop={bound}"
+                answer = resolve(folder, [changed])
                 known, predicted = answer["measured"], answer["predicted"]
                 if known is not None and known["rung"] == "validation":
                     named += 1
@@ -342,7 +343,8 @@ def resolved(studies: int, seed: int) -> dict[str, float]:
                     allocation = Allocation(predicted["levels"])
                     over += pipeline.truth(allocation) > bound
                     tested = pipeline.evaluate(EvaluationRequest(allocation, "validation"))
-                    used = used_of(ground.study, bound, tested)
+                    asked = asked_of(ground.study, [changed])
+                    used = utilisation(tested, asked.constraints.bounds(), held_out_stretch(asked))
                     assert used is not None
                     covered += predicted["utilisation_ci_low"] <= used <= predicted["utilisation_ci_high"]
     return {
@@ -355,18 +357,6 @@ def resolved(studies: int, seed: int) -> dict[str, float]:
         "predictions_past_the_bound": round(over / foretold, 4) if foretold else 0.0,
         "predictions_covered": round(covered / foretold, 4) if foretold else 0.0,
     }
-
-
-def used_of(study: Study, bound: float, tested: Evaluation) -> float | None:
-    """What a test on held-out prompts says that an allocation uses of another bound, asked after the study's own."""
-    asked = revise(
-        study,
-        [
-            f"constraints.clip_score.max_drop={bound}",
-            f"search.earlier_looks={study.search.earlier_looks + 1}",
-        ],
-    )
-    return utilisation(tested, asked.constraints.bounds(), held_out_stretch(asked))
 
 
 def stored_study(ground: Ground, pipeline: MadeUp, seed: int, folder: str) -> None:

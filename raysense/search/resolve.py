@@ -61,8 +61,9 @@ def resolve(run: str, overrides: Sequence[str]) -> dict[str, Any]:
     stored = _read(run, overrides)
     study, grid, bounds = stored.study, stored.grid, stored.study.constraints.bounds()
     _refuse_dense(run, stored.evaluations, bounds)
-    rows = _evidence(study, grid, stored.evaluations, stored.levels, bounds, stored.swept)
-    prediction = _Prediction(stored, rows)
+    stretch = held_out_stretch(study)
+    rows = _evidence(stretch, grid, stored.evaluations, stored.levels, bounds, stored.swept)
+    prediction = _Prediction(stored, rows, stretch)
     allowed = set(study.prune.components)
     fitting = [
         row
@@ -136,13 +137,27 @@ class _Stored:
     strange: bool
 
 
+def asked_of(old: Study, overrides: Sequence[str]) -> Study:
+    """The study that a question makes of another one: what is changed, and another look at its held-out prompts.
+
+    Raises:
+        RaysenseError: Something is changed that stored rows cannot answer.
+    """
+    study = revise(old, overrides)
+    _check_changes(old, study)
+    if study.constraints == old.constraints:
+        return study
+    # Asked after the study's own verdict: one more look at the same held-out prompts.
+    looks = study.search.earlier_looks + 1
+    return study.model_copy(update={"search": study.search.model_copy(update={"earlier_looks": looks})})
+
+
 def _read(run: str, overrides: Sequence[str]) -> _Stored:
     store = Store.open(run)
     record = store.study
     assert record is not None
     old = parse(record["definition"])
-    study = revise(old, overrides)
-    _check_changes(old, study)
+    study = asked_of(old, overrides)
     layers = store.table("layers").to_pylist()
     grid = LevelGrid([(row["layer"], row["weights"]) for row in layers], old.prune.max_layer_sparsity)
     if any(row["levels"] and grid.step(row["layer"]) != row["step"] for row in layers):
@@ -157,10 +172,6 @@ def _read(run: str, overrides: Sequence[str]) -> _Stored:
                 row["group"] if study.search.granularity == old.search.granularity else _group_of(row, study)
             )
             groups.setdefault(asked, []).append(row["layer"])
-    if study.constraints != old.constraints:
-        # Asked after the study's own verdict: one more look at the same held-out prompts.
-        looks = study.search.earlier_looks + 1
-        study = study.model_copy(update={"search": study.search.model_copy(update={"earlier_looks": looks})})
     evaluations = store.evaluations()
     points = store.table("points").to_pylist()
     curves = _curves(_measured_points(study, points, evaluations, levels, groups, grid), groups, grid)
@@ -185,12 +196,13 @@ class _Prediction:
     Args:
         stored: The study.
         rows: Its candidates.
+        stretch: How many times wider than reported a test's interval is that must clear the bounds.
 
     Attributes:
         most: Zeros that the components and `prune.max_layer_sparsity` allow.
     """
 
-    def __init__(self, stored: _Stored, rows: Sequence[Candidate]) -> None:
+    def __init__(self, stored: _Stored, rows: Sequence[Candidate], stretch: float) -> None:
         study = stored.study
         allowed = set(study.prune.components)
         fine = [curve.refined() for curve in stored.curves]
@@ -201,8 +213,7 @@ class _Prediction:
         self._ends = {curve.group: max(curve.zeros) for curve in fine}
         self.most = sum(max(curve.zeros) for curve in self._free)
         self._damages = damages_of(fine, stored.groups, stored.grid)
-        prompts, stretch = study.rungs.validation.prompts, held_out_stretch(study)
-        self._learned = HeldOutForecast(list(self._seen(rows)), prompts, stretch)
+        self._learned = HeldOutForecast(list(self._seen(rows)), study.rungs.validation.prompts, stretch)
 
     def _seen(self, rows: Sequence[Candidate]) -> Iterator[Seen]:
         """Candidates that say something of the solver's: its own and the joint search's; all, where there are none."""
@@ -270,7 +281,7 @@ def _refuse_dense(run: str, evaluations: Sequence[Evaluation], bounds: Sequence[
 
 
 def _evidence(
-    study: Study,
+    held_out: float,
     grid: LevelGrid,
     evaluations: Sequence[Evaluation],
     levels: Mapping[str, Mapping[str, int]],
@@ -284,7 +295,7 @@ def _evidence(
     found: dict[str, Candidate] = {}
     failed: set[str] = set()
     for rung, stage in (("score", "sweep"), ("score", "search"), ("validation", "validation")):
-        stretch = held_out_stretch(study) if rung == "validation" else 1.0
+        stretch = held_out if rung == "validation" else 1.0
         for evaluation in sorted(evaluations, key=lambda evaluation: evaluation.zeros):
             if (evaluation.rung, evaluation.stage) != (rung, stage) or evaluation.failed:
                 continue
